@@ -24,16 +24,16 @@ from PIL import Image
 SIDE = 256
 PEOPLE = 30
 HAIR = {
-    "black": "#1c1a1e", "brown": "#6b3e1e", "blonde": "#e8c25a", "red": "#b8321f", "orange": "#e07a26",
+    "black": "#1c1a1e", "brown": "#6b3e1e", "blonde": "#e8c25a", "red": "#b8321f", "gray": "#8d8f96",
     "purple": "#7a3fb0", "blue": "#2f6fd0", "green": "#3f9a4a", "pink": "#ef7fb4", "white": "#eeeae4",
 }
 CLOTHES = {
     "red": "#d1343a", "blue": "#2f6fd0", "green": "#3f9a4a", "yellow": "#f2c230", "purple": "#7a3fb0",
-    "orange": "#ee8430", "pink": "#ef7fb4", "white": "#f4f2ee", "black": "#26242a", "brown": "#7a4a2a",
+    "orange": "#ee8430", "pink": "#ef7fb4", "white": "#f4f2ee", "black": "#26242a", "gray": "#85888f",
 }
 GROUND = {
     "blue": "#8fc1f2", "green": "#a4d99a", "yellow": "#f7dd7c", "pink": "#f7b6d0", "purple": "#c3a6e8",
-    "orange": "#f8b878", "red": "#e8746c", "white": "#f6f4f0", "gray": "#b4b8c0",
+    "orange": "#f8b878", "red": "#e8746c", "white": "#f6f4f0", "gray": "#b9bdc5", "teal": "#62c2bc",
 }
 SKIN = {"light": "#f6d7b8", "tan": "#e0ac7c", "brown": "#a86c42", "dark": "#6e4429"}
 CUTS = {"long": ("long12", "long13", "long07", "long20"), "short": ("short01", "short06", "short14", "short15", "short17")}
@@ -69,9 +69,9 @@ def people(rng: random.Random) -> list[dict[str, str]]:
 
 def caption(one: dict[str, str]) -> str:
     """One English sentence with every attribute that can be seen."""
-    hair = f"a person with {one['cut']} {one['hair']} hair" + (" and glasses" if one["glasses"] else "")
-    parts = (hair, f"{one['skin']} skin", one["mouth"], f"{one['clothes']} shirt", f"{one['ground']} background")
-    return ", ".join(part for part in parts if part)
+    who = " ".join(word for word in ("a", one["mouth"], "person with", one["cut"], one["hair"], "hair") if word)
+    glasses = ", glasses" if one["glasses"] else ""
+    return f"{who}{glasses} and {one['skin']} skin, {one['clothes']} shirt, {one['ground']} background"
 
 
 def draw(style: Style, one: dict[str, str], rng: random.Random) -> bytes:
