@@ -125,3 +125,12 @@ def entropy(pixels: NDArray[np.uint8]) -> float:
     counts = np.bincount(luma(pixels).astype(np.uint8).ravel(), minlength=256)
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum()) + 0.0
+
+
+def square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """(H, W, 3) -> (side, side, 3): the middle square, brought to size by area averaging (bicubic when it must grow)."""
+    height, width = pixels.shape[:2]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    middle = Pil.fromarray(pixels[top:top + edge, left:left + edge])
+    return np.asarray(middle.resize((side, side), Pil.Resampling.BOX if edge > side else Pil.Resampling.BICUBIC))

@@ -1,0 +1,118 @@
+"""Which pictures are fit for use. A dropped row stays in the dataset with its reason; cheap rules run first, each file is decoded once."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+
+from safelight.data.duplicates import Look, look, twins
+from safelight.data.measures import Picture, find
+from safelight.events import Event, Progress
+from safelight.pictures import Unreadable
+from safelight.values import Dataset, Row
+
+EVERY = 20  # pictures between two progress events
+Known = MutableMapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Keep pictures whose `measure` lies in [low, high]; others are dropped as `reason`. None leaves that side open."""
+
+    measure: str
+    reason: str
+    low: float | None = None
+    high: float | None = None
+
+    def verdict(self, value: float) -> str:
+        """Empty when the value is in range, else the whole sentence: `too small: shorter side 48 px is below 128 px`."""
+        m = find(self.measure)
+        unit = f" {m.unit}" if m.unit else ""
+        if self.low is not None and value < self.low:
+            return f"{self.reason}: {m.label} {value:.4g}{unit} is below {self.low:.4g}{unit}"
+        if self.high is not None and value > self.high:
+            return f"{self.reason}: {m.label} {value:.4g}{unit} is above {self.high:.4g}{unit}"
+        return ""
+
+
+@dataclass
+class Verdicts:
+    """The work in progress: reason and measures by row index. `open` are the indices that nothing has dropped yet."""
+
+    rows: Sequence[Row]
+    reasons: dict[int, str]
+    values: dict[int, dict[str, float]]
+
+    @property
+    def open(self) -> list[int]:
+        """Indices of the rows still in."""
+        return [i for i in range(len(self.rows)) if i not in self.reasons]
+
+    def dataset(self, data: Dataset) -> Dataset:
+        """The dataset with reasons and measures written into its rows, in the same order."""
+        rows = []
+        for i, row in enumerate(self.rows):
+            taken = self.values.get(i)
+            info = {**row.info, "measures": {**row.info.get("measures", {}), **taken}} if taken else row.info
+            rows.append(dataclasses.replace(row, dropped=self.reasons.get(i, ""), info=info))
+        return dataclasses.replace(data, rows=tuple(rows))
+
+
+def curate(data: Dataset, rules: Sequence[Rule], *, distance: int = 4, known: Known | None = None) -> Generator[Event, None, Dataset]:
+    """Apply the rules, then drop exact and near duplicates (hash distance in bits; negative: near ones stay). Yields Progress.
+
+    known: measures taken before, by (picture's sha256, measure), read and added to. Order of the reasons: header rules, duplicate,
+    unreadable, pixel rules, near duplicate; a row gets the first that applies.
+    """
+    known = {} if known is None else known
+    work = Verdicts(data.rows, {i: r.dropped for i, r in enumerate(data.rows) if r.dropped}, {})
+    cheap = [r for r in rules if find(r.measure).needs == "header"]
+    for i in work.open:
+        _judge(work, i, cheap, Picture(data.rows[i]), known)
+    _exact(work)
+    costly = [r for r in rules if r not in cheap]
+    looks: dict[int, Look] = {}
+    todo = work.open if costly or distance >= 0 else []
+    for n, i in enumerate(todo):
+        if n % EVERY == 0:
+            yield Progress(step=n, total=len(todo), what="looking at pictures", unit="picture")
+        picture = Picture(data.rows[i])
+        try:
+            _judge(work, i, costly, picture, known)
+            if distance >= 0 and i not in work.reasons:
+                looks[i] = look(picture.pixels)
+        except Unreadable as error:
+            work.reasons[i] = f"unreadable: {error}"
+    yield Progress(step=len(todo), total=len(todo), what="looking at pictures", unit="picture")
+    _near(work, looks, distance)
+    return work.dataset(data)
+
+
+def _judge(work: Verdicts, i: int, rules: Sequence[Rule], picture: Picture, known: Known) -> None:
+    """Take every rule's measure, so that the report has all of them; the first rule that fails gives the reason."""
+    for rule in rules:
+        key = (picture.row.picture.sha256, rule.measure)
+        value = known[key] if key in known else known.setdefault(key, float(find(rule.measure).take(picture)))
+        work.values.setdefault(i, {})[rule.measure] = value
+        reason = rule.verdict(value)
+        if reason:
+            work.reasons.setdefault(i, reason)
+
+
+def _better(row: Row) -> tuple[int, bool, int, int, str]:
+    """Sorts the picture to keep first: more pixels, a caption, less compressed, then the shorter name."""
+    return -row.width * row.height, not row.caption, -int(row.info.get("bytes", 0)), len(row.name), row.name
+
+
+def _exact(work: Verdicts) -> None:
+    first: dict[str, int] = {}
+    for i in sorted(work.open, key=lambda i: _better(work.rows[i])):
+        kept = first.setdefault(work.rows[i].picture.sha256, i)
+        if kept != i:
+            work.reasons[i] = f"duplicate: the same file as {work.rows[kept].name}"
+
+
+def _near(work: Verdicts, looks: Mapping[int, Look], distance: int) -> None:
+    order = sorted(looks, key=lambda i: _better(work.rows[i]))
+    for at, (first, bits) in twins([looks[i] for i in order], distance).items():
+        work.reasons[order[at]] = f"near duplicate: looks like {work.rows[order[first]].name} ({bits} of 64 bits differ)"

@@ -1,0 +1,74 @@
+"""What can be measured of one picture: one function, one registry entry. Rules and recipes refer to measures by name.
+
+A measure sees a `Picture`, which decodes its file at most once, at the smallest scale that serves every measure.
+"""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from safelight.pictures import REFERENCE_SIDE, read, shrink
+from safelight.values import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Needs = Literal["header", "pixels"]
+
+
+class Picture:
+    """One picture while it is being measured. `row` has its size; `pixels` are (H, W, 3) uint8, shorter side at most REFERENCE_SIDE."""
+
+    def __init__(self, row: Row) -> None:
+        """Nothing is read before `pixels` is asked for."""
+        self.row = row
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """Decoded and shrunk; raises safelight.pictures.Unreadable."""
+        return shrink(read(self.row.picture.path, least=REFERENCE_SIDE), REFERENCE_SIDE)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A registered measure: `label` and `unit` for people, `needs` says what it costs (header: nothing; pixels: one decode)."""
+
+    name: str
+    take: Callable[[Picture], float]
+    needs: Needs
+    label: str
+    unit: str
+
+    @property
+    def doc(self) -> str:
+        """The function's docstring."""
+        return inspect.getdoc(self.take) or ""
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def measure(*, needs: Needs, label: str, unit: str = "") -> Callable[[Callable[[Picture], float]], Callable[[Picture], float]]:
+    """Register a function of a Picture under its own name. The docstring states range and source."""
+
+    def register(take: Callable[[Picture], float]) -> Callable[[Picture], float]:
+        MEASURES[take.__name__] = Measure(take.__name__, take, needs, label, unit)
+        return take
+
+    return register
+
+
+def find(name: str) -> Measure:
+    """The measure of that name. ValueError lists the names there are."""
+    if name not in MEASURES:
+        raise ValueError(f"no measure {name!r}; expected one of {', '.join(sorted(MEASURES))}")
+    return MEASURES[name]
+
+
+from safelight.data.measures import pixels, shape  # noqa: E402  (they register themselves)
+
+__all__ = ["MEASURES", "Measure", "Picture", "find", "measure", "pixels", "shape"]

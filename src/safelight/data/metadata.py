@@ -1,0 +1,101 @@
+"""Caption tables beside pictures: `metadata.csv` and `metadata.jsonl`, as imagefolder, Data-Juicer and the training scripts write them."""
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TABLES = ("metadata.csv", "metadata.jsonl")
+FILE_COLUMNS = ("file_name", "image", "images", "file", "filename", "path", "image_path")
+TEXT_COLUMNS = ("text", "caption", "prompt")
+MARKS = ("<__dj__image>", "<|__dj__eoc|>")  # Data-Juicer's picture and end-of-chunk tokens inside a text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture named in a table: `file` as written there, its caption, the line, and the other columns."""
+
+    file: str
+    text: str
+    line: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A parsed table: its path, its entries in order, and the lines that could not be used, each with the reason."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+    problems: tuple[str, ...]
+
+
+def plain(text: str) -> str:
+    """The caption on one line: Data-Juicer's tokens removed, runs of white space made one blank."""
+    for mark in MARKS:
+        text = text.replace(mark, " ")
+    return " ".join(text.split())
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 with or without byte-order mark. ValueError names the file and the first byte that is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
+def read_table(path: Path) -> Table:
+    """Parse a .csv or .jsonl table. A line that names no picture becomes a problem; a table without a file column is a ValueError."""
+    text = read_text(path)
+    records = _csv_records(path, text) if path.suffix.lower() == ".csv" else _json_records(text)
+    entries: list[Entry] = []
+    problems: list[str] = []
+    for line, record in records:
+        found = record if isinstance(record, str) else _entries(line, record)
+        if isinstance(found, str):
+            problems.append(f"{path.name} line {line}: {found}")
+        else:
+            entries.extend(found)
+    return Table(path, tuple(entries), tuple(problems))
+
+
+def _csv_records(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = [c.strip().lower() for c in reader.fieldnames or ()]
+    if not set(columns) & set(FILE_COLUMNS):
+        raise ValueError(f"{path}: no column for the file; expected file_name and text, got {', '.join(columns) or 'an empty table'}")
+    try:
+        for record in reader:
+            yield reader.line_num, {k.strip().lower(): v for k, v in record.items() if isinstance(k, str) and v is not None}
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num}: {error}") from error
+
+
+def _json_records(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield number, f"not JSON ({error.msg})"
+            continue
+        yield number, record if isinstance(record, dict) else "not a JSON object"
+
+
+def _entries(line: int, record: Mapping[str, Any]) -> list[Entry] | str:
+    """One entry per picture of the record, or what is wrong with it."""
+    key = next((k for k in FILE_COLUMNS if record.get(k)), None)
+    if key is None:
+        return "names no picture"
+    files = record[key] if isinstance(record[key], list) else [record[key]]
+    if not all(isinstance(f, str) for f in files):
+        return f"{key} is neither a path nor a list of paths"
+    said = next((record[k] for k in TEXT_COLUMNS if record.get(k)), "")
+    extra = {k: v for k, v in record.items() if k not in (key, *TEXT_COLUMNS) and isinstance(v, str | int | float | bool)}
+    return [Entry(f, plain(str(said)), line, extra) for f in files]
