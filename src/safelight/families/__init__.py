@@ -1,0 +1,105 @@
+"""The waist between networks and everything else: one class a family, used by generation and by training."""
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from safelight.values import Cond
+
+
+@runtime_checkable
+class Family(Protocol):
+    """A loaded model. Everything is in k-diffusion's terms: x = x0 + sigma * noise, and a network answers with x0.
+
+    Latents are (B, C, H/f, W/f) float32 in the model's own scaled units; pictures are (B, H, W, 3) float32 in [0, 1].
+    `sigmas` is the training table, (T,) float32, rising. Flow models use x = (1 - sigma) x0 + sigma noise and say so in `prediction`.
+    """
+
+    name: str
+    prediction: str  # "eps", "v" or "flow"
+    channels: int
+    factor: int
+    size: int
+    sigmas: Tensor
+    device: torch.device
+    dtype: torch.dtype
+
+    def tokens(self, text: str) -> int:
+        """How many tokens the text takes, without begin and end marks."""
+        ...
+
+    def encode_text(self, prompts: Sequence[str]) -> Cond:
+        """Prompts, with `(word:1.2)` weights, to a condition batch; long prompts take several chunks."""
+        ...
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) in [0, 1] -> latents (the mean, no sampling)."""
+        ...
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents -> (B, H, W, 3) float32 in [0, 1]."""
+        ...
+
+    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """What the network is fed for x at sigma (B,)."""
+        ...
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The network's own output (eps, v or flow) for x at sigma (B,); gradients flow."""
+        ...
+
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """x (B, C, h, w), sigma (B,) -> x0, whatever the network predicts."""
+        ...
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """What `predict` should have said for x = x0 + sigma * noise."""
+        ...
+
+    def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """x at sigma (B,), from a clean latent and unit noise."""
+        ...
+
+    def trainable(self) -> Mapping[str, nn.Module]:
+        """The networks by name: `unet`, `text_encoder`, `vae`, ..."""
+        ...
+
+    def for_training(self) -> None:
+        """Choose the forms of the networks whose backward pass is fast on this device; the lease undoes it."""
+        ...
+
+
+class Loader(Protocol):
+    """How a family is made: its class, called with a folder."""
+
+    def __call__(self, folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> Family:
+        """Read the networks of `folder` onto `device` in `dtype`, frozen and in eval mode."""
+        ...
+
+
+FAMILIES: dict[str, Loader] = {}
+
+
+F = TypeVar("F", bound=type[Any])
+
+
+def family(cls: F) -> F:
+    """Register a family class under its `name`, which is also the name of its module here."""
+    FAMILIES[cls.name] = cast("Loader", cls)
+    return cls
+
+
+def find(name: str) -> Loader:
+    """The family's class; its module is imported when it is first asked for. ValueError when there is none."""
+    if name not in FAMILIES:
+        try:
+            importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as e:
+            raise ValueError(f"model: no family {name!r}") from e
+    return FAMILIES[name]

@@ -1,0 +1,160 @@
+"""The one place for weights: `lease` loads a model, chooses device and dtype, applies its patches, and puts everything back.
+
+A base model has one lender at a time. Whoever wants it with the same patches shares the lease (that is what lets one forward pass
+serve many requests); whoever wants it otherwise is told who holds it. Models that nobody holds stay warm, the latest few of them.
+"""
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from safelight import families, patches
+from safelight.families import Family
+from safelight.families.folders import fingerprint
+from safelight.patches import preserved
+from safelight.values import Model, digest
+
+log = logging.getLogger(__name__)
+
+for _library in (diffusers_logging, transformers_logging):
+    _library.disable_progress_bar()  # progress is ours to show, as events
+
+KEEP_WARM = 3
+"""How many models that nobody holds stay loaded."""
+
+NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+
+
+def choose_device() -> torch.device:
+    """CUDA, else Apple's, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32.
+
+    On a CPU with AVX512-BF16 a 3x3 convolution of 192 channels takes 11 ms in bfloat16 and 23 ms in float32; with AMX a product is
+    six times as fast; without either, bfloat16 is emulated and slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return torch.bfloat16 if any(able.get(name) for name in NATIVE_BF16) else torch.float32
+    return torch.float32
+
+
+@dataclass
+class _Loan:
+    """A loaded base model; `holders` is empty while it is only warm."""
+
+    family: Family
+    patched: str = ""
+    train: bool = False
+    holders: list[str] = field(default_factory=list)
+    changes: ExitStack = field(default_factory=ExitStack)
+
+
+_Base = tuple[str, str, str, torch.dtype]
+_lock = threading.RLock()
+_loans: OrderedDict[_Base, _Loan] = OrderedDict()
+
+
+@contextmanager
+def lease(
+    model: Model, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, train: bool = False, holder: str = ""
+) -> Iterator[Family]:
+    """The model, loaded and patched, for as long as the `with` lasts; afterwards its module trees are what they were.
+
+    `train` asks for the networks in the form whose backward pass is fast, alone. `holder` is who to name when another lease conflicts.
+    RuntimeError when the base is lent with other patches or for training; ValueError when its files changed since `model` was made.
+    """
+    place = torch.device(device) if device is not None else choose_device()
+    base = (model.family, model.fingerprint, str(place), dtype or choose_dtype(place))
+    loan = _take(base, model, train, holder or threading.current_thread().name)
+    try:
+        yield loan.family
+    finally:
+        _give_back(loan, holder or threading.current_thread().name)
+
+
+def release() -> None:
+    """Forget the warm models that nobody holds."""
+    with _lock:
+        for base in [b for b, loan in _loans.items() if not loan.holders]:
+            del _loans[base]
+        gc.collect()
+
+
+def warm() -> list[str]:
+    """Fingerprints of the loaded models, oldest use first."""
+    with _lock:
+        return [base[1] for base in _loans]
+
+
+def _take(base: _Base, model: Model, train: bool, holder: str) -> _Loan:
+    wanted = digest("patches", *[p.key for p in model.patches])
+    with _lock:
+        loan = _loans.get(base)
+        if loan and loan.holders:
+            _refuse_conflict(loan, model, wanted, train)
+        else:
+            loan = loan or _Loan(_load(base, model))
+            loan.changes, loan.patched, loan.train = _changed(loan.family, model, train), wanted, train
+            _loans[base] = loan
+        loan.holders.append(holder)
+        _loans.move_to_end(base)
+        _forget_oldest()
+        return loan
+
+
+def _refuse_conflict(loan: _Loan, model: Model, wanted: str, train: bool) -> None:
+    if loan.patched == wanted and not (loan.train or train):
+        return
+    use = "for training" if loan.train else "with other patches" if loan.patched != wanted else "and cannot be trained meanwhile"
+    raise RuntimeError(f"lease: {model.source} is held by {', '.join(loan.holders)} {use}; finish or close that first")
+
+
+def _load(base: _Base, model: Model) -> Family:
+    name, _, device, dtype = base
+    folder = Path(model.source)
+    if fingerprint(folder) != model.fingerprint:
+        raise ValueError(f"lease: the files under {folder} are not those the model value was made from; call model({str(folder)!r}) again")
+    log.info("loading %s on %s in %s", folder, device, dtype)
+    return families.find(name)(folder, device=torch.device(device), dtype=dtype)
+
+
+def _changed(family: Family, model: Model, train: bool) -> ExitStack:
+    with ExitStack() as stack:
+        stack.enter_context(preserved(family.trainable()))
+        if train:
+            family.for_training()
+        for p in model.patches:
+            stack.enter_context(patches.find(p.kind)(family, p))
+        return stack.pop_all()
+
+
+def _give_back(loan: _Loan, holder: str) -> None:
+    with _lock:
+        loan.holders.remove(holder)
+        if not loan.holders:
+            loan.changes.close()
+        _forget_oldest()
+
+
+def _forget_oldest() -> None:
+    idle = [base for base, loan in _loans.items() if not loan.holders]
+    for base in idle[: max(len(idle) - KEEP_WARM, 0)]:
+        del _loans[base]
