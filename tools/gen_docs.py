@@ -62,7 +62,7 @@ def ops() -> str:
     parts = []
     for group, members in groupby(specs, key=lambda s: s.group):
         parts.append(f"\n## {group.capitalize()}\n")
-        parts += [f"\n{s.markdown().strip()}\n" for s in members]
+        parts += ["\n" + re.sub(r"^#", "##", s.markdown().strip(), count=1) + "\n" for s in members]
     return "".join(parts) + "\n"
 
 
@@ -116,6 +116,12 @@ def helped(args: list[str]) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 
+def demo_sheet() -> str:
+    """The demo's picture, once there is one."""
+    picture = ROOT / "docs" / "assets" / "demo-sheet.png"
+    return f"![Before and after training, from `make demo`]({picture.relative_to(ROOT)})\n" if picture.is_file() else ""
+
+
 def make_list() -> str:
     """The Makefile's targets with their own words."""
     targets = re.findall(r"^([a-z-]+):.*?## (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -124,7 +130,7 @@ def make_list() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "ops": ops, "op-list": op_list, "samplers": samplers, "schedules": schedules, "guidances": guidances, "metrics": metrics,
-    "make-list": make_list,
+    "make-list": make_list, "demo-sheet": demo_sheet,
 }
 
 
