@@ -122,6 +122,6 @@ def find(name: str, ops: Mapping[str, Op[..., Any]]) -> Op[..., Any]:
     return found
 
 
-def loader(kind: type, ops: Mapping[str, Op[..., Any]]) -> Op[..., Any] | None:
-    """The op that makes a value of this class from text, or None."""
-    return next((o for o in ops.values() if o.spec.loads and issubclass(o.spec.output, kind)), None)
+def source_of(port: Port, ops: Mapping[str, Op[..., Any]]) -> Op[..., Any] | None:
+    """The op that makes what a port takes from text, or None."""
+    return next((o for t in port.types for o in ops.values() if o.spec.loads and issubclass(o.spec.output, t)), None)

@@ -1,0 +1,49 @@
+"""Files that are there whole or not at all."""
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
+    """Let `write` fill a file in the folder `tmp`, flush it to the disk, rename it to `path` (same file system)."""
+    beside = tmp / uuid.uuid4().hex
+    try:
+        write(beside)
+        if flush:
+            _flush(beside)
+        path.parent.mkdir(exist_ok=True)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def copy(content: str | Path | bytes, to: Path) -> str:
+    """Write a file's content or the bytes to `to`, flushed; the sha256 as 64 hex digits."""
+    h = hashlib.sha256()
+    with open(to, "wb") as out:
+        for chunk in _chunks(content):
+            h.update(chunk)
+            out.write(chunk)
+    _flush(to)
+    return h.hexdigest()
+
+
+def _chunks(content: str | Path | bytes) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+        return
+    with open(content, "rb") as f:
+        while chunk := f.read(2**20):
+            yield chunk
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
