@@ -5,13 +5,14 @@ nothing is written, and pages that are out of date are named.
 """
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import inspect
-import io
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- begin: (?P<name>[a-z-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+NOISE = {"none": "none", "fresh": "every step", "tree": "a Brownian path"}
 # The help pages are as wide as a page of docs and have no colours, wherever this runs.
 os.environ |= {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
@@ -35,23 +37,22 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def sentence(thing: object) -> str:
-    """The first paragraph of the docstring as one line, without paper numbers; those have a column of their own."""
-    text = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").strip()
-    return re.sub(r"[,;]? ?\(?arXiv:\d{4}\.\d{4,5}\)?", "", text).replace(" ()", "").strip()
+def sentence(entry: Any) -> str:
+    """The first paragraph of what an entry says of itself (its `doc`, or its docstring) as one line; all its papers as links."""
+    whole = str(getattr(entry, "doc", "") or inspect.getdoc(entry) or "")
+    first = whole.split("\n\n")[0].replace("\n", " ").strip()
+    more = [n for n in dict.fromkeys(ARXIV.findall(whole)) if n not in first]
+    return ARXIV.sub(linked, first + (f" ({', '.join(f'arXiv:{n}' for n in more)})" if more else ""))
 
 
-def papers(thing: object) -> str:
-    """Links to the papers that the docstring names."""
-    return ", ".join(f"[{n}](https://arxiv.org/abs/{n})" for n in dict.fromkeys(ARXIV.findall(inspect.getdoc(thing) or "")))
+def linked(number: re.Match[str]) -> str:
+    """A paper's number as a link to it."""
+    return f"[{number[0]}](https://arxiv.org/abs/{number[1]})"
 
 
 def registry(entries: Mapping[str, Any], what: str) -> str:
-    """A table of a registry: name, what it does, papers."""
-    rows = [[f"`{name}`", sentence(entry), papers(entry)] for name, entry in entries.items()]
-    if any(row[2] for row in rows):
-        return table([what, "what it does", "paper"], rows)
-    return table([what, "what it does"], [row[:2] for row in rows])
+    """A table of a registry: name, what it does."""
+    return table([what, "what it does"], [[f"`{name}`", sentence(entry)] for name, entry in entries.items()])
 
 
 def ops() -> str:
@@ -75,10 +76,13 @@ def op_list() -> str:
 
 
 def samplers() -> str:
-    """The sampler registry."""
-    from safelight.sampling import SAMPLERS
+    """The sampler registry, each with the words of the function of that name."""
+    from safelight.sampling import SAMPLERS, samplers
 
-    return registry(SAMPLERS, "sampler")
+    modules = [import_module(f"{samplers.__name__}.{m.name}") for m in pkgutil.iter_modules(samplers.__path__)]
+    functions = {name: thing for module in modules for name, thing in vars(module).items()}
+    rows = [[f"`{s.name}`", NOISE[s.noise], sentence(functions[s.name])] for s in SAMPLERS.values()]
+    return table(["sampler", "noise", "what it does"], rows)
 
 
 def schedules() -> str:
@@ -102,18 +106,59 @@ def metrics() -> str:
     return registry(METRICS, "metric")
 
 
-def helped(args: list[str]) -> str:
-    """What `safelight ARGS --help` prints."""
-    from safelight.cli import main
+def measures() -> str:
+    """The measures of the curator."""
+    from safelight.data.measures import MEASURES
 
-    out, argv = io.StringIO(), sys.argv
-    sys.argv = ["safelight", *args, "--help"]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            main()
-    finally:
-        sys.argv = argv
-    return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+    rows = [[f"`{m.name}`", m.unit, m.needs, sentence(m)] for m in MEASURES.values()]
+    return table(["measure", "unit", "reads", "what it is"], rows)
+
+
+def captioners() -> str:
+    """The captioner registry."""
+    from safelight.data.captioners import CAPTIONERS
+
+    return registry(CAPTIONERS, "captioner")
+
+
+def values() -> str:
+    """The value classes with their socket types."""
+    from safelight.values import VALUES
+
+    return table(["value", "in graphs", "what it is"], [[f"`{n}`", f"`{c.type_name}`", sentence(c)] for n, c in VALUES.items()])
+
+
+def events() -> str:
+    """The events that leave the process, with their fields."""
+    from safelight import events as module
+
+    kinds = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, module.Event) and c not in (module.Event, module.Ask)]
+    own = {c: ", ".join(f"`{f.name}`" for f in dataclasses.fields(c) if f.name != "node") for c in kinds}
+    return table(["event", "fields, beside `node`", "what it says"], [[f"`{c.__name__.lower()}`", own[c], sentence(c)] for c in kinds])
+
+
+def public() -> str:
+    """The names of the package."""
+    import safelight
+
+    named = [(name, getattr(safelight, name)) for name in safelight.__all__ if not name.startswith("__")]
+    return table(["name", "what it is"], [[f"`sl.{name}`", sentence(thing)] for name, thing in named])
+
+
+def decisions() -> str:
+    """The decisions, by number."""
+    found = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))[1:]
+    titles = [(path.name, path.read_text().splitlines()[0].removeprefix("# ")) for path in found]
+    return "".join(f"- [{title}]({name})\n" for name, title in titles)
+
+
+def embedded_card() -> str:
+    """The model card that lies beside the weights, one heading level down."""
+    card = ROOT / "src" / "safelight" / "embedded" / "weights" / "README.md"
+    if not card.is_file():
+        return ""
+    text = re.sub(r"^---\n.*?\n---\n", "", card.read_text(), flags=re.DOTALL)
+    return re.sub(r"^#", "##", text.strip(), flags=re.MULTILINE) + "\n"
 
 
 def demo_sheet() -> str:
@@ -130,7 +175,8 @@ def make_list() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "ops": ops, "op-list": op_list, "samplers": samplers, "schedules": schedules, "guidances": guidances, "metrics": metrics,
-    "make-list": make_list, "demo-sheet": demo_sheet,
+    "measures": measures, "captioners": captioners, "values": values, "events": events, "public": public, "decisions": decisions,
+    "embedded-card": embedded_card, "make-list": make_list, "demo-sheet": demo_sheet,
 }
 
 

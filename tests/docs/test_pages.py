@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import safelight
-from safelight import literals
+from safelight import engine, literals
 from safelight.op import Op, load_ops
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,11 @@ def test_commands_and_their_options_exist(block: tuple[str, str]) -> None:
         assert known, f"safelight {plain[0]} is no command"
         for option in (w.partition("=")[0] for w in words if re.match(r"--[a-z]", w)):
             assert re.search(rf"{option}\b", known), f"safelight {plain[0]} has no {option}"
+
+
+@pytest.mark.parametrize("block", [*blocks("yaml"), *blocks("json")], ids=name_of)
+def test_graphs_in_the_pages_have_no_problem(block: tuple[str, str]) -> None:
+    assert [str(p) for p in engine.check(yaml.safe_load(block[1]))] == []
 
 
 def help_of(words: list[str]) -> str:
