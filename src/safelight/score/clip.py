@@ -13,11 +13,23 @@ import numpy as np
 
 from safelight.pictures import bytes8, floats, square
 from safelight.score import Subject, metric
+from safelight.values import Blob, digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH = 64
+
+
+def embedded() -> Path:
+    """Where the encoders lie that come with the package."""
+    return Path(str(files("safelight") / "embedded" / "weights" / "clip"))
+
+
+def stamp() -> str:
+    """Changes when the embedded encoders do; empty when they are not there."""
+    weights = sorted(embedded().glob("*.safetensors")) if embedded().is_dir() else []
+    return digest(*[Blob.of(w).sha256 for w in weights]) if weights else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +49,7 @@ class ClipTowers:
 
         ValueError when files are missing. The last two are kept in memory.
         """
-        folder = Path(path) if path is not None else Path(str(files("safelight") / "embedded" / "weights" / "clip"))
+        folder = Path(path) if path is not None else embedded()
         if not (folder / "config.json").exists():
             raise ValueError(f"clip: no config.json in {folder}; expected a folder that CLIPModel.save_pretrained wrote")
         return _load(folder.resolve(), (folder / "config.json").stat().st_mtime_ns)

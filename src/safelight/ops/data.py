@@ -1,0 +1,120 @@
+"""Pictures and captions: from a folder to a dataset one can train on."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from safelight.op import Knob, OneOf, Work, op
+from safelight.values import Dataset
+
+
+def _stamp(given: Mapping[str, Any]) -> str:
+    from safelight.data.folder import fingerprint
+
+    return fingerprint(given["path"])
+
+
+@op(group="data", version=1, loads=True, fingerprint=_stamp)
+def folder(path: Path) -> Work[Dataset]:
+    """Read a folder of pictures, or a table that names pictures, into a dataset.
+
+    Every picture below the folder becomes a row, sorted by name. Captions come from `NAME.txt` or `NAME.caption` beside a picture, from
+    `metadata.csv` or `metadata.jsonl` (UTF-8; columns file_name and text, or Data-Juicer's text and image), or from folder names such as
+    `10_red fox`. Files that cannot be read stay as rows with the reason. Nothing is decoded: sizes come from headers, hashes from bytes.
+
+    Args:
+        path: a folder, or a .csv or .jsonl table with paths beside it
+    """
+    from safelight.data.folder import read_folder
+
+    return (yield from read_folder(Path(path)))
+
+
+@op(group="data", version=1, exact=True)
+def curate(
+    data: Dataset, *,
+    min_side: Annotated[int, Knob(1, 16384)] = 128,
+    min_aspect: Annotated[float, Knob(0.0, 1.0, step=0.01)] = 0.333,
+    max_aspect: Annotated[float, Knob(1.0, 100.0, step=0.1)] = 3.0,
+    near_duplicates: Annotated[int, Knob(-1, 16)] = 4,
+    min_contrast: Annotated[float, Knob(0.0, 0.5, step=0.01)] = 0.02,
+    min_sharpness: Annotated[float, Knob(0.0, None, step=1.0)] = 0.0,
+) -> Work[Dataset]:
+    """Drop pictures that are not fit for training: too small, too narrow or wide, blank, blurred, broken, or there twice.
+
+    A dropped row stays in the dataset with its reason and takes no part in what follows. Of duplicates the best is kept: most pixels, with
+    a caption, least compressed.
+
+    Args:
+        min_side: the shorter side must have this many pixels
+        min_aspect: least width over height
+        max_aspect: greatest width over height
+        near_duplicates: pictures whose 64-bit perceptual hashes differ in so many bits, and whose colours agree, count as the same; -1
+            keeps all but byte-equal files
+        min_contrast: standard deviation of the brightness in [0, 1]; lower is as good as blank
+        min_sharpness: variance of the Laplacian; photographs below about 20 are blurred, flat drawings are low by nature; 0 keeps all
+    """
+    from safelight.data.curation import Rule
+    from safelight.data.curation import curate as sort_out
+
+    rules = [
+        Rule("min_side", "too small", low=min_side), Rule("aspect", "odd shape", low=min_aspect, high=max_aspect),
+        Rule("contrast", "blank", low=min_contrast), Rule("sharpness", "blurred", low=min_sharpness),
+    ]
+    return (yield from sort_out(data, rules, distance=near_duplicates))
+
+
+def _captioners() -> Iterable[str]:
+    from safelight.data.captioners import CAPTIONERS
+
+    return sorted(CAPTIONERS)
+
+
+def _eyes(given: Mapping[str, Any]) -> str:
+    """Only the tagger looks with a model."""
+    from safelight.score.clip import stamp
+
+    return stamp() if given["by"] == "tagger" else ""
+
+
+@op(group="data", version=1, exact=True, fingerprint=_eyes)
+def caption(
+    data: Dataset, *,
+    by: Annotated[str, OneOf(_captioners)] = "file",
+    template: str = "{caption}",
+    trigger: str = "",
+    place: Literal["end", "start"] = "end",
+    language: Literal["en", "zh"] = "en",
+    confidence: Annotated[float, Knob(0.0, 1.0, step=0.05)] = 0.5,
+) -> Work[Dataset]:
+    """Give every picture a caption: the one from its file, one made from a template, or one that the embedded model sees.
+
+    Captions are layers: a new one is put on top and is the one in use; the older ones stay.
+
+    Args:
+        by: `file` takes what a caption file, table or folder name says; `template` fills in the template; `tagger` looks at the picture
+            with the embedded CLIP and says hair, glasses, clothes, background and so on in the words of the embedded model
+        template: for by=template; may name {caption} {name} {stem} {folder} {width} {height} and the columns of the table
+        trigger: words added to every caption, by which the trained style is called later, as in `in ukiyo style`
+        place: where the trigger goes
+        language: for by=tagger
+        confidence: for by=tagger: attributes it is less sure of go unsaid
+    """
+    from safelight.data.captioners import Asked
+    from safelight.data.captions import caption as add_layer
+
+    asked = Asked(template, language, confidence, _towers, _vocabulary)
+    return (yield from add_layer(data, by, asked, trigger=trigger, place=place))
+
+
+def _towers() -> Any:
+    from safelight.score.clip import ClipTowers
+
+    return ClipTowers.load()
+
+
+def _vocabulary() -> Any:
+    from safelight.embedded.vocabulary import ATTRIBUTES
+
+    return ATTRIBUTES
