@@ -42,6 +42,8 @@ def _encode(x: Any, out: Encoded, where: str) -> Any:
     if x is None or isinstance(x, bool | int | float | str):
         return x
     if isinstance(x, Blob):
+        if not x.sha256:  # a file that was named and is not there; a report still says which
+            return {"$absent": x.path}
         out.blobs[x.sha256] = x
         return {"$blob": x.sha256}
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
@@ -84,6 +86,8 @@ def decode(tree: Any, arrays: Mapping[str, Any], blob: Callable[[str], Blob]) ->
         return tree
     if "$blob" in tree:
         return blob(tree["$blob"])
+    if "$absent" in tree:
+        return Blob(tree["$absent"], "")
     for mark in ("$array", "$tensor"):
         if mark in tree:
             return arrays[tree[mark]]

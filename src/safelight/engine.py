@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from safelight.binding import arguments, by_name, settle, wrong_value
@@ -174,9 +174,9 @@ def stamped(value: Value, made: str) -> Value:
 class _Run:
     """One run of a graph: records by node, and the values that are in memory because something still needs them."""
 
-    def __init__(self, nodes: Sequence[Node], targets: Sequence[str], store: Store) -> None:
+    def __init__(self, nodes: Sequence[Node], targets: Sequence[str], store: Store, again: Collection[str]) -> None:
         self.nodes = {n.id: n for n in nodes}
-        self.targets, self.store = targets, store
+        self.targets, self.store, self.again = targets, store, again
         self.records: dict[str, Record] = {}
         self.values: dict[str, Value] = {}
         self.marks = {n.id: mark(n.op, n.literals) for n in nodes}
@@ -184,7 +184,7 @@ class _Run:
     def work(self) -> Work[dict[str, Value]]:
         last = {p: n.id for n in self.nodes.values() for p in n.parents()}  # the last node that takes a value from p
         for node in self.nodes.values():
-            found = self.store.get(self.made(node).recipe)
+            found = None if node.id in self.again else self.store.get(self.made(node).recipe)
             if found is None:
                 yield from self.value(node.id)
             else:
@@ -249,15 +249,17 @@ def _labelled(work: Work[Any], node: str) -> Work[Any]:
 
 def run(
     graph: Mapping[str, Any], store: Store | None = None, targets: Sequence[str] | None = None, *, ops: Ops | None = None,
+    again: Collection[str] = (),
 ) -> Work[dict[str, Value]]:
     """Run a graph and return the targets' values by node id; without targets, those of all nodes that nothing takes a value from.
 
-    GraphError with all problems before anything runs. What finished stays in the store, whatever happens to the rest.
+    The nodes in `again` run even when their result is in the store. GraphError with all problems before anything runs. What finished stays
+    in the store, whatever happens to the rest.
     """
     nodes, ends = read(graph, load_ops() if ops is None else ops, targets)
     at = current() if store is None else store
     with at.pin():
-        return (yield from _Run(nodes, ends, at).work())
+        return (yield from _Run(nodes, ends, at, again).work())
 
 
 def call_now(op: Op[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

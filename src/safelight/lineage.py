@@ -1,13 +1,17 @@
 """Where a value comes from: every op, setting and input on the way to it, as JSON data that needs no store to be read."""
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from safelight.codec import ORIGIN, exact_key
-from safelight.store import Input, Store
+from safelight.store import Input, Made, Record, Store, current, making
 from safelight.values import Dataset, Image, Model, Page, Patch, Scores, Value
 
 FORMAT = 1
@@ -38,7 +42,7 @@ def about(value: Value) -> dict[str, Any]:
         case Patch():
             return {"kind": value.kind, "sha256": value.weights.sha256, "strength": value.strength}
         case Model():
-            base = {"family": value.family, "source": value.source, "fingerprint": value.fingerprint}
+            base = {"family": value.family, "source": Path(value.source).name, "fingerprint": value.fingerprint}
             return base | {"patches": [about(p) for p in value.patches]}
         case Scores():
             return {"metrics": list(value.values), "pictures": len(value.image)}
@@ -69,3 +73,142 @@ def as_input(store: Store, value: Value) -> Input:
     if whole:  # a choice of pictures that ops made
         known["origins"] = [list(o) for o in origins]
     return Input(name, key, exact, "", known)
+
+
+@dataclass
+class _Trace:
+    """A walk from a value back to its sources: nodes in the order they were made, their ids by recipe or by key."""
+
+    store: Store
+    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ids: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, key: str, node: dict[str, Any]) -> None:
+        self.ids[key] = str(len(self.nodes) + 1)
+        self.nodes[self.ids[key]] = node
+
+    def walk(self, start: Input) -> str:
+        """Add a value and everything it comes from; its id. Depth first, parents before children, without recursion."""
+        stack = [start]
+        while stack:
+            given = stack[-1]
+            if name(given) in self.ids:
+                stack.pop()
+                continue
+            record = self.store.get(given.recipe) if given.recipe else None
+            waiting = [p for p in _parents(given, record) if name(p) not in self.ids]
+            if waiting:
+                stack += reversed(waiting)
+                continue
+            self.add(name(given), self.chosen(given) if record is None else self.made(record.made, about=record.about, value=record.value))
+            stack.pop()
+        return self.ids[name(start)]
+
+    def made(self, made: Made, **more: Any) -> dict[str, Any]:
+        """A node that an op made."""
+        inputs = {
+            port: [self.ids[name(g)] for g in given] if isinstance(given, tuple) else given and self.ids[name(given)]
+            for port, given in made.inputs.items()
+        }
+        for parent in made.parents():
+            if "rows" in parent.about:
+                self.pictures[parent.value] = parent.about["rows"]
+        node = {"op": made.op, "version": made.tag, "settings": made.settings, "inputs": inputs, "fingerprint": made.fingerprint, **more}
+        return node | {"versions": dict(made.versions)}
+
+    def chosen(self, given: Input) -> dict[str, Any]:
+        """A node that no op made: pictures chosen from one batch, which the op `pick` does again; or a value somebody gave."""
+        about = {k: v for k, v in given.about.items() if k not in ("rows", "origins")}
+        batches = given.recipes()
+        if len(batches) == 1 and "origins" in given.about:
+            indices = [o[1] for o in given.about["origins"]]
+            inputs = {"image": self.ids[batches.pop()]}
+            return {"op": "pick", "version": "", "settings": {"indices": indices}, "inputs": inputs, "value": given.value, "about": about}
+        return {"op": "", "type": given.type, "value": given.value, "about": about}
+
+
+def name(given: Input) -> str:
+    """What tells one value of a lineage from another: its recipe, or its exact key when no recipe is known."""
+    return given.recipe or given.exact
+
+
+def _parents(given: Input, record: Record | None) -> list[Input]:
+    if record is not None:
+        return list(record.made.parents())
+    return [Input("Image", "", "", r) for r in sorted(given.recipes()) if r != given.recipe] if not given.recipe else []
+
+
+def trace(store: Store, value: Value | Input | str) -> dict[str, Any]:
+    """The lineage of a value, or of what a recipe makes: JSON data that says everything without a store.
+
+    `nodes` by id, parents first: op, version, settings, inputs (ids), the value's key and what is said about it. `target` is the value's
+    node. `pictures` has the rows [sha256, name, caption] of the datasets that something was made from, by the dataset's key. Nothing in
+    it depends on when or where it was made, so that the same run gives the same bytes.
+    """
+    start = value if isinstance(value, Input) else Input("", "", "", value) if isinstance(value, str) else as_input(store, value)
+    walk = _Trace(store)
+    return _data(walk, walk.walk(start))
+
+
+def here() -> dict[str, Any]:
+    """The lineage of what the running op is making, for files it writes itself. ValueError outside of an op."""
+    made = making()
+    if made is None:
+        raise ValueError("lineage.here: no op is running; it is for the bodies of ops")
+    walk = _Trace(current())
+    for parent in made.parents():
+        walk.walk(parent)
+    walk.add(made.recipe, walk.made(made))
+    return _data(walk, walk.ids[made.recipe])
+
+
+def _data(walk: _Trace, target: str) -> dict[str, Any]:
+    used = next((n["versions"] for n in reversed(walk.nodes.values()) if "versions" in n), {})
+    for node in walk.nodes.values():  # the versions once, and per node only where they were others
+        if node.get("versions") == used:
+            del node["versions"]
+    return {"format": FORMAT, "target": target, "versions": used, "nodes": walk.nodes, "pictures": walk.pictures}
+
+
+def graph(lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """The graph that makes it, in API form. ValueError when a value on the way was given by hand and cannot be made again."""
+    out: dict[str, Any] = {}
+    for key, node in lineage["nodes"].items():
+        if not node["op"]:
+            raise ValueError(f"a {node['type']} ({node['value']}) was given by hand, not made by an op; the graph cannot be run again")
+        links = {
+            port: None if given is None else [given, 0] if isinstance(given, str) else [[g, 0] for g in given]
+            for port, given in node["inputs"].items()
+        }
+        out[key] = {"class_type": node["op"], "inputs": {p: link for p, link in links.items() if link is not None} | node["settings"]}
+    return out
+
+
+def text(lineage: Mapping[str, Any]) -> str:
+    """The lineage for people: every op in order, its settings, then the pictures and the versions."""
+    lines = [line for key, node in lineage["nodes"].items() for line in _node_lines(key, node)]
+    for key, found in lineage["pictures"].items():
+        lines.append(f"pictures of {key} ({len(found)}):")
+        lines += [f"   {sha}  {file}  {json.dumps(caption, ensure_ascii=False)}" for sha, file, caption in found]
+    return "\n".join([*lines, "made with " + _pairs(lineage["versions"], " ")])
+
+
+def _node_lines(key: str, node: Mapping[str, Any]) -> list[str]:
+    inputs = {port: given for port, given in node.get("inputs", {}).items() if given}
+    links = {port: " ".join(f"${g}" for g in ([given] if isinstance(given, str) else given)) for port, given in inputs.items()}
+    told = _pairs(links, "=") + (", " if links and node.get("settings") else "") + _pairs(node.get("settings", {}), "=", quoted=True)
+    head = f"{key}. {node['op'] or 'given: ' + node['type']} {node.get('version', '')}".rstrip()
+    lines = [head, *textwrap.wrap(told, 120, initial_indent="   ", subsequent_indent="   ", break_long_words=False)]
+    if node.get("fingerprint"):
+        lines.append(f"   read: {node['fingerprint']}")
+    if "value" in node:
+        lines.append(f"   -> {node['value']}  {_pairs(node.get('about', {}), ' ')}".rstrip())
+    if "versions" in node:
+        lines.append("   with " + _pairs(node["versions"], " "))
+    return lines
+
+
+def _pairs(data: Mapping[str, Any], sign: str, quoted: bool = False) -> str:
+    plain = str | int | float
+    return ", ".join(f"{k}{sign}{v if isinstance(v, plain) and not quoted else json.dumps(v, ensure_ascii=False)}" for k, v in data.items())

@@ -1,0 +1,322 @@
+"""The records that flow between ops, each with a content key. No torch at import.
+
+A value is frozen and is identified by what it holds: two values with the same content have the same `key`, however they were
+made. Heavy things (weights, pictures of a dataset) are never inside a value: a `Blob` names a file by its content.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Info = Mapping[str, Any]
+
+
+def digest(*parts: bytes | str) -> str:
+    """BLAKE2b-128 of the parts in order, as 32 hex digits; each part is prefixed by its length, so parts cannot run together."""
+    h = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        h.update(len(raw).to_bytes(8, "big"))
+        h.update(raw)
+    return h.hexdigest()
+
+
+def canonical(data: Any) -> str:
+    """JSON with sorted keys and no spaces: equal data, equal text. Tuples become lists; a dataclass becomes its fields."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+
+
+def _plain(x: Any) -> Any:
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+    if isinstance(x, Mapping):
+        return dict(x)
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, Path):
+        return str(x)
+    raise TypeError(f"cannot write {type(x).__name__} as JSON")
+
+
+class Value:
+    """What every value has: a `type_name` (the graph's socket type) and a `key` (32 hex digits of its content)."""
+
+    type_name: ClassVar[str] = "VALUE"
+
+    @property
+    def key(self) -> str:
+        """The content key."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write it to a file, or into a folder, with its lineage; returns the paths written. ValueError when it is nothing to look at."""
+        files = import_module("safelight.files")  # by name: exporting lies above this layer
+        written: list[Path] = files.save(self, Path(path))
+        return written
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file named by its content. `path` is where it lies now and is not part of the identity; `sha256` is 64 hex digits."""
+
+    path: str
+    sha256: str
+
+    @staticmethod
+    def of(path: str | Path) -> Blob:
+        """Read the file once and hash it. OSError when it cannot be read."""
+        with open(path, "rb") as f:
+            return Blob(str(path), hashlib.file_digest(f, "sha256").hexdigest())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Blob) and other.sha256 == self.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+@dataclass(frozen=True)
+class Patch(Value):
+    """A reversible change of a model: what kind, the weights, how strong. `files` holds what training left beside the weights
+    (`record.json`: curves and settings; sample pictures by name) and does not enter the key; neither does `info`."""
+
+    type_name: ClassVar[str] = "PATCH"
+    kind: str
+    weights: Blob
+    strength: float = 1.0
+    options: Info = field(default_factory=dict)
+    files: Mapping[str, Blob] = field(default_factory=dict)
+    info: Info = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Kind, weights' hash, strength and options."""
+        return digest("patch", self.kind, self.weights.sha256, canonical([self.strength, self.options]))
+
+
+@dataclass(frozen=True)
+class Model(Value):
+    """A recipe for a network, never its weights: family, where it comes from, the content hash of the files there, patches."""
+
+    type_name: ClassVar[str] = "MODEL"
+    family: str
+    source: str
+    fingerprint: str
+    patches: tuple[Patch, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Family, weights' fingerprint and the patches' keys in order; not the path."""
+        return digest("model", self.family, self.fingerprint, *[p.key for p in self.patches])
+
+    def with_patch(self, patch: Patch) -> Model:
+        """The same model with one more patch on top."""
+        return dataclasses.replace(self, patches=(*self.patches, patch))
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption layer. `by` is `file`, `human`, `template`, `tagger`, ...; layers are added, never overwritten."""
+
+    by: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture of a dataset. width and height are pixels after EXIF orientation. `name` is its path below the source.
+    A row with a non-empty `dropped` (the reason) stays in the report and takes no part in anything else."""
+
+    picture: Blob
+    name: str
+    width: int
+    height: int
+    captions: tuple[Caption, ...] = ()
+    dropped: str = ""
+    info: Info = field(default_factory=dict)
+
+    @property
+    def caption(self) -> str:
+        """The caption in use: the newest layer, or the empty string."""
+        return self.captions[-1].text if self.captions else ""
+
+
+@dataclass(frozen=True)
+class Dataset(Value):
+    """Rows in order. The key sees kept rows only, by picture hash and caption in use: what changes neither, trains nothing again."""
+
+    type_name: ClassVar[str] = "DATASET"
+    rows: tuple[Row, ...]
+    info: Info = field(default_factory=dict)
+
+    @cached_property
+    def _key(self) -> str:
+        return digest("dataset", *[part for r in self.kept for part in (r.picture.sha256, r.caption)])
+
+    @property
+    def key(self) -> str:
+        """Content of the kept rows, in order."""
+        return self._key
+
+    @cached_property
+    def kept(self) -> tuple[Row, ...]:
+        """The rows that were not dropped."""
+        return tuple(r for r in self.rows if not r.dropped)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Image(Value):
+    """A batch of pictures: `pixels` (B, H, W, 3) float32 in [0, 1]. `info` has one mapping a picture (prompt, seed, ...), not in key."""
+
+    type_name: ClassVar[str] = "IMAGE"
+    pixels: NDArray[np.float32]
+    info: tuple[Info, ...] = ()
+
+    def __post_init__(self) -> None:
+        p = self.pixels
+        if p.ndim != 4 or p.shape[-1] != 3 or p.dtype != np.float32:
+            raise ValueError(f"Image: pixels must be (B, H, W, 3) float32, got {p.shape} {p.dtype}")
+        if self.info and len(self.info) != len(p):
+            raise ValueError(f"Image: {len(self.info)} infos for {len(p)} pictures")
+
+    @cached_property
+    def _key(self) -> str:
+        return digest("image", str(self.pixels.shape), np.ascontiguousarray(self.pixels).tobytes())
+
+    @property
+    def key(self) -> str:
+        """Shape and pixel bytes."""
+        return self._key
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def bytes8(self) -> NDArray[np.uint8]:
+        """(B, H, W, 3) uint8: times 255, clipped, truncated (as ComfyUI's SaveImage does)."""
+        return np.asarray(np.clip(self.pixels * np.float32(255.0), 0, 255), dtype=np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(Value):
+    """(B, H, W) float32 in [0, 1]; 1 is where something happens (is repainted, counts in the loss)."""
+
+    type_name: ClassVar[str] = "MASK"
+    values: NDArray[np.float32]
+
+    @cached_property
+    def _key(self) -> str:
+        return digest("mask", str(self.values.shape), np.ascontiguousarray(self.values).tobytes())
+
+    @property
+    def key(self) -> str:
+        """Shape and bytes."""
+        return self._key
+
+
+@dataclass(frozen=True, eq=False)
+class Latent(Value):
+    """`samples` (B, C, h, w) float32 tensor in the model's own latent units (already scaled); `mask` (B, 1, h, w) or None."""
+
+    type_name: ClassVar[str] = "LATENT"
+    samples: Tensor
+    family: str = ""
+    mask: Tensor | None = None
+
+    @cached_property
+    def _key(self) -> str:
+        raw = [self.samples] if self.mask is None else [self.samples, self.mask]
+        return digest("latent", self.family, *[p for t in raw for p in (str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())])
+
+    @property
+    def key(self) -> str:
+        """Family, shapes and bytes."""
+        return self._key
+
+
+@dataclass(frozen=True, eq=False)
+class Cond(Value):
+    """Text condition of one family: `tokens` (B, L, D) tensor; `extras` are tensors only that family reads (pooled, time ids, ...)."""
+
+    type_name: ClassVar[str] = "CONDITIONING"
+    tokens: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def _key(self) -> str:
+        named = [("tokens", self.tokens), *sorted(self.extras.items())]
+        return digest("cond", *[p for n, t in named for p in (n, str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())])
+
+    @property
+    def key(self) -> str:
+        """Names, shapes and bytes of the tensors."""
+        return self._key
+
+
+@dataclass(frozen=True)
+class Scores(Value):
+    """Named metrics of a batch of pictures: `values[metric][i]` belongs to picture i of `image`. Larger is better in every metric."""
+
+    type_name: ClassVar[str] = "SCORES"
+    values: Mapping[str, Sequence[float]]
+    image: Image
+
+    @property
+    def key(self) -> str:
+        """Pictures' key and the numbers."""
+        return digest("scores", self.image.key, canonical(self.values))
+
+    def order(self, by: str | None = None) -> list[int]:
+        """Picture indices, best first, by one metric or by the mean rank over all of them."""
+        names = [by] if by else list(self.values)
+        unknown = [n for n in names if n not in self.values]
+        if unknown:
+            raise ValueError(f"Scores.order: no metric {unknown[0]!r}; have {', '.join(self.values)}")
+        rank = np.zeros(len(self.image))
+        for n in names:
+            rank += np.argsort(np.argsort(-np.asarray(self.values[n], dtype=float), kind="stable"), kind="stable")
+        return [int(i) for i in np.argsort(rank, kind="stable")]
+
+    def best(self, n: int, by: str | None = None) -> Image:
+        """The n best pictures, best first."""
+        keep = self.order(by)[:n]
+        return Image(self.image.pixels[keep], tuple(self.image.info[i] for i in keep) if self.image.info else ())
+
+
+@dataclass(frozen=True)
+class Page(Value):
+    """A finished file to look at (a report, a sheet): HTML or PNG bytes in a blob."""
+
+    type_name: ClassVar[str] = "PAGE"
+    file: Blob
+    media: str = "text/html"
+
+    @property
+    def key(self) -> str:
+        """The file's hash."""
+        return digest("page", self.media, self.file.sha256)
+
+
+class Knobs:
+    """Marks a frozen dataclass as a group of knobs: an op takes it as one parameter and every surface shows its fields flat."""
+
+
+VALUES: dict[str, type[Value]] = {c.__name__: c for c in (Patch, Model, Dataset, Image, Mask, Latent, Cond, Scores, Page)}
