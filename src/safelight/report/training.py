@@ -1,0 +1,66 @@
+"""The sections about a training: its curves, and every setting it ran with."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safelight.report.charts import Line, chart, smoothed, thinned
+from safelight.report.html import Markup, el, join, number
+from safelight.report.story import Story
+
+
+def _points(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
+    return [(float(row[0]), float(row[1])) for row in record.get(name) or ()]
+
+
+def training(story: Story) -> Markup:
+    """Loss and held-out loss by step, the learning rate, and the proof that the saved file is what was trained."""
+    record = story.record
+    loss, rate = _points(record, "loss"), _points(record, "lr")
+    held: Sequence[Sequence[float]] = record.get("held_out") or ()
+    if not loss and not held:
+        return Markup("")
+    lines = [Line("each step", "raw", thinned(loss)), Line("loss, smoothed", "loss", thinned(smoothed(loss)))] if loss else []
+    if held:
+        band = tuple((float(h[2]), float(h[3])) for h in held) if all(len(h) >= 4 for h in held) else ()
+        lines.append(Line("held out", "held", tuple((float(h[0]), float(h[1])) for h in held), band, dots=True))
+    step = record.get("kept_step")
+    mark = (float(step), f"kept: step {step}") if step is not None else None
+    charts = [chart("Loss", lines, x_name="step", mark=mark)]
+    if len({y for _, y in rate}) > 1:
+        charts.append(chart("Learning rate", [Line("learning rate", "rate", thinned(rate))], x_name="step"))
+    return join([el("div", charts, cls="charts" if len(charts) > 1 else "charts one"), _proof(record)])
+
+
+def _proof(record: Mapping[str, Any]) -> Markup:
+    proof = record.get("proof")
+    if not proof:
+        return Markup("")
+    said = (f"The saved file was loaded back: {proof['matched']} of {proof['total']} layers matched, greatest difference "
+            f"{number(float(proof['max_difference']))}.")
+    return el("p", said, cls="small")
+
+
+def settings(story: Story) -> Markup:
+    """The training's settings as a list of names and values."""
+    given = story.record.get("settings") or {}
+    rows = [(name, _plain(value)) for name, value in _flat(given)]
+    return el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in rows], cls="settings") if rows else Markup("")
+
+
+def _flat(settings: Mapping[str, Any], inside: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        full = f"{inside}{name}"
+        out += _flat(value, f"{full}.") if isinstance(value, Mapping) and value else [(full, value)]
+    return out
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(v) for v in value) or "none"
+    if value is None or value in ("", {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value, 4) if isinstance(value, float) else str(value)
