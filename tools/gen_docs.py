@@ -101,7 +101,7 @@ def guidances() -> str:
 
 def metrics() -> str:
     """The metric registry."""
-    from safelight.score import METRICS
+    from safelight.scoring import METRICS
 
     return registry(METRICS, "metric")
 

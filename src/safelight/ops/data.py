@@ -73,7 +73,7 @@ def _captioners() -> Iterable[str]:
 
 def _eyes(given: Mapping[str, Any]) -> str:
     """Only the tagger looks with a model."""
-    from safelight.score.clip import stamp
+    from safelight.scoring.clip import stamp
 
     return stamp() if given["by"] == "tagger" else ""
 
@@ -109,7 +109,7 @@ def caption(
 
 
 def _towers() -> Any:
-    from safelight.score.clip import ClipTowers
+    from safelight.scoring.clip import ClipTowers
 
     return ClipTowers.load()
 

@@ -17,7 +17,7 @@ Vocabulary = Mapping[str, Mapping[str, tuple[str, str]]]
 
 
 class Towers(Protocol):
-    """A loaded pair of encoders into one space (safelight.score.clip.ClipTowers is one)."""
+    """A loaded pair of encoders into one space (safelight.scoring.clip.ClipTowers is one)."""
 
     size: int
     scale: float

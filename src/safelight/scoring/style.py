@@ -4,8 +4,8 @@ from __future__ import annotations
 import numpy as np
 
 from safelight.pictures import floats, read, square
-from safelight.score import Subject, metric
-from safelight.score.clip import ClipTowers
+from safelight.scoring import Subject, metric
+from safelight.scoring.clip import ClipTowers
 
 MOST = 256  # pictures of the set that are compared with, evenly spread over it
 

@@ -67,6 +67,6 @@ def score(image: Image, by: Sequence[str], *, prompts: Sequence[str] = (), again
     return Scores(values, image)
 
 
-from safelight.score import clip, colourfulness, sharpness, style  # noqa: E402  (they register themselves)
+from safelight.scoring import clip, colourfulness, sharpness, style  # noqa: E402  (they register themselves)
 
 __all__ = ["METRICS", "Metric", "Subject", "clip", "colourfulness", "metric", "prompts_of", "score", "sharpness", "style"]

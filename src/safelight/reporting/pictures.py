@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections import Counter
 
 from safelight.pictures import Unreadable, read
-from safelight.report.html import Markup, el, join, picture, size
-from safelight.report.story import Story
+from safelight.reporting.html import Markup, el, join, picture, size
+from safelight.reporting.story import Story
 from safelight.values import Row
 
 MOST = 240  # thumbnails of either kind

@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from safelight.report.charts import Line, chart, smoothed, thinned
-from safelight.report.html import Markup, el, join, number
-from safelight.report.story import Story
+from safelight.reporting.charts import Line, chart, smoothed, thinned
+from safelight.reporting.html import Markup, el, join, number
+from safelight.reporting.story import Story
 
 
 def _points(record: Mapping[str, Any], name: str) -> list[tuple[float, float]]:

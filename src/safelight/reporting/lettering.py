@@ -40,7 +40,7 @@ def _has(path: str, char: str) -> bool:
 
 @cache
 def _path(char: str) -> str:
-    own = str(files("safelight") / "report" / "fonts" / "noto-sans-sc.otf")
+    own = str(files("safelight") / "reporting" / "fonts" / "noto-sans-sc.otf")
     if _has(own, char):
         return own
     for path in _system():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from safelight.pictures import bytes8, floats, square
-from safelight.score import Subject, metric
+from safelight.scoring import Subject, metric
 from safelight.values import Blob, digest
 
 if TYPE_CHECKING:

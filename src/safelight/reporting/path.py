@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import json
 
-from safelight.report.html import Markup, duration, el
-from safelight.report.story import Step, Story
+from safelight.reporting.html import Markup, duration, el
+from safelight.reporting.story import Step, Story
 
 LONG = 160  # letters of a setting's value
 

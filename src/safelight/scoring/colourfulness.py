@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from safelight import pictures
-from safelight.score import Subject, metric
+from safelight.scoring import Subject, metric
 
 
 @metric("colourfulness", label="colourfulness")

@@ -4,12 +4,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 
-from safelight.report.html import Markup, duration, el, join, number, size
-from safelight.report.outcome import pairs, samples, scores
-from safelight.report.path import lineage, timings
-from safelight.report.pictures import captions, dropped, kept
-from safelight.report.story import Story
-from safelight.report.training import settings, training
+from safelight.reporting.html import Markup, duration, el, join, number, size
+from safelight.reporting.outcome import pairs, samples, scores
+from safelight.reporting.path import lineage, timings
+from safelight.reporting.pictures import captions, dropped, kept
+from safelight.reporting.story import Story
+from safelight.reporting.training import settings, training
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 Section = Callable[[Story], Markup]
@@ -38,7 +38,7 @@ def page(story: Story) -> str:
 
 
 def _resource(name: str) -> str:
-    return (files("safelight") / "report" / name).read_text("utf-8")
+    return (files("safelight") / "reporting" / name).read_text("utf-8")
 
 
 def _masthead(story: Story) -> Markup:

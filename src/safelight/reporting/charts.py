@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from safelight.report.html import Markup, el, number
+from safelight.reporting.html import Markup, el, number
 
 MOST = 500  # points drawn a line; more are averaged in groups
 Point = tuple[float, float]

@@ -10,7 +10,7 @@ from PIL import Image as Pil
 from PIL import ImageDraw
 
 from safelight.pictures import floats
-from safelight.report.lettering import width, wrap, write
+from safelight.reporting.lettering import width, wrap, write
 from safelight.values import Image
 
 PAPER, FRAME, RULE, INK, DIM, LAMP = "#161311", "#0c0a09", "#3a312b", "#efe7dd", "#a3978a", "#ff6a3d"

@@ -1,9 +1,9 @@
 """The sections that show results: pictures before and after, their scores, and the samples of the training."""
 from __future__ import annotations
 
-from safelight.report.charts import interval
-from safelight.report.html import Markup, el, join, number, picture, signed
-from safelight.report.story import Compared, Sample, Story
+from safelight.reporting.charts import interval
+from safelight.reporting.html import Markup, el, join, number, picture, signed
+from safelight.reporting.story import Compared, Sample, Story
 from safelight.values import Image
 
 
