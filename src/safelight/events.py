@@ -86,6 +86,23 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Result(Event):
+    """A value that was asked for: its type, its content key, and the files it was saved to."""
+
+    type: str = ""
+    value: str = ""
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The work ended early: with an error (`kind` is the exception's name), or because it was stopped (`kind` is `stopped`)."""
+
+    text: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
 class Ask(Event):
     """Samplers ask for denoised latents, all of one loaded model. In-process only; answered by `send([x0, ...])`, one x0 a query."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from safelight.binding import settle, unknown_input, wrong_value
-from safelight.literals import parse, plain
+from safelight.literals import is_coded, parse, plain
 from safelight.op import Op, find, source_of
 from safelight.spec import InputError, Port, near
 
@@ -91,7 +91,11 @@ class _Reader:
             if isinstance(given.get(group), Mapping):
                 given |= given.pop(group)
         errors: list[InputError] = []
-        inputs, literals = settle(op.spec, given, errors)
+        literals_given = {k: self.literal(op, k, v, errors) for k, v in given.items()}
+        unread = {e.name for e in errors}
+        wrong: list[InputError] = []
+        inputs, literals = settle(op.spec, literals_given, wrong)
+        errors += [e for e in wrong if e.name not in unread]
         links: dict[str, str | tuple[str, ...] | None] = {}
         for port in op.spec.ports:
             try:
@@ -101,6 +105,17 @@ class _Reader:
         for error in errors:
             self.wrong(key, name, error)
         self.nodes[key] = Node(key, op, literals, links)
+
+    def literal(self, op: Op[..., Any], name: str, given: Any, errors: list[InputError]) -> Any:
+        """What a file or a form's text field says, read as the setting's kind: `"0..7"` for seeds, `"clip,style"` for a list of names."""
+        setting = op.spec.setting.get(name)
+        if setting is None or not isinstance(given, str) or not is_coded(setting):
+            return given
+        try:
+            return parse(op.spec.name, setting, given)
+        except InputError as e:
+            errors.append(e)
+            return setting.default
 
     def source(self, key: str, op: Op[..., Any], port: Port, given: Any) -> str | tuple[str, ...] | None:
         """The id, or ids, that a port's entry stands for."""

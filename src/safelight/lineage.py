@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.codec import ORIGIN, exact_key
+from safelight.op import OPS
 from safelight.store import Input, Made, Record, Store, current, making
 from safelight.values import Dataset, Image, Model, Page, Patch, Scores, Value
 
@@ -118,13 +119,12 @@ class _Trace:
         return node | {"versions": dict(made.versions)}
 
     def chosen(self, given: Input) -> dict[str, Any]:
-        """A node that no op made: pictures chosen from one batch, which the op `pick` does again; or a value somebody gave."""
+        """A node without a record: pictures that Python chose from one batch, as the op `pick` does; or a value of unknown origin."""
         about = {k: v for k, v in given.about.items() if k not in ("rows", "origins")}
         batches = given.recipes()
-        if len(batches) == 1 and "origins" in given.about:
-            indices = [o[1] for o in given.about["origins"]]
-            inputs = {"image": self.ids[batches.pop()]}
-            return {"op": "pick", "version": "", "settings": {"indices": indices}, "inputs": inputs, "value": given.value, "about": about}
+        if len(batches) == 1 and "origins" in given.about and "pick" in OPS:
+            told = Made("", "pick", OPS["pick"].spec.tag, {"indices": [o[1] for o in given.about["origins"]]}, {})
+            return self.made(told, about=about, value=given.value) | {"inputs": {"image": self.ids[batches.pop()]}}
         return {"op": "", "type": given.type, "value": given.value, "about": about}
 
 
@@ -139,19 +139,52 @@ def _parents(given: Input, record: Record | None) -> list[Input]:
     return [Input("Image", "", "", r) for r in sorted(given.recipes()) if r != given.recipe] if not given.recipe else []
 
 
-def trace(store: Store, value: Value | Input | str) -> dict[str, Any]:
-    """The lineage of a value, or of what a recipe makes: JSON data that says everything without a store.
+@dataclass(frozen=True)
+class Lineage:
+    """Where a value comes from, as JSON data that says everything without a store.
 
-    `nodes` by id, parents first: op, version, settings, inputs (ids), the value's key and what is said about it. `target` is the value's
-    node. `pictures` has the rows [sha256, name, caption] of the datasets that something was made from, by the dataset's key. Nothing in
-    it depends on when or where it was made, so that the same run gives the same bytes.
+    `data`: `nodes` by id, parents first: op, version, settings, inputs (ids), the value's key and what is said about it. `target` is the
+    value's node, `index` the picture's place in it. `pictures` has the rows [sha256, name, caption] of the datasets that something was
+    made from, by the dataset's key. Nothing in it depends on when it was made, so that the same run gives the same bytes.
     """
-    start = value if isinstance(value, Input) else Input("", "", "", value) if isinstance(value, str) else as_input(store, value)
+
+    data: Mapping[str, Any]
+
+    @property
+    def target(self) -> str:
+        """The id of the node that made it."""
+        return str(self.data["target"])
+
+    @property
+    def index(self) -> int:
+        """Which picture of the node's batch it is."""
+        return int(self.data.get("index", 0))
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether no op is known for some value on the way, so that the graph cannot run again."""
+        return any(not node["op"] for node in self.data["nodes"].values())
+
+    def of_picture(self, index: int) -> Lineage:
+        """The same for one picture of the batch."""
+        return Lineage({**self.data, "index": index})
+
+    def graph(self) -> dict[str, Any]:
+        """The graph that makes it, in API form. ValueError when it cannot run again."""
+        return graph(self.data)
+
+    def __str__(self) -> str:
+        return text(self.data)
+
+
+def trace(store: Store, value: Value | str) -> Lineage:
+    """The lineage of a value, or of what a recipe makes."""
+    start = Input("", "", "", value) if isinstance(value, str) else as_input(store, value)
     walk = _Trace(store)
-    return _data(walk, walk.walk(start))
+    return _lineage(walk, walk.walk(start))
 
 
-def here() -> dict[str, Any]:
+def here() -> Lineage:
     """The lineage of what the running op is making, for files it writes itself. ValueError outside of an op."""
     made = making()
     if made is None:
@@ -160,15 +193,15 @@ def here() -> dict[str, Any]:
     for parent in made.parents():
         walk.walk(parent)
     walk.add(made.recipe, walk.made(made))
-    return _data(walk, walk.ids[made.recipe])
+    return _lineage(walk, walk.ids[made.recipe])
 
 
-def _data(walk: _Trace, target: str) -> dict[str, Any]:
-    used = next((n["versions"] for n in reversed(walk.nodes.values()) if "versions" in n), {})
+def _lineage(walk: _Trace, target: str) -> Lineage:
+    used: Mapping[str, str] = next((n["versions"] for n in reversed(walk.nodes.values()) if "versions" in n), {})
     for node in walk.nodes.values():  # the versions once, and per node only where they were others
         if node.get("versions") == used:
             del node["versions"]
-    return {"format": FORMAT, "target": target, "versions": used, "nodes": walk.nodes, "pictures": walk.pictures}
+    return Lineage({"format": FORMAT, "target": target, "versions": used, "nodes": walk.nodes, "pictures": walk.pictures})
 
 
 def graph(lineage: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +209,7 @@ def graph(lineage: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, node in lineage["nodes"].items():
         if not node["op"]:
-            raise ValueError(f"a {node['type']} ({node['value']}) was given by hand, not made by an op; the graph cannot be run again")
+            raise ValueError(f"no op is known that made the {node['type']} {node['value']}, so the graph cannot run again")
         links = {
             port: None if given is None else [given, 0] if isinstance(given, str) else [[g, 0] for g in given]
             for port, given in node["inputs"].items()
@@ -191,6 +224,8 @@ def text(lineage: Mapping[str, Any]) -> str:
     for key, found in lineage["pictures"].items():
         lines.append(f"pictures of {key} ({len(found)}):")
         lines += [f"   {sha}  {file}  {json.dumps(caption, ensure_ascii=False)}" for sha, file, caption in found]
+    if "index" in lineage:
+        lines.insert(0, f"picture {lineage['index']} of {lineage['target']}. {lineage['nodes'][lineage['target']]['op']}")
     return "\n".join([*lines, "made with " + _pairs(lineage["versions"], " ")])
 
 

@@ -101,6 +101,11 @@ def parse(op: str, setting: Setting, text: str) -> Any:
     return [_parse_one(op, setting, part.strip()) for part in text.split(",") if part.strip()]
 
 
+def is_coded(setting: Setting) -> bool:
+    """Whether text that is given for it stands for something else: a number, a list of names, JSON."""
+    return setting.kind not in ("str", "path") or (setting.many and setting.names is not None)
+
+
 def _parse_one(op: str, setting: Setting, text: str) -> Any:
     try:
         match setting.kind:

@@ -1,6 +1,7 @@
 """A Spec as JSON Schema, as a ComfyUI node description and as a page of the docs."""
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from safelight.literals import plain
@@ -76,7 +77,7 @@ def object_info(spec: Spec) -> dict[str, Any]:
 def _widget(s: Setting) -> list[Any]:
     options: dict[str, Any] = {}
     if not s.required and s.default is not None:
-        options["default"] = _text(s) if s.many or s.kind in ("json", "path") else s.default
+        options["default"] = widget_text(s, plain(s.default))
     if s.help:
         options["tooltip"] = s.help
     if s.many or s.kind == "json":
@@ -95,16 +96,13 @@ def _widget(s: Setting) -> list[Any]:
     return [WIDGETS[s.kind], options]
 
 
-def _text(s: Setting) -> str:
-    """A default as the text that `literals.parse` reads back."""
-    import json
-
-    default = plain(s.default)
-    if s.many and s.kind in ("int", "float"):
-        return ",".join(str(x) for x in default)
-    if s.many and len(default) == 1:
-        return str(default[0])
-    return default if isinstance(default, str) else json.dumps(default)
+def widget_text(s: Setting, value: Any) -> Any:
+    """What the setting's widget holds for a literal (JSON data): lists and JSON as the text that `literals.parse` reads back."""
+    if value is None or not (s.many or s.kind == "json"):
+        return value
+    if s.many and (s.kind in ("int", "float") or s.names is not None):
+        return ",".join(str(x) for x in value)
+    return str(value[0]) if s.many and len(value) == 1 else json.dumps(value, ensure_ascii=False)
 
 
 def markdown(spec: Spec) -> str:
@@ -115,7 +113,7 @@ def markdown(spec: Spec) -> str:
         takes = f"a list of {p.socket}" if p.many else p.socket
         lines.append(_row(p.name, takes, "none" if p.optional else "", p.help))
     for s in spec.settings:
-        default = "" if s.required else "none" if s.default is None else f"`{_text(s)}`"
+        default = "" if s.required else "none" if s.default is None else f"`{widget_text(s, plain(s.default))}`"
         lines.append(_row(s.name, s.expects, default, s.help))
     version = "the source" if spec.version is None else str(spec.version)
     lines += ["", f"Makes {spec.output.type_name}. Version: {version}. Command: `safelight {spec.command}`.", ""]
