@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from safelight.values import VALUES, Blob, Caption, Row, Value, canonical, digest
 
 RECORDS: dict[str, type] = {"Row": Row, "Caption": Caption}
@@ -53,9 +51,9 @@ def _encode(x: Any, out: Encoded, where: str) -> Any:
     if isinstance(x, Mapping):
         inner = {str(k): _encode(v, out, f"{where}[{k!r}]") for k, v in x.items()}
         return {"$map": inner} if any(k.startswith("$") for k in inner) else inner
-    if isinstance(x, np.generic):
+    if is_of("numpy", "generic", x):
         return x.item()
-    if isinstance(x, np.ndarray) or is_tensor(x):
+    if is_of("numpy", "ndarray", x) or is_tensor(x):
         name = str(len(out.arrays))
         out.arrays[name] = x
         return {"$tensor" if is_tensor(x) else "$array": name}
@@ -72,10 +70,15 @@ def _known(cls: type, where: str) -> str:
     return cls.__name__
 
 
+def is_of(module: str, name: str, x: Any) -> bool:
+    """Whether it is of a class of a module, asked without importing the module: if nobody has, it is not."""
+    found = sys.modules.get(module)
+    return found is not None and isinstance(x, getattr(found, name))
+
+
 def is_tensor(x: Any) -> bool:
-    """Whether it is a torch tensor, asked without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
+    """Whether it is a torch tensor."""
+    return is_of("torch", "Tensor", x)
 
 
 def decode(tree: Any, arrays: Mapping[str, Any], blob: Callable[[str], Blob]) -> Any:
@@ -127,7 +130,7 @@ def _array_parts(arrays: Mapping[str, Any]) -> Iterator[bytes | str]:
 def raw_bytes(a: Any) -> bytes:
     """The bytes of an array or tensor in C order, whatever its dtype (numpy has no bfloat16)."""
     if not is_tensor(a):
-        return np.ascontiguousarray(a).tobytes()
+        return bytes(a.tobytes())  # C order, whatever the strides
     torch = sys.modules["torch"]
     flat = a.detach().cpu().contiguous().reshape(-1)
     return bytes(flat.view(torch.uint8).numpy().tobytes())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,9 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -44,7 +44,8 @@ def _plain(x: Any) -> Any:
         return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
     if isinstance(x, Mapping):
         return dict(x)
-    if isinstance(x, np.generic):
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(x, numpy.generic):
         return x.item()
     if isinstance(x, Path):
         return str(x)
@@ -192,6 +193,8 @@ class Image(Value):
     info: tuple[Info, ...] = ()
 
     def __post_init__(self) -> None:
+        import numpy as np
+
         p = self.pixels
         if p.ndim != 4 or p.shape[-1] != 3 or p.dtype != np.float32:
             raise ValueError(f"Image: pixels must be (B, H, W, 3) float32, got {p.shape} {p.dtype}")
@@ -200,6 +203,8 @@ class Image(Value):
 
     @cached_property
     def _key(self) -> str:
+        import numpy as np
+
         return digest("image", str(self.pixels.shape), np.ascontiguousarray(self.pixels).tobytes())
 
     @property
@@ -212,6 +217,8 @@ class Image(Value):
 
     def bytes8(self) -> NDArray[np.uint8]:
         """(B, H, W, 3) uint8: times 255, clipped, truncated (as ComfyUI's SaveImage does)."""
+        import numpy as np
+
         return np.asarray(np.clip(self.pixels * np.float32(255.0), 0, 255), dtype=np.uint8)
 
 
@@ -224,6 +231,8 @@ class Mask(Value):
 
     @cached_property
     def _key(self) -> str:
+        import numpy as np
+
         return digest("mask", str(self.values.shape), np.ascontiguousarray(self.values).tobytes())
 
     @property
@@ -286,6 +295,8 @@ class Scores(Value):
 
     def order(self, by: str | None = None) -> list[int]:
         """Picture indices, best first, by one metric or by the mean rank over all of them."""
+        import numpy as np
+
         names = [by] if by else list(self.values)
         unknown = [n for n in names if n not in self.values]
         if unknown:
