@@ -1,0 +1,68 @@
+"""Reads the shards that `render` wrote: pictures by number, their attributes, captions made on the fly."""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from safelight.embedded.captions import caption
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Shards:
+    """All pictures of a folder: `parts` are memory-mapped (N, S, S, 3) uint8 arrays, `rows` their attributes in the same order."""
+
+    parts: tuple[NDArray[np.uint8], ...]
+    rows: tuple[dict[str, str], ...]
+    offsets: NDArray[np.int64]
+
+    @staticmethod
+    def open(folder: Path) -> Shards:
+        """Every finished shard, by name. ValueError when there is none."""
+        names = sorted(p for p in folder.glob("*-[0-9]*.json"))
+        if not names:
+            raise ValueError(f"Shards.open: no shards in {folder}; draw some with python -m safelight.embedded.render")
+        parts = tuple(np.load(p.with_suffix(".npy"), mmap_mode="r") for p in names)
+        rows = tuple(row for p in names for row in json.loads(p.read_text()))
+        return Shards(parts, rows, np.cumsum([0, *[len(p) for p in parts]]))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pixels(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(len(index), S, S, 3) uint8."""
+        part = np.searchsorted(self.offsets, index, side="right") - 1
+        return np.stack([self.parts[p][i - self.offsets[p]] for p, i in zip(part, index, strict=True)])
+
+    def of_kind(self, kind: str) -> NDArray[np.int64]:
+        """Numbers of the pictures of one kind (person, scene, object)."""
+        return np.array([i for i, r in enumerate(self.rows) if r["kind"] == kind], dtype=np.int64)
+
+    def captions(self, index: NDArray[np.int64], rng: Random, *, drop: float = 0.0, chinese: float = 0.35) -> list[str]:
+        """A fresh caption each; `drop` is the share left empty (for guidance), `chinese` the share in Chinese."""
+        return ["" if rng.random() < drop else caption(self.rows[i], rng, language="zh" if rng.random() < chinese else "en") for i in index]
+
+
+class Mixture:
+    """Which picture comes at which place: stateless, so any step can be made again from (seed, step, place)."""
+
+    def __init__(self, shards: Shards, shares: dict[str, float], *, seed: int = 0) -> None:
+        """`shares` is the share of each kind in a batch; kinds without pictures are left out."""
+        pools = {kind: shards.of_kind(kind) for kind in shares}
+        self.pools = [p for p in pools.values() if len(p)]
+        weights = np.array([w for kind, w in shares.items() if len(pools[kind])])
+        self.weights = weights / weights.sum()
+        self.seed = seed
+
+    def batch(self, step: int, size: int, rank: int = 0) -> NDArray[np.int64]:
+        """(size,) picture numbers of this step and rank."""
+        rng = np.random.default_rng((self.seed, step, rank))
+        kinds = rng.choice(len(self.pools), size, p=self.weights)
+        return np.array([self.pools[k][rng.integers(len(self.pools[k]))] for k in kinds], dtype=np.int64)
