@@ -41,7 +41,7 @@ class Listing:
 class Said:
     """What the tables say about one picture: captions, other columns, and where it was named."""
 
-    captions: tuple[str, ...]
+    captions: tuple[Caption, ...]
     extra: Mapping[str, Any]
     place: str
 
@@ -159,7 +159,8 @@ def _listed(root: Path, tables: list[Table]) -> dict[Path, Said]:
         for entry in table.entries:
             picture = root / Path(os.path.relpath(os.path.normpath(table.path.parent / entry.file), root))
             before = said.get(picture, Said((), {}, ""))
-            captions = (*before.captions, entry.text) if entry.text else before.captions
+            layers = entry.layers or ((("metadata", entry.text),) if entry.text else ())
+            captions = (*before.captions, *(Caption(by, text) for by, text in layers))
             said[picture] = Said(captions, {**before.extra, **entry.extra}, f"{table.path.name} line {entry.line}")
     return said
 
@@ -179,9 +180,11 @@ def _is_picture(file: Path) -> bool:
 
 
 def _name(path: Path, root: Path) -> str:
-    """The path below root with forward slashes; characters that are no Unicode are shown as U+FFFD."""
-    name = Path(os.path.relpath(path, root)).as_posix()
-    return os.fsencode(name).decode("utf-8", "replace")
+    """The path below root with forward slashes; characters that are no Unicode are shown as U+FFFD. Never leads out of root."""
+    relative = Path(os.path.relpath(path, root))
+    if ".." in relative.parts:  # a table may name files elsewhere; their folders stay apart
+        relative = Path(digest(os.fsencode(path.parent))[:6], path.name)
+    return os.fsencode(relative.as_posix()).decode("utf-8", "replace")
 
 
 def read_row(picture: Path, root: Path, said: Said | None, problems: list[str]) -> Row:
@@ -214,7 +217,7 @@ def _captions(picture: Path, root: Path, said: Said | None, problems: list[str])
         info["repeats"] = int(kohya[1])
         layers.append(Caption("folder", plain(kohya[2])))
     if said:
-        layers += [Caption("metadata", text) for text in said.captions]
+        layers += said.captions
         info |= {"metadata": dict(said.extra)} if said.extra else {}
     for suffix in SIDECARS:
         file = picture.with_suffix(suffix)

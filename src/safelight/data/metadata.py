@@ -17,11 +17,13 @@ MARKS = ("<__dj__image>", "<|__dj__eoc|>")  # Data-Juicer's picture and end-of-c
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture named in a table: `file` as written there, its caption, the line, and the other columns."""
+    """One picture named in a table: `file` as written there, its caption, the line, caption layers (by, text) below it where the table
+    has them, and the other columns."""
 
     file: str
     text: str
     line: int
+    layers: tuple[tuple[str, str], ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,4 +100,13 @@ def _entries(line: int, record: Mapping[str, Any]) -> list[Entry] | str:
         return f"{key} is neither a path nor a list of paths"
     said = next((record[k] for k in TEXT_COLUMNS if record.get(k)), "")
     extra = {k: v for k, v in record.items() if k not in (key, *TEXT_COLUMNS) and isinstance(v, str | int | float | bool)}
-    return [Entry(f, plain(str(said)), line, extra) for f in files]
+    return [Entry(f, plain(str(said)), line, _layers(record.get("captions"), plain(str(said))), extra) for f in files]
+
+
+def _layers(given: Any, text: str) -> tuple[tuple[str, str], ...]:
+    """Layers that Safelight itself wrote: [[by, text], ...] whose last one is the caption in use; anything else is not understood."""
+    if not isinstance(given, list) or not given:
+        return ()
+    if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(x, str) for x in p) for p in given):
+        return ()
+    return tuple((by, said) for by, said in given) if plain(given[-1][1]) == text else ()

@@ -91,9 +91,9 @@ def report(
     if data is None and patch is None and after is None:
         raise ValueError("report: got nothing to report on; give data=, patch= or after=")
     record = _record(patch)
-    pictures = _image(before), _image(after)
-    story = Story(title or "A run", data, patch, _bytes(patch), record, _samples(patch, record), *pictures, _compared(before, after), _steps(),
-                  versions())
+    training = _bytes(patch), record, _samples(patch, record)
+    outcome = _image(before), _image(after), _compared(before, after)
+    story = Story(title or "A run", data, patch, *training, *outcome, _steps(), versions())
     return Page(current().blob(page(story).encode(), ".html"))
 
 
