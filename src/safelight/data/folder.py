@@ -157,12 +157,18 @@ def _listed(root: Path, tables: list[Table]) -> dict[Path, Said]:
     said: dict[Path, Said] = {}
     for table in tables:
         for entry in table.entries:
-            picture = root / Path(os.path.relpath(os.path.normpath(table.path.parent / entry.file), root))
+            picture = _below(root, table.path.parent / entry.file)
             before = said.get(picture, Said((), {}, ""))
             layers = entry.layers or ((("metadata", entry.text),) if entry.text else ())
             captions = (*before.captions, *(Caption(by, text) for by, text in layers))
             said[picture] = Said(captions, {**before.extra, **entry.extra}, f"{table.path.name} line {entry.line}")
     return said
+
+
+def _below(root: Path, path: Path) -> Path:
+    """The path as a walk from root would give it; a path outside of root stands for itself."""
+    relative = os.path.relpath(path, root)
+    return Path(os.path.abspath(path)) if relative.startswith("..") else root / relative
 
 
 def _is_picture(file: Path) -> bool:

@@ -78,7 +78,7 @@ def check_end(f: BinaryIO, header: Header) -> None:
         f.seek(4)
         complete = size >= struct.unpack("<I", f.read(4))[0] + 8
     elif header.format == "gif":
-        complete = b"\x3b" in _tail(f, size, 1024)
+        complete = _tail(f, size, 1024).rstrip(b"\0").endswith(b"\0;")  # the last block's end, the trailer, padding
     else:
         return
     if not complete:
