@@ -1,0 +1,178 @@
+"""One trajectory from noise to a latent: what is wanted, and the coroutine that walks it."""
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from safelight.events import Query
+from safelight.families import Family
+from safelight.sampling.core import Noise, Sampler, Sampling
+from safelight.sampling.guidance import CFG, Guidance
+from safelight.sampling.noise import Fresh, Tree, draw_seed, start_noise
+from safelight.sampling.process import Process, process
+from safelight.sampling.samplers import SAMPLERS
+from safelight.values import Cond
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """A batch of pictures from one seed.
+
+    `latent` (B, C, h, w) is where an image-to-image trajectory starts; zeros (`blank`) for text alone. `sigmas` fall strictly, usually to 0
+    (`schedules.plan`; its `denoise` makes image-to-image of it); none at all gives the latent back. `cond` and `negative` have a batch of
+    1 or B. A seed of -1 is replaced by a drawn one, which the request then shows. `mask` (1 or B, 1, H, W) in [0, 1] of any size: 1 is
+    repainted, 0 stays exactly. `noise` replaces the seed's start noise: zeros go on with a latent that is noisy already; `rows` takes the
+    noise of those pictures of a larger batch. A preview is made every `preview` steps, never for 0.
+    """
+
+    cond: Cond
+    latent: Tensor
+    sigmas: Sequence[float]
+    seed: int = -1
+    sampler: str = "euler"
+    negative: Cond | None = None
+    guidance: Guidance = field(default_factory=CFG)
+    mask: Tensor | None = None
+    noise: Tensor | None = None
+    rows: Sequence[int] | None = None
+    preview: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            object.__setattr__(self, "seed", draw_seed())
+        object.__setattr__(self, "sigmas", [float(s) for s in self.sigmas])
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampling: sampler {self.sampler!r} is not known; expected one of {', '.join(SAMPLERS)}")
+        if any(not s > t for s, t in pairwise(self.sigmas)) or any(not 0 <= s < math.inf for s in self.sigmas):
+            raise ValueError(f"sampling: got sigmas {self.sigmas}; expected strictly falling numbers from 0 up")
+        if self.latent.ndim != 4:
+            raise ValueError(f"sampling: got a latent of shape {tuple(self.latent.shape)}; expected (B, C, h, w)")
+        batch = len(self.latent)
+        for name, cond in (("cond", self.cond), ("negative", self.negative)):
+            if cond is not None and len(cond.tokens) not in (1, batch):
+                raise ValueError(f"sampling: {name} is a batch of {len(cond.tokens)} for {batch} latents; expected 1 or {batch}")
+        if self.mask is not None and (self.mask.ndim != 4 or len(self.mask) not in (1, batch) or self.mask.shape[1] != 1):
+            raise ValueError(f"sampling: got a mask of shape {tuple(self.mask.shape)}; expected (1 or {batch}, 1, H, W)")
+        self.guidance.conds(self.cond, self.negative)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the trajectory; a sampler may ask more than once in each."""
+        return max(len(self.sigmas) - 1, 0)
+
+    @property
+    def asked_rows(self) -> int:
+        """Rows of a forward pass each ask takes: pictures times conditions."""
+        return len(self.latent) * len(self.guidance.conds(self.cond, self.negative))
+
+
+def blank(family: Family, width: int, height: int, count: int = 1) -> Tensor:
+    """(count, C, height / f, width / f) zeros. ValueError when a side is no positive multiple of the family's factor."""
+    f = family.factor
+    if min(width, height, count) < 1 or width % f or height % f:
+        raise ValueError(f"sampling: got {count} of {width} x {height}; expected sides that are multiples of {f} for {family.name}")
+    return torch.zeros(count, family.channels, height // f, width // f)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a trajectory wants to know next, in which step (from 0), and the last x0 it learned."""
+
+    queries: tuple[Query, ...]
+    step: int
+    x0: Tensor | None
+
+
+Trajectory = Generator[Turn, Sequence[Tensor], Tensor]
+
+
+def trajectory(family: Family, request: Request) -> Trajectory:
+    """Walk one request: yields a Turn, takes one x0 a query, returns the latent (B, C, h, w) on the family's device."""
+    way, sigmas = process(family), request.sigmas
+    latent = request.latent.detach().to(family.device)
+    if not sigmas:
+        return latent
+    given = request.noise if request.noise is not None else start_noise(latent.shape, request.seed, request.rows)
+    noise = given.to(latent)
+    sampler = SAMPLERS[request.sampler]
+    region = _region(request, latent, noise, way)
+    x = way.start(latent, noise, sigmas[0])
+    walk = sampler.run(x, sigmas, way, _noise_of(sampler, x, request))
+    conds = request.guidance.conds(request.cond, request.negative)
+    x0: Tensor | None = None
+    try:
+        asked = _advance(walk, None)
+        while not isinstance(asked, Tensor):
+            at, sigma = region.enter(asked[0], asked[1]), asked[1]
+            answers = yield Turn(tuple(Query(at, sigma, c) for c in conds), _step(sigmas, sigma), x0)
+            x0 = region.leave(request.guidance.combine(at, sigma, answers, way))
+            asked = _advance(walk, x0)
+        return region.settle(way.finish(asked, sigmas[-1]))
+    finally:
+        walk.close()
+
+
+def _advance(walk: Sampling, answer: Tensor | None) -> tuple[Tensor, float] | Tensor:
+    """The sampler's next ask, or its result."""
+    try:
+        return next(walk) if answer is None else walk.send(answer)
+    except StopIteration as end:
+        result: Tensor = end.value
+        return result
+
+
+def _noise_of(sampler: Sampler, x: Tensor, request: Request) -> Noise:
+    return Tree(x, request.seed, request.sigmas) if sampler.noise == "tree" else Fresh(x, request.seed)
+
+
+def _step(sigmas: Sequence[float], sigma: float) -> int:
+    """The step an ask at sigma belongs to: how many of the later sigmas are reached."""
+    return sum(s >= sigma * (1 - 1e-6) for s in sigmas[1:])
+
+
+class _Region:
+    """Where the picture may change: the whole of it."""
+
+    def enter(self, x: Tensor, sigma: float) -> Tensor:
+        """What the network is asked about instead of x."""
+        return x
+
+    def leave(self, x0: Tensor) -> Tensor:
+        """What the sampler is told instead of x0."""
+        return x0
+
+    def settle(self, x: Tensor) -> Tensor:
+        """The result instead of the sampler's."""
+        return x
+
+
+class _Masked(_Region):
+    """Inpainting: outside the mask the network sees the original at the noise of the moment, and the sampler is told the original."""
+
+    def __init__(self, mask: Tensor, latent: Tensor, noise: Tensor, way: Process) -> None:
+        self.mask, self.latent, self.noise, self.way = mask, latent, noise, way
+
+    def enter(self, x: Tensor, sigma: float) -> Tensor:
+        return x * self.mask + self.way.noised(self.latent, self.noise, sigma) * (1 - self.mask)
+
+    def leave(self, x0: Tensor) -> Tensor:
+        return x0 * self.mask + self.latent * (1 - self.mask)
+
+    def settle(self, x: Tensor) -> Tensor:
+        return torch.where(self.mask > 0, x, self.latent)
+
+
+def _region(request: Request, latent: Tensor, noise: Tensor, way: Process) -> _Region:
+    if request.mask is None:
+        return _Region()
+    mask = request.mask.to(latent)
+    if mask.shape[-2:] != latent.shape[-2:]:
+        mask = torch.nn.functional.interpolate(mask, latent.shape[-2:], mode="bilinear")
+    if SAMPLERS[request.sampler].fresh_inpaint:
+        noise = start_noise(latent.shape, request.seed + 1).to(latent)
+    return _Masked(mask, latent, noise, way)

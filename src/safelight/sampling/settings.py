@@ -1,0 +1,56 @@
+"""The groups of knobs that every op which draws pictures shares. No torch here: surfaces read these."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+from safelight.sampling.guidance import GUIDANCES
+from safelight.sampling.samplers import SAMPLERS
+from safelight.sampling.schedules import SCHEDULES
+from safelight.spec import Knob, OneOf
+from safelight.values import Knobs
+
+
+# Named functions: a class's annotations are evaluated where a lambda in them would not see this module.
+def _samplers() -> Iterable[str]:
+    return SAMPLERS
+
+
+def _schedules() -> Iterable[str]:
+    return SCHEDULES
+
+
+def _guidances() -> Iterable[str]:
+    return GUIDANCES
+
+
+@dataclass(frozen=True)
+class Size(Knobs):
+    """How large the pictures are."""
+
+    width: Annotated[int, Knob(0, 16384, step=8, help="pixels; 0: the model's own, or the given picture's")] = 0
+    height: Annotated[int, Knob(0, 16384, step=8, help="pixels; 0: as width")] = 0
+
+
+@dataclass(frozen=True)
+class Sampling(Knobs):
+    """The way from noise to the picture."""
+
+    sampler: Annotated[str, OneOf(_samplers, help="how a step is made")] = "dpmpp_2m"
+    schedule: Annotated[str, OneOf(_schedules, help="at which noise levels")] = "sgm_uniform"
+    steps: Annotated[int, Knob(1, 10000, help="how many steps")] = 20
+    denoise: Annotated[float, Knob(0, 1, step=0.01, help="share of the way walked; below 1 keeps something of a given picture")] = 1.0
+
+
+@dataclass(frozen=True)
+class Guidance(Knobs):
+    """How much the prompt counts, and against what."""
+
+    scale: Annotated[float, Knob(0, 100, step=0.1, help="1 is the prompt as the model takes it; more follows it more closely")] = 4.0
+    negative: Annotated[str, Knob(multiline=True, help="what the pictures should not be like")] = ""
+    guidance: Annotated[str, OneOf(_guidances, help="cfg; rescale keeps its contrast down; off asks the prompt alone")] = "cfg"
+    rescale: Annotated[float, Knob(0, 1, step=0.05, help="for guidance=rescale: how much")] = 0.7
+
+
+SIZE, SAMPLING, GUIDANCE = Size(), Sampling(), Guidance()
