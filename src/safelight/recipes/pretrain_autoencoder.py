@@ -133,7 +133,7 @@ def train(data: Path, out: Path, *, minutes: float, batch: int = 12, crop: int =
             if step % 3 == 0:
                 loss = loss + mse_loss(model.encoder(x)[:, :CHANNELS].float(), z) * 3
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1

@@ -248,7 +248,7 @@ def rank_main(rank: int, data: Path, mini: Path, plan: Plan) -> None:
             run.save("last.pt")
         falling = done >= 1 - plan.decay
         loss = run.loss(draw_batch(shards, z, mix, plan, (run.step, rank))).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         running += loss.item()
         run.update(_rate(plan, run.step, done))
         if rank == 0 and run.step % 50 == 0:
@@ -278,7 +278,7 @@ def _agreed(done: float, ranks: int) -> float:
 
 def main() -> None:
     """The command above."""
-    import torch.multiprocessing as mp
+    from torch.multiprocessing.spawn import spawn
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data", type=Path)
@@ -294,7 +294,7 @@ def main() -> None:
     if plan.ranks == 1:
         rank_main(0, data, mini, plan)
     else:
-        mp.start_processes(rank_main, (data, mini, plan), nprocs=plan.ranks, start_method="spawn")  # type: ignore[no-untyped-call]
+        spawn(rank_main, (data, mini, plan), nprocs=plan.ranks)
 
 
 if __name__ == "__main__":
