@@ -116,7 +116,8 @@ def test_kohya_folders(tmp_path: Path) -> None:
     assert rows["2023_summer/c.png"].captions == ()  # a year is no number of repeats
 
 
-@pytest.mark.parametrize(("content", "said"), [("a,b\n1,2\n", "no column for the file"), (b"file_name,text\n1.png,\xb6\xfe\n", "not UTF-8")])
+@pytest.mark.parametrize(("content", "said"), [
+    ("a,b\n1,2\n", "no column for the file"), (b"file_name,text\n1.png,\xb6\xfe\n", "not UTF-8"), ("", "an empty table")])
 def test_unusable_tables_are_errors(tmp_path: Path, content: str | bytes, said: str) -> None:
     picture(tmp_path / "1.png")
     (tmp_path / "metadata.csv").write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -88,7 +88,8 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         read_header(io.BytesIO(raw))
 
 
-@pytest.mark.parametrize(("raw", "said"), [(b"", "empty"), (b"<html><body>not found", "not a picture"), (b"\xff\xd8\xff", "truncated jpeg")])
+@pytest.mark.parametrize(("raw", "said"), [
+    (b"", "empty"), (b"<html><body>not found", "not a picture"), (b"\xff\xd8\xff", "truncated jpeg")])
 def test_no_pictures(raw: bytes, said: str) -> None:
     with pytest.raises(Unreadable, match=said):
         read_header(io.BytesIO(raw))

@@ -28,10 +28,11 @@ class Rule:
         """Empty when the value is in range, else the whole sentence: `too small: shorter side 48 px is below 128 px`."""
         m = find(self.measure)
         unit = f" {m.unit}" if m.unit else ""
+        shown = f"{round(value, 4):.4g}{unit}"
         if self.low is not None and value < self.low:
-            return f"{self.reason}: {m.label} {value:.4g}{unit} is below {self.low:.4g}{unit}"
+            return f"{self.reason}: {m.label} {shown} is below {self.low:.4g}{unit}"
         if self.high is not None and value > self.high:
-            return f"{self.reason}: {m.label} {value:.4g}{unit} is above {self.high:.4g}{unit}"
+            return f"{self.reason}: {m.label} {shown} is above {self.high:.4g}{unit}"
         return ""
 
 
@@ -58,7 +59,7 @@ class Verdicts:
         return dataclasses.replace(data, rows=tuple(rows))
 
 
-def curate(data: Dataset, rules: Sequence[Rule], *, distance: int = 4, known: Known | None = None) -> Generator[Event, None, Dataset]:
+def curate(data: Dataset, rules: Sequence[Rule], *, distance: int = 6, known: Known | None = None) -> Generator[Event, None, Dataset]:
     """Apply the rules, then drop exact and near duplicates (hash distance in bits; negative: near ones stay). Yields Progress.
 
     known: measures taken before, by (picture's sha256, measure), read and added to. Order of the reasons: header rules, duplicate,

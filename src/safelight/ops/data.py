@@ -37,7 +37,7 @@ def curate(
     min_side: Annotated[int, Knob(1, 16384)] = 128,
     min_aspect: Annotated[float, Knob(0.0, 1.0, step=0.01)] = 0.333,
     max_aspect: Annotated[float, Knob(1.0, 100.0, step=0.1)] = 3.0,
-    near_duplicates: Annotated[int, Knob(-1, 16)] = 4,
+    near_duplicates: Annotated[int, Knob(-1, 16)] = 6,
     min_contrast: Annotated[float, Knob(0.0, 0.5, step=0.01)] = 0.02,
     min_sharpness: Annotated[float, Knob(0.0, None, step=1.0)] = 0.0,
 ) -> Work[Dataset]:

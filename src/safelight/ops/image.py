@@ -3,10 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from safelight.op import Knob, op
-from safelight.values import Image
+from safelight.values import Image, Mask
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -24,6 +28,28 @@ def _content(given: Mapping[str, Any]) -> str:
     return digest(*[Blob.of(p).sha256 for p in _files(given["path"]) if p.is_file()])
 
 
+def load_pixels(op_name: str, path: Path) -> NDArray[np.float32]:
+    """(B, H, W, 3) float32 of the picture or the folder's pictures. ValueError when one cannot be read or the sizes differ."""
+    import numpy as np
+
+    from safelight.pictures import Unreadable, floats, read
+
+    files = _files(path)
+    if not files or not all(p.is_file() for p in files):
+        raise ValueError(f"{op_name}: path: got {path}, expected a picture file or a folder with pictures")
+    pixels = []
+    for file in files:
+        try:
+            pixels.append(floats(read(file)))
+        except Unreadable as e:
+            raise ValueError(f"{op_name}: path: {file}: {e}") from e
+    sizes = {p.shape for p in pixels}
+    if len(sizes) > 1:
+        shown = ", ".join(sorted(f"{w} x {h}" for h, w, _ in sizes))
+        raise ValueError(f"{op_name}: path: got pictures of {shown} pixels, expected one size; resize them, or load them one by one")
+    return np.stack(pixels)
+
+
 @op(group="image", version=1, loads=True, fingerprint=_content)
 def load_image(path: Path) -> Image:
     """Read a picture, or all pictures of a folder by name, as one batch.
@@ -33,27 +59,28 @@ def load_image(path: Path) -> Image:
     Args:
         path: a picture file, or a folder of pictures of one size
     """
-    import numpy as np
-
     from safelight import embed, parameters
-    from safelight.pictures import Unreadable, floats, read
 
-    files = _files(path)
-    if not files or not all(p.is_file() for p in files):
-        raise ValueError(f"load_image: path: got {path}, expected a picture file or a folder with pictures")
-    pixels, info = [], []
-    for file in files:
-        try:
-            pixels.append(floats(read(file)))
-        except Unreadable as e:
-            raise ValueError(f"load_image: path: {file}: {e}") from e
+    pixels = load_pixels("load_image", path)
+    info = []
+    for file in _files(path):
         said = parameters.read(embed.texts_of(file).get("parameters", ""))
         info.append({"file": file.name} | {k.lower(): v for k, v in said.items() if v and k in ("prompt", "negative", "Seed")})
-    sizes = {p.shape for p in pixels}
-    if len(sizes) > 1:
-        shown = ", ".join(sorted(f"{w} x {h}" for h, w, _ in sizes))
-        raise ValueError(f"load_image: path: got pictures of {shown} pixels, expected one size; resize them, or load them one by one")
-    return Image(np.stack(pixels), tuple(info))
+    return Image(pixels, tuple(info))
+
+
+@op(group="image", version=1, loads=True, fingerprint=_content)
+def load_mask(path: Path, *, invert: bool = False) -> Mask:
+    """Read a mask, or all masks of a folder, as one batch: white is where something happens.
+
+    Args:
+        path: a grey picture, or a folder of them
+        invert: black is where something happens
+    """
+    import numpy as np
+
+    white = load_pixels("load_mask", path).mean(axis=-1, dtype=np.float32)
+    return Mask(1 - white if invert else white)
 
 
 @op(group="image", version=1, exact=True)

@@ -1,0 +1,167 @@
+"""Curation: planted defects are found, nothing else is dropped, and the best of several copies stays."""
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Pil
+from PIL import ImageEnhance, ImageFilter
+
+from safelight.data.curation import Rule, curate
+from safelight.data.duplicates import BRUTE, Look, close_pairs, dhash, look, phash, twins
+from safelight.data.folder import read_folder
+from safelight.events import Progress
+from safelight.values import Dataset
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "pixel-people"
+RULES = [Rule("min_side", "too small", low=128), Rule("aspect", "odd shape", low=0.333, high=3.0), Rule("contrast", "blank", low=0.02)]
+
+
+def finished(work: Generator[Any, None, Dataset]) -> Dataset:
+    while True:
+        try:
+            assert isinstance(next(work), Progress)
+        except StopIteration as stop:
+            assert isinstance(stop.value, Dataset)
+            return stop.value
+
+
+def load(path: Path) -> Dataset:
+    work = read_folder(path)
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return stop.value
+
+
+def scene(seed: int, size: int = 256) -> Pil.Image:
+    """A smooth random picture, different for every seed."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Pil.fromarray(coarse).resize((size, size), Pil.Resampling.BICUBIC)
+
+
+def test_the_example_set_loses_its_four_flaws() -> None:
+    data = finished(curate(load(EXAMPLES), RULES))
+    dropped = {r.name: r.dropped.partition(":")[0] for r in data.rows if r.dropped}
+    assert dropped == {"person-04-copy.png": "duplicate", "person-11-small.jpg": "near duplicate", "thumbnail.png": "too small",
+                       "broken-download.jpg": "unreadable"}
+    assert len(data) == 30 and all(r.caption for r in data)
+
+
+def test_reasons_and_measures(tmp_path: Path) -> None:
+    scene(0).save(tmp_path / "good.png")
+    scene(1, 100).save(tmp_path / "small.png")
+    scene(2).resize((900, 200)).save(tmp_path / "wide.png")
+    Pil.new("RGB", (300, 300), "navy").save(tmp_path / "blank.png")
+    raw = scene(3).tobytes()
+    Pil.frombytes("RGB", (256, 256), raw).save(tmp_path / "rotten.png")
+    damaged = bytearray((tmp_path / "rotten.png").read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (tmp_path / "rotten.png").write_bytes(damaged)
+    data = finished(curate(load(tmp_path), RULES))
+    rows = {r.name: r for r in data.rows}
+    assert rows["good.png"].dropped == "" and set(rows["good.png"].info["measures"]) == {"min_side", "aspect", "contrast"}
+    assert rows["small.png"].dropped == "too small: shorter side 100 px is below 128 px"
+    assert rows["wide.png"].dropped == "odd shape: aspect ratio 4.5 is above 3"
+    assert rows["blank.png"].dropped == "blank: contrast 0 is below 0.02"
+    assert rows["rotten.png"].dropped.startswith("unreadable: ")
+    assert [r.name for r in data.rows] == sorted(rows)
+
+
+def test_a_blurred_picture(tmp_path: Path) -> None:
+    sharp = Pil.effect_noise((256, 256), 60).convert("RGB")
+    sharp.save(tmp_path / "sharp.png")
+    sharp.filter(ImageFilter.GaussianBlur(6)).save(tmp_path / "soft.png")
+    data = finished(curate(load(tmp_path), [Rule("sharpness", "blurred", low=20)], distance=-1))
+    assert [r.name for r in data] == ["sharp.png"]
+
+
+COPIES = {
+    "jpeg": lambda p: p,
+    "half": lambda p: p.resize((128, 128), Pil.Resampling.LANCZOS),
+    "brighter": lambda p: ImageEnhance.Brightness(p).enhance(1.1),
+    "grainy": lambda p: Pil.blend(p, Pil.effect_noise(p.size, 40).convert("RGB"), 0.08),
+    "cropped": lambda p: p.crop((2, 2, 254, 254)),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_are_found_and_the_original_stays(tmp_path: Path, how: str) -> None:
+    for seed in range(12):
+        scene(seed).save(tmp_path / f"{seed}.png")
+        COPIES[how](scene(seed)).save(tmp_path / f"{seed}-copy.jpg", quality=60)
+    data = finished(curate(load(tmp_path), [], distance=16 if how == "cropped" else 6))  # a shift moves many of the hash's bits
+    assert [r.name for r in data] == sorted(f"{seed}.png" for seed in range(12))
+
+
+def test_a_recoloured_drawing_is_no_copy(tmp_path: Path) -> None:
+    for name, hue in (("a", (200, 40, 40)), ("b", (40, 40, 200))):
+        page = np.full((200, 200, 3), 255, np.uint8)
+        page[50:150, 60:140] = hue
+        Pil.fromarray(page).save(tmp_path / f"{name}.png")
+    assert len(finished(curate(load(tmp_path), []))) == 2
+
+
+def test_switched_off_nothing_is_decoded(tmp_path: Path) -> None:
+    scene(0).save(tmp_path / "a.png")
+    damaged = bytearray((tmp_path / "a.png").read_bytes())
+    damaged[60] ^= 255
+    (tmp_path / "b.png").write_bytes(damaged)
+    assert len(finished(curate(load(tmp_path), RULES[:2], distance=-1))) == 2
+
+
+def test_known_measures_are_not_taken_again(tmp_path: Path) -> None:
+    scene(0).save(tmp_path / "a.png")
+    data = load(tmp_path)
+    known = {(data.rows[0].picture.sha256, "contrast"): 0.001}
+    assert finished(curate(data, RULES, known=known)).rows[0].dropped.startswith("blank")
+    fresh: dict[tuple[str, str], float] = {}
+    finished(curate(data, RULES, known=fresh))
+    assert {m for _, m in fresh} == {"min_side", "aspect", "contrast"}
+
+
+def test_what_was_dropped_before_stays_dropped(tmp_path: Path) -> None:
+    scene(0, 100).save(tmp_path / "a.png")
+    scene(1).save(tmp_path / "b.png")
+    once = finished(curate(load(tmp_path), RULES))
+    assert finished(curate(once, [])).rows == once.rows
+
+
+@pytest.mark.parametrize("n", [60, BRUTE + 500])
+def test_close_pairs_are_exact(n: int) -> None:
+    """Planted and chance pairs alike: the same answer as comparing everything."""
+    rng = np.random.default_rng(n)
+    hashes = rng.integers(0, 2**63, n, dtype=np.uint64)
+    for i in range(0, 40, 2):
+        hashes[i + 1] = hashes[i] ^ np.uint64(sum(1 << int(b) for b in rng.choice(64, i % 6, replace=False)))
+    gaps = np.concatenate([np.bitwise_count(hashes[i] ^ hashes[i + 1:]) for i in range(n)])
+    for distance in (0, 3, 5):
+        pairs = close_pairs(hashes, distance)
+        assert len(pairs) == (gaps <= distance).sum() > 0
+        assert (np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]) <= distance).all()
+
+
+def test_many_equal_pictures_cost_no_more_than_one() -> None:
+    same = Look(7, np.zeros(192, np.uint8))
+    assert twins([same] * 30000, 4) == dict.fromkeys(range(1, 30000), (0, 0))
+
+
+def test_no_chains() -> None:
+    """b looks like a, c like b but not like a: c stays."""
+    grey = np.zeros(192, np.uint8)
+    assert twins([Look(0, grey), Look(0b111, grey), Look(0b111111, grey)], 4) == {1: (0, 3)}
+
+
+def test_hashes_survive_what_they_should() -> None:
+    for seed in range(8):
+        p = np.asarray(scene(seed))
+        smaller = np.asarray(scene(seed).resize((90, 90), Pil.Resampling.LANCZOS))
+        other = np.asarray(scene(seed + 100))
+        for h in (phash, dhash):
+            assert (h(p) ^ h(smaller)).bit_count() <= 3
+            assert (h(p) ^ h(other)).bit_count() >= 12
+        assert look(p).colours.shape == (192,)
