@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class SD:
     """A loaded SD-like model. Latents are the VAE's mean times its scaling factor; the network reads the nearest of its T noise levels."""
 
     name = "sd"
+    repeats_tokens = True
 
     def __init__(self, folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> None:
         """Read the folder's networks onto `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
@@ -36,6 +38,7 @@ class SD:
         self.prediction = prediction(config)
         self.sigmas = sigma_table(config)
         self._log_sigmas = self.sigmas.log().to(self.device)
+        _finish_in_float32(self.vae)
         self._latent_scale, self._latent_shift = _latent_units(self.vae)
         self.channels = int(self.unet.config.in_channels)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -110,6 +113,18 @@ class SD:
         """`unet`, `text_encoder` and `vae`."""
         return {part: getattr(self, part) for part in CLASSES}
 
+    @cached_property
+    def preview_matrix(self) -> Tensor:
+        """(C + 1, 3) float32: latent channels and 1 -> RGB in [0, 1], by least squares over soft blots of colour sent through the VAE."""
+        source = torch.Generator().manual_seed(0)
+        cells = torch.rand(24, 3, 3, 3, generator=source)
+        blots = torch.nn.functional.interpolate(cells, 8 * self.factor, mode="bicubic").clamp(0, 1)
+        z = self.encode_image(blots.permute(0, 2, 3, 1)).cpu().double().movedim(1, -1).flatten(0, 2)  # (N, C)
+        colours = torch.nn.functional.avg_pool2d(blots, self.factor).double().movedim(1, -1).flatten(0, 2)  # (N, 3)
+        known = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+        fitted: Tensor = torch.linalg.lstsq(known, colours, driver="gelsd").solution
+        return fitted.float()
+
     def for_training(self) -> None:
         """On a CPU, plain attention: the backward pass of the fused one costs about a third of a small U-Net's step there."""
         if self.device.type == "cpu":
@@ -137,6 +152,11 @@ def _load(folder: Path, part: str, device: torch.device, dtype: torch.dtype) -> 
     net: Any = wanted.from_pretrained(folder / part, use_safetensors=True, local_files_only=True, **kind)
     net = net.to(device).eval().requires_grad_(False)
     return net if part == "text_encoder" else net.to(memory_format=torch.channels_last)
+
+
+def _finish_in_float32(vae: Any) -> None:
+    """The decoder's last layer in float32: bfloat16 has fewer levels than a picture of 8 bits, and smooth areas would show bands."""
+    vae.decoder.conv_out.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _latent_units(vae: Any) -> tuple[float, float]:

@@ -9,9 +9,10 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 """How kohya's layout names a module of each network, before its path."""
 
 ROLE = re.compile(r"^(?P<name>.+?)\.(?:lora_|lora\.)?(?P<role>down|up|A|B|alpha)(?:\.default)?(?:\.weight)?$")
+
+TOLD = ("modelspec.title", "modelspec.architecture", "ss_base_model_version", "ss_network_alpha", "safelight.trigger")
+"""Notes of a file that are worth telling."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,20 @@ def read(path: str) -> dict[str, Pair]:
         role = {"A": "down", "B": "up"}.get(found["role"], found["role"])
         parts.setdefault(canonical_name(found["name"]), {})[role] = tensor
     return {name: _pair(path, name, roles) for name, roles in parts.items()}
+
+
+def describe(path: str) -> dict[str, Any]:
+    """What a file says of itself: `layers`, `rank` (the largest), and the notes it carries. ValueError when it is no safetensors file."""
+    try:
+        with safe_open(path, "pt") as f:
+            shapes = {key: f.get_slice(key).get_shape() for key in f.keys()}  # noqa: SIM118, it is no mapping
+            notes = dict(f.metadata() or {})
+    except SafetensorError as e:
+        raise ValueError(f"lora {path}: not a safetensors file ({e}); convert it first") from e
+    ranks = [shape[0] for key, shape in shapes.items() if (found := ROLE.match(key)) and found["role"] in ("down", "A")]
+    if not ranks:
+        raise ValueError(f"lora {path}: there is no lora_down or lora_A weight in it; expected a LoRA")
+    return {"layers": len(ranks), "rank": max(ranks)} | {k: v for k, v in notes.items() if k in TOLD}
 
 
 def _pair(path: str, name: str, roles: Mapping[str, Tensor]) -> Pair:

@@ -1,7 +1,7 @@
 """The groups of knobs that training recipes share. No torch here: surfaces read these."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,13 +16,17 @@ TARGETS = {"attention": _ATTENTION, "transformer": _ATTENTION + _BLOCK, "full": 
 """Sets of U-Net layers a LoRA may change, as patterns for the end of a layer's path."""
 
 
+def _targets() -> Iterable[str]:
+    return TARGETS
+
+
 @dataclass(frozen=True)
 class LoraShape(Knobs):
     """What of the model is trained, and how wide (arXiv:2106.09685)."""
 
     rank: Annotated[int, Knob(1, 1024, help="width of the bottleneck; more learns finer detail and makes a larger file")] = 16
     alpha: Annotated[float | None, Knob(0.001, 4096, help="the change counts alpha / rank; nothing: as much as rank")] = None
-    targets: Annotated[str, OneOf(lambda: TARGETS, help="layers of the U-Net; a small one learns little with its attention alone")] = "full"
+    targets: Annotated[str, OneOf(_targets, help="layers of the U-Net; a small one learns little with its attention alone")] = "full"
     text_encoder: Annotated[bool, "train the text encoder's layers too"] = True
 
 
@@ -66,3 +70,6 @@ class Watch(Knobs):
     every: Annotated[int, Knob(1, help="steps between looks")] = 50
     prompts: Annotated[Sequence[str], "prompts drawn at every look; empty: some of the captions"] = ()
     samples: Annotated[int, Knob(0, 64, help="how many pictures are drawn at every look; 0: none")] = 4
+
+
+SHAPE, OPTIMIZER, BATCHES, OBJECTIVE, WATCH = LoraShape(), Optimizer(), Batches(), Objective(), Watch()

@@ -1,0 +1,170 @@
+"""Models, what is put on them, and the pictures they draw."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from safelight.op import Knob, Work, op
+from safelight.sampling.settings import GUIDANCE, SAMPLING, SIZE, Guidance, Sampling, Size
+from safelight.values import Blob, Image, Latent, Mask, Model, Patch
+
+
+def _folder(name: str) -> Path:
+    from safelight.embedded import WEIGHTS
+
+    return WEIGHTS if name == "mini" else Path(name).expanduser()
+
+
+def _files(given: Mapping[str, Any]) -> str:
+    from safelight.families.folders import fingerprint
+
+    return fingerprint(_folder(given["name"]))
+
+
+@op(group="model", store=False, loads=True, fingerprint=_files)
+def model(name: str = "mini") -> Model:
+    """Name a model: `mini`, which ships with Safelight, or a folder in diffusers layout. Nothing is loaded before it is used.
+
+    Args:
+        name: mini, or the path of a folder with model_index.json
+    """
+    from safelight.families.folders import family_of, fingerprint
+
+    folder = _folder(name)
+    return Model(family_of(folder), str(folder.absolute()), fingerprint(folder))
+
+
+def _file(given: Mapping[str, Any]) -> str:
+    path = Path(given["path"])
+    if not path.is_file():
+        raise ValueError(f"load_lora: there is no file {path}")
+    return Blob.of(path).sha256
+
+
+@op(group="model", loads=True, fingerprint=_file)
+def load_lora(path: Path) -> Patch:
+    """Read a LoRA file (safetensors; kohya's, diffusers' or peft's names). A copy is kept in the store.
+
+    Args:
+        path: the .safetensors file
+    """
+    from safelight.patches.lora import describe
+    from safelight.store import current
+
+    known = describe(str(path))
+    return Patch("lora", current().blob(path), info={"name": Path(path).stem, **known})
+
+
+@op(group="model", store=False, exact=True)
+def with_lora(
+    model: Model, lora: Patch, *,
+    strength: Annotated[float, Knob(-10, 10, step=0.05)] = 1.0,
+    text_strength: Annotated[float | None, Knob(-10, 10, step=0.05)] = None,
+    merged: bool = True,
+) -> Model:
+    """Put a LoRA on a model. Several add up.
+
+    Args:
+        strength: how much of it; 0 changes nothing, 1 is as trained
+        text_strength: another strength for the text encoder's part; nothing: the same
+        merged: add it into the weights (no cost in drawing) or compute it beside the layers
+    """
+    options = {**lora.options, "merged": merged} | ({} if text_strength is None else {"text_strength": text_strength})
+    return model.with_patch(dataclasses.replace(lora, strength=strength, options=options))
+
+
+@op(group="generate")
+def generate(
+    model: Model, prompt: Annotated[str, Knob(multiline=True)], *,
+    seeds: Annotated[Sequence[int], Knob(0, 2**64 - 1, draw=True)] = (-1,),
+    size: Size = SIZE,
+    sampling: Sampling = SAMPLING,
+    guidance: Guidance = GUIDANCE,
+    image: Image | None = None,
+    mask: Mask | None = None,
+) -> Work[Image]:
+    """Draw pictures of a prompt, one a seed.
+
+    `(word:1.2)` makes a word count more; prompts may be of any length. With an image, drawing starts from it (`denoise` below 1 keeps
+    something of it); with a mask as well, only what the mask covers is drawn, the rest stays to the pixel.
+
+    Args:
+        prompt: what to draw
+        seeds: one picture each; -1 draws a seed and records it
+        image: start from this picture, or one picture a seed
+        mask: where 1, the image is drawn over
+    """
+    from safelight.runtime import lease
+    from safelight.sampling.draw import Shot, draw, painted_over, starts, warnings
+
+    yield from warnings(image, sampling)
+    with lease(model, holder="generate") as family:
+        begun = starts(family, size, len(seeds), image, mask)
+        shots = [Shot(prompt, seed, sampling, guidance, z, m) for seed, (z, m) in zip(seeds, begun, strict=True)]
+        drawn = yield from draw(family, shots)
+    if image is not None and mask is not None:
+        drawn = painted_over(image, drawn, mask)
+    return _named(drawn, model)
+
+
+def _lines(given: Mapping[str, Any]) -> str:
+    path = Path(given["path"])
+    if not path.is_file():
+        raise ValueError(f"storyboard: there is no file {path}")
+    return Blob.of(path).sha256
+
+
+@op(group="generate", fingerprint=_lines)
+def storyboard(
+    model: Model, path: Path, *, size: Size = SIZE, sampling: Sampling = SAMPLING, guidance: Guidance = GUIDANCE,
+) -> Work[Image]:
+    """Draw every picture of a file that has a prompt a line, with one load of the model.
+
+    Columns: prompt, negative, seed, steps, scale; what a line leaves out is as set here, a missing seed is the line's number. The file is
+    .txt (prompt, negative prompt and seed apart by tabs), .csv, .jsonl or .yaml.
+
+    Args:
+        path: the file
+    """
+    from safelight.runtime import lease
+    from safelight.sampling.draw import Shot, draw, starts
+    from safelight.sampling.storyboard import read
+
+    lines = read(Path(path))
+    with lease(model, holder="storyboard") as family:
+        shots = []
+        for line, (start, _) in zip(lines, starts(family, size, len(lines), None, None), strict=True):
+            steps = sampling if line.steps is None else dataclasses.replace(sampling, steps=line.steps)
+            against = guidance.negative if line.negative is None else line.negative
+            scale = guidance.scale if line.scale is None else line.scale
+            shots.append(Shot(line.prompt, line.seed, steps, dataclasses.replace(guidance, negative=against, scale=scale), start))
+        drawn = yield from draw(family, shots)
+    return _named(drawn, model)
+
+
+@op(group="latent")
+def encode(model: Model, image: Image, *, size: Size = SIZE) -> Latent:
+    """Pictures to latents, by the model's own encoder; cut to a multiple of its factor, or to `width` and `height`."""
+    from safelight.runtime import lease
+    from safelight.sampling.draw import starts
+
+    with lease(model, holder="encode") as family:
+        import torch
+
+        return Latent(torch.cat([z for z, _ in starts(family, size, len(image), image, None)]), family.name)
+
+
+@op(group="latent")
+def decode(model: Model, latent: Latent) -> Image:
+    """Latents to pictures, by the model's own decoder."""
+    from safelight.runtime import lease
+
+    with lease(model, holder="decode") as family:
+        return Image(family.decode(latent.samples).cpu().numpy())
+
+
+def _named(drawn: Image, model: Model) -> Image:
+    told = {"model": Path(model.source).name if Path(model.source).name != "weights" else "mini", "model_hash": model.fingerprint[:10]}
+    return dataclasses.replace(drawn, info=tuple({**row, **told} for row in drawn.info))

@@ -1,0 +1,271 @@
+"""Train a LoRA (arXiv:2106.09685) on captioned pictures: from a model and a dataset to a patch that is proven to do what was trained.
+
+Read `train_lora` from top to bottom; what it uses lies in `safelight.train`. Latents and captions are encoded once and kept; the LoRA's
+weights are float32 over the model in its own dtype; a share of every batch holds the model to what it said before when the trigger is not
+there (prior preservation, arXiv:2208.12242, with the model's own answers as target), so that the style stays where it is called.
+"""
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image as Pil
+from torch import Tensor
+
+from safelight.events import Note, Preview, Progress
+from safelight.families.folders import fingerprint
+from safelight.patches import lora as lora_patch
+from safelight.runtime import choose_device, choose_dtype, lease
+from safelight.sampling.draw import Shot, draw, starts
+from safelight.sampling.settings import SIZE, Guidance, Sampling
+from safelight.spec import Work
+from safelight.store import current
+from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
+from safelight.train.captions import captioned, found_trigger, frequencies, without
+from safelight.train.checkpoints import Checkpoints
+from safelight.train.loop import Reading, Trained, Training, train
+from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
+from safelight.values import Blob, Cond, Dataset, Model, Patch, canonical, digest
+
+if TYPE_CHECKING:
+    from safelight.families import Family
+
+SAMPLE = Sampling(steps=12)
+CHECKPOINT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings of a run."""
+
+    shape: LoraShape
+    optimizer: Optimizer
+    batches: Batches
+    objective: Objective
+    watch: Watch
+    seed: int
+
+
+def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
+    """The patch, with its curves, samples and proof in `files`. `work` is the run's own folder: called again after it was stopped, in any
+    way, it goes on there, and ends with the very file an uninterrupted run writes. `lineage` is written into the file."""
+    with lease(model, dtype=training_dtype(), train=True, holder="train_lora") as family:
+        lesson = yield from prepare(family, model, data, plan)
+        with trainables.lora(family, plan.shape, plan.seed) as adapter:
+            net = Net(family, adapter, lesson, plan)
+            trained = yield from train(Training(
+                parameters=adapter.parameters,
+                losses=net.losses,
+                steps=plan.batches.steps,
+                optimizer=plan.optimizer,
+                pictures=plan.batches.batch,
+                checkpoints=Checkpoints(work / "checkpoints"),
+                watch=Watching(net, work / "samples"),
+                every=plan.watch.every,
+                seconds=CHECKPOINT_SECONDS,
+            ))
+        notes = metadata(family, model, lesson, plan, trained) | {"safelight.lineage": lineage}
+    tensors = adapter.file(trained.weights)
+    notes["sshs_model_hash"] = lora_file.tensor_hash(tensors)
+    file = work / "lora.safetensors"
+    lora_file.write(file, tensors, notes)
+    yield Progress(what="read the file back")
+    proof = prove(model, file, plan, trained, [lesson.captions[0], ""])
+    patch = finished(file, work / "samples", trained=trained, proof=proof, plan=plan, lesson=lesson)
+    shutil.rmtree(work)
+    return patch
+
+
+def training_dtype() -> torch.dtype:
+    """The device's own, but never float16, whose gradients vanish without a scale."""
+    dtype = choose_dtype(choose_device())
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The data, ready: latents (N, C, h, w) and captions of the pictures to learn, the same of those held out, texts encoded by the
+    untouched model, and the trigger."""
+
+    latents: Tensor
+    captions: Sequence[str]
+    held_latents: Tensor
+    held_captions: Sequence[str]
+    texts: dict[str, Cond]
+    trigger: str
+    side: int
+
+
+def prepare(family: Family, model: Model, data: Dataset, plan: Plan) -> Work[Lesson]:
+    """Encode what is not yet encoded. ValueError when there is no picture."""
+    rows = data.kept
+    if not rows:
+        raise ValueError(f"train_lora: data has no picture left ({len(data.rows)} were dropped); expected at least one")
+    bare = sum(not row.caption for row in rows)
+    if bare:
+        yield Note(text=f"train_lora: {bare} of {len(rows)} pictures have no caption", level="warning")
+    side = plan.batches.size or family.size
+    if side % family.factor:
+        raise ValueError(f"train_lora: size {side}; expected a multiple of {family.factor} for this model")
+    trigger = plan.objective.trigger or found_trigger([row.caption for row in rows])
+    captions = [captioned(row, trigger) for row in rows]
+    folder, patches = Path(model.source), [p.key for p in model.patches]
+    shelf = cache.Shelf(current().folder("encoded"))
+    eye, ear = fingerprint(folder, ("vae",)), digest(fingerprint(folder, ("text_encoder", "tokenizer")), *patches)
+    latents = yield from cache.latents(family, eye, rows, side, shelf)
+    texts = yield from cache.texts(family, ear, sorted({"", *captions, *(without(c, trigger) for c in captions)}), shelf)
+    learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
+    if not trigger and plan.objective.prior:
+        yield Note(text="train_lora: the captions share no trigger, so what is learned may show everywhere; `caption` can add one")
+    return Lesson(latents[learn], [captions[i] for i in learn], latents[held], [captions[i] for i in held], texts, trigger, side)
+
+
+@dataclass(frozen=True)
+class Net:
+    """The model with the LoRA in it, and what its loss is."""
+
+    family: Family
+    adapter: trainables.Adapter
+    lesson: Lesson
+    plan: Plan
+
+    def cond(self, captions: Sequence[str]) -> Cond:
+        """The captions as the model reads them now."""
+        if self.plan.shape.text_encoder:
+            return self.family.encode_text(captions)
+        return self.cond_before(captions)
+
+    def cond_before(self, captions: Sequence[str]) -> Cond:
+        """The captions as the untouched model reads them."""
+        return cache.join([self.lesson.texts[c] for c in captions])
+
+    def losses(self, step: int) -> Iterator[Tensor]:
+        """One part: the batch's mean loss. The last slots of a batch show captions without the trigger, and their target is what the
+        untouched model says."""
+        f, plan, b = self.family, self.plan, self.plan.batches.batch
+        picks = batches.items(plan.seed, step, b, len(self.lesson.latents))
+        quiet = batches.share(step, b, plan.objective.prior)
+        captions = self.shown(step, picks, quiet)
+        x0 = self.lesson.latents[picks].to(f.device)  # (B, C, h, w)
+        noise = batches.noise(plan.seed, step, b, tuple(x0.shape[1:])).to(f.device)
+        sigma = batches.levels(f.sigmas, batches.times(plan.seed, step, b, plan.objective.towards_noise)).to(f.device)
+        x, target = f.noised(x0, noise, sigma), f.target(x0, noise, sigma)
+        if quiet:
+            with torch.no_grad(), self.adapter.off():
+                target[-quiet:] = f.predict(x[-quiet:], sigma[-quiet:], self.cond_before(captions[-quiet:]))
+        error = objectives.squared_error(f, x, sigma, self.cond(captions), target)
+        yield (error * objectives.min_snr(f.prediction, sigma, plan.objective.min_snr)).mean()
+
+    def shown(self, step: int, picks: Sequence[int], quiet: int) -> list[str]:
+        """The captions of a step's pictures: some left empty, the last `quiet` without the trigger."""
+        plan, lesson = self.plan, self.lesson
+        empty = (torch.rand(len(picks), generator=batches.generator("drop", plan.seed, step)) < plan.batches.drop).tolist()
+        said = ["" if drop else lesson.captions[i] for i, drop in zip(picks, empty, strict=True)]
+        return [without(c, lesson.trigger) if slot >= len(picks) - quiet else c for slot, c in enumerate(said)]
+
+    @torch.no_grad()
+    def held_out_losses(self) -> Tensor:
+        """(N,) of the held-out pictures, under their captions."""
+        f, gamma = self.family, self.plan.objective.min_snr
+
+        def errors(i: int, noise: Tensor, sigma: Tensor) -> Tensor:
+            cond = self.cond([self.lesson.held_captions[i]] * len(sigma))
+            x0, noise, sigma = self.lesson.held_latents[i].to(f.device).expand(noise.shape), noise.to(f.device), sigma.to(f.device)
+            error = objectives.squared_error(f, f.noised(x0, noise, sigma), sigma, cond, f.target(x0, noise, sigma))
+            return error * objectives.min_snr(f.prediction, sigma, gamma)
+
+        return held_out.HeldOut(self.lesson.held_latents, f.sigmas, self.plan.seed).losses(errors)
+
+
+class Watching:
+    """What is looked at between steps: the held-out loss, and pictures of a few prompts."""
+
+    def __init__(self, net: Net, folder: Path) -> None:
+        """Pictures go to `folder`."""
+        self.net, self.folder = net, folder
+        self.first: Tensor | None = None
+
+    def __call__(self, step: int, record: dict[str, Any]) -> Work[Reading | None]:
+        """A reading when pictures were held out; `samples` go into the record."""
+        record["samples"] = yield from self.samples(step)
+        if not len(self.net.lesson.held_latents):
+            return None
+        if self.first is None:
+            with self.net.adapter.off():
+                self.first = self.net.held_out_losses()
+        yield Progress(what="held-out loss")
+        return held_out.reading(self.net.held_out_losses(), self.first)
+
+    def prompts(self) -> list[str]:
+        """The asked ones, or held-out captions and then others; as many as there should be samples."""
+        watch, lesson = self.net.plan.watch, self.net.lesson
+        return list(watch.prompts or dict.fromkeys((*lesson.held_captions, *lesson.captions)))[: watch.samples]
+
+    def samples(self, step: int) -> Work[list[dict[str, Any]]]:
+        """Draw the prompts, each with its own seed, the same every time."""
+        prompts, family = self.prompts(), self.net.family
+        if not prompts:
+            return []
+        begun = starts(family, SIZE, len(prompts), None, None)
+        shots = [Shot(p, seed, SAMPLE, Guidance(), z) for seed, (p, (z, _)) in enumerate(zip(prompts, begun, strict=True))]
+        drawn = yield from draw(family, shots, previews=False)
+        self.folder.mkdir(exist_ok=True)
+        out = []
+        for i, pixels in enumerate(drawn.bytes8()):
+            held = BytesIO()
+            Pil.fromarray(pixels).save(held, "PNG")
+            name = f"step-{step:06d}-{i}.png"
+            (self.folder / name).write_bytes(held.getvalue())
+            yield Preview(data=base64.b64encode(held.getvalue()).decode(), media="image/png", index=i)
+            out.append({"step": step, "prompt": prompts[i], "file": f"samples/{name}"})
+        return out
+
+
+def prove(model: Model, file: Path, plan: Plan, trained: Trained, prompts: Sequence[str]) -> lora_file.Proof:
+    """Read the file back onto a fresh copy of the model in float32, and compare with the trained form. ValueError when they differ."""
+    with lease(model, dtype=torch.float32, holder="train_lora") as family, trainables.lora(family, plan.shape, plan.seed) as adapter:
+        adapter.load(trained.weights)
+        said, layers = lora_file.probe(family, prompts), len(adapter.layers)
+    with lease(model.with_patch(Patch("lora", Blob.of(file))), dtype=torch.float32, holder="train_lora") as family:
+        read = lora_patch.read(str(file))
+        return lora_file.compare(said, lora_file.probe(family, prompts), layers, len(lora_patch.match(family, read, str(file))))
+
+
+def metadata(family: Family, model: Model, lesson: Lesson, plan: Plan, trained: Trained) -> dict[str, str]:
+    """What other programs read of a LoRA (kohya's ss_ names, modelspec), and what Safelight does. No times: equal runs, equal bytes."""
+    shape, opt, seen = plan.shape, plan.optimizer, plan.batches
+    alpha = shape.rank if shape.alpha is None else shape.alpha
+    conv = {} if shape.targets != "full" else {"conv_dim": str(shape.rank), "conv_alpha": f"{alpha:g}"}
+    kohya = {
+        "ss_network_module": "networks.lora", "ss_network_dim": shape.rank, "ss_network_alpha": f"{alpha:g}",
+        "ss_network_args": json.dumps(conv),
+        "ss_base_model_version": "sd_v1" if family.channels == 4 else lora_file.architecture(family), "ss_v2": False,
+        "ss_sd_model_name": Path(model.source).name, "ss_sd_model_hash": model.fingerprint, "ss_seed": plan.seed,
+        "ss_learning_rate": f"{opt.lr:g}", "ss_unet_lr": f"{opt.lr:g}", "ss_text_encoder_lr": f"{opt.lr:g}" if shape.text_encoder else None,
+        "ss_optimizer": "torch.optim.adamw.AdamW", "ss_lr_scheduler": opt.decay, "ss_lr_warmup_steps": opt.warmup,
+        "ss_max_grad_norm": f"{opt.clip:g}", "ss_max_train_steps": seen.steps, "ss_steps": trained.step, "ss_total_batch_size": seen.batch,
+        "ss_num_train_images": len(lesson.captions), "ss_resolution": f"({lesson.side}, {lesson.side})",
+        "ss_min_snr_gamma": plan.objective.min_snr or None, "ss_caption_dropout_rate": seen.drop,
+        "ss_tag_frequency": json.dumps({"pictures": frequencies(lesson.captions)}, ensure_ascii=False),
+    }
+    spec = lora_file.modelspec(family, f"{lesson.trigger or 'LoRA'} for {Path(model.source).name}", lesson.side)
+    own = {"safelight.trigger": lesson.trigger, "safelight.settings": canonical(plan)}
+    return {k: str(v) for k, v in kohya.items()} | spec | own
+
+
+def finished(file: Path, samples: Path, *, trained: Trained, proof: lora_file.Proof, plan: Plan, lesson: Lesson) -> Patch:
+    """The patch; everything that should outlive the run's folder is copied into the store."""
+    store = current()
+    record = {k: v for k, v in trained.record.items() if k != "watched"} | {"proof": vars(proof), "settings": json.loads(canonical(plan))}
+    files = {"record.json": store.blob(json.dumps(record, ensure_ascii=False).encode(), ".json")}
+    for taken in record.get("samples", []):
+        files[taken["file"]] = store.blob(samples / Path(taken["file"]).name)
+    info = {"name": lesson.trigger or "lora", "trigger": lesson.trigger, "steps": trained.step, "rank": plan.shape.rank}
+    return Patch("lora", store.blob(file), files=files, info=info)
