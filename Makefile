@@ -53,7 +53,7 @@ bench-embedded: $(STAMP) ## quality of the embedded model on held-out prompts
 	$(BIN)/python bench/embedded.py $(ARGS)
 
 docs: $(STAMP) docs-tables ## the site, in site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-tables: $(STAMP) ## rewrite the generated tables of README.md and docs/
 	$(BIN)/python tools/gen_docs.py

@@ -5,6 +5,7 @@ nothing is written, and pages that are out of date are named.
 """
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import os
@@ -13,9 +14,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
+
+import click
+
+from safelight.op import Op, load_ops
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- begin: (?P<name>[a-z-]+) -->\n).*?(<!-- end: (?P=name) -->)", re.DOTALL)
@@ -42,12 +47,12 @@ def sentence(entry: Any) -> str:
     whole = str(getattr(entry, "doc", "") or inspect.getdoc(entry) or "")
     first = whole.split("\n\n")[0].replace("\n", " ").strip()
     more = [n for n in dict.fromkeys(ARXIV.findall(whole)) if n not in first]
-    return ARXIV.sub(linked, first + (f" ({', '.join(f'arXiv:{n}' for n in more)})" if more else ""))
+    return linked_papers(first + (f" ({', '.join(f'arXiv:{n}' for n in more)})" if more else ""))
 
 
-def linked(number: re.Match[str]) -> str:
-    """A paper's number as a link to it."""
-    return f"[{number[0]}](https://arxiv.org/abs/{number[1]})"
+def linked_papers(text: str) -> str:
+    """The text with every paper's number a link to it."""
+    return ARXIV.sub(r"[\g<0>](https://arxiv.org/abs/\1)", text)
 
 
 def registry(entries: Mapping[str, Any], what: str) -> str:
@@ -57,8 +62,6 @@ def registry(entries: Mapping[str, Any], what: str) -> str:
 
 def ops() -> str:
     """Every op by group, as its own declaration says it."""
-    from safelight.op import load_ops
-
     specs = sorted((o.spec for o in load_ops().values()), key=lambda s: s.group)
     parts = []
     for group, members in groupby(specs, key=lambda s: s.group):
@@ -69,8 +72,6 @@ def ops() -> str:
 
 def op_list() -> str:
     """One line an op."""
-    from safelight.op import load_ops
-
     specs = sorted((o.spec for o in load_ops().values()), key=lambda s: s.group)
     return table(["op", "group", "gives", "what it does"], [[f"`{s.name}`", s.group, f"`{s.output.__name__}`", s.summary] for s in specs])
 
@@ -138,11 +139,30 @@ def events() -> str:
 
 
 def public() -> str:
-    """The names of the package."""
+    """The names of the package, without the values, which have a table of their own."""
     import safelight
+    from safelight.values import VALUES
 
-    named = [(name, getattr(safelight, name)) for name in safelight.__all__ if not name.startswith("__")]
-    return table(["name", "what it is"], [[f"`sl.{name}`", sentence(thing)] for name, thing in named])
+    names = [name for name in safelight.__all__ if not name.startswith("__") and name not in VALUES]
+    return table(["name", "what it is"], [[f"`sl.{name}`", words(name, getattr(safelight, name))] for name in names])
+
+
+def words(name: str, thing: Any) -> str:
+    """What is said of a public name; of data and type aliases, the string that stands below their assignment."""
+    if inspect.isclass(thing) or inspect.isroutine(thing) or isinstance(thing, Op):
+        return sentence(thing)
+    for path in sorted((ROOT / "src" / "safelight").glob("*.py")):
+        body = ast.parse(path.read_text()).body
+        for assigned, said in pairwise(body):
+            if isinstance(assigned, ast.Assign | ast.AnnAssign) and isinstance(said, ast.Expr) and name in targets(assigned):
+                return linked_papers(ast.literal_eval(said.value))
+    return f"a {type(thing).__name__}"
+
+
+def targets(assigned: ast.Assign | ast.AnnAssign) -> list[str]:
+    """The plain names that a statement assigns to."""
+    nodes = assigned.targets if isinstance(assigned, ast.Assign) else [assigned.target]
+    return [node.id for node in nodes if isinstance(node, ast.Name)]
 
 
 def decisions() -> str:
@@ -161,6 +181,40 @@ def embedded_card() -> str:
     return re.sub(r"^#", "##", text.strip(), flags=re.MULTILINE) + "\n"
 
 
+def cli_list() -> str:
+    """One line a command, ops by group first, as `safelight --help` has them."""
+    from safelight.cli import Commands, cli
+
+    assert isinstance(cli, Commands)
+    context = click.Context(cli, **cli.context_settings)
+    named = [(name, cli.get_command(context, name)) for name in cli.list_commands(context)]
+    groups = {o.spec.command: o.spec.group for o in load_ops().values()}
+    rows = [[f"`safelight {name}`", groups.get(name, ""), command.get_short_help_str(200)] for name, command in named if command]
+    rows.sort(key=lambda row: (not row[1], row[1]))
+    return table(["command", "op of group", "what it does"], rows)
+
+
+def cli_help() -> str:
+    """The help pages of the commands that are no ops."""
+    from safelight.cli import cli
+
+    context = click.Context(cli, info_name="safelight", **cli.context_settings)
+    ops = {o.spec.command for o in load_ops().values()}
+    parts = []
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        if name in ops or command is None:
+            continue
+        inner = click.Context(command, info_name=name, parent=context)
+        pages = [(inner, command)]
+        if isinstance(command, click.Group):
+            pages += [(click.Context(c, info_name=n, parent=inner), c) for n, c in sorted(command.commands.items())]
+        for where, page in pages:
+            text = "\n".join(line.rstrip() for line in page.get_help(where).splitlines())
+            parts.append(f"\n## {where.command_path}\n\n```text\n{text}\n```\n")
+    return "".join(parts) + "\n"
+
+
 def demo_sheet() -> str:
     """The demo's picture, once there is one."""
     picture = ROOT / "docs" / "assets" / "demo-sheet.png"
@@ -176,7 +230,7 @@ def make_list() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "ops": ops, "op-list": op_list, "samplers": samplers, "schedules": schedules, "guidances": guidances, "metrics": metrics,
     "measures": measures, "captioners": captioners, "values": values, "events": events, "public": public, "decisions": decisions,
-    "embedded-card": embedded_card, "make-list": make_list, "demo-sheet": demo_sheet,
+    "embedded-card": embedded_card, "make-list": make_list, "cli-list": cli_list, "cli-help": cli_help, "demo-sheet": demo_sheet,
 }
 
 
