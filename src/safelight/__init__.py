@@ -4,29 +4,13 @@ Every op is a function here (`safelight.curate(...)`); values are what goes betw
 """
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 _PLACES = {
     "run": "flow", "why": "files", "reproduce": "files", "OPS": "op", "op": "op", "Knob": "op", "OneOf": "op", "Work": "op",
     "Store": "store", "Blob": "values", "Caption": "values", "Row": "values", "Knobs": "values", "Value": "values",
 }
-_BOTH = frozenset({"report", "score"})
-"""Names that an op shares with a package. Here the name is the op; `from safelight.score import ...` finds the package all the same."""
-
-
-class _Facade(ModuleType):
-    """Importing a subpackage sets it as an attribute of its parent; the ops of the same name stay in front."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _BOTH and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Facade
-
 
 def __getattr__(name: str) -> Any:
     if name == "__all__":

@@ -182,7 +182,10 @@ class _Run:
         self.marks = {n.id: mark(n.op, n.literals) for n in nodes}
 
     def work(self) -> Work[dict[str, Value]]:
-        last = {p: n.id for n in self.nodes.values() for p in n.parents()}  # the last node that takes a value from p
+        last = {p: n.id for n in self.nodes.values() for p in n.parents()}
+        over: dict[str, list[str]] = {}  # what nobody takes any more after a node
+        for parent, node_id in last.items():
+            over.setdefault(node_id, []).append(parent)
         for node in self.nodes.values():
             found = None if node.id in self.again else self.store.get(self.made(node).recipe)
             if found is None:
@@ -190,8 +193,9 @@ class _Run:
             else:
                 self.records[node.id] = found
                 yield Cached(node.id, node.op.spec.name, found.made.recipe)
-            for parent in [p for p in self.values if last.get(p) == node.id and p not in self.targets]:
-                del self.values[parent]
+            for parent in over.get(node.id, ()):
+                if parent not in self.targets:
+                    self.values.pop(parent, None)
         for target in self.targets:
             yield from self.value(target)
         return {t: self.stamped(t) for t in self.targets}

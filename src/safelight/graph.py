@@ -207,14 +207,17 @@ def _sorted(nodes: Mapping[str, Node], ends: Sequence[str]) -> tuple[list[str], 
             needed.add(n)
             todo += nodes[n].parents()
     waits = {n: set(nodes[n].parents()) for n in nodes if n in needed}
-    order: list[str] = []
-    while ready := [n for n, on in waits.items() if not on]:
-        for n in ready:
-            order.append(n)
-            del waits[n]
-        for on in waits.values():
-            on.difference_update(ready)
-    return order, list(waits)
+    children: dict[str, list[str]] = {n: [] for n in waits}
+    for n, on in waits.items():
+        for parent in on:
+            children[parent].append(n)
+    order = [n for n, on in waits.items() if not on]
+    for n in order:  # grows while it is walked
+        for child in children[n]:
+            waits[child].discard(n)
+            if not waits[child]:
+                order.append(child)
+    return order, [n for n, on in waits.items() if on]
 
 
 def with_settings(graph: Mapping[str, Any], sets: Sequence[str], ops: Ops) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def op(
     Args:
         group: where surfaces list it: data, generate, image, train, score, ...
         version: raise it when results change. It is part of the recipe key, so stored results of the old version are not used.
-        store: keep results on disk. False: in memory only.
+        store: keep the value on disk. False: only the record of it (keys and lineage); the value is made again when something needs it.
         cheap: take the hash of the source as version; any change of code makes results old. For ops that run in moments.
         exact: key the inputs by everything they hold, `info` and dropped rows included, not by content only. An op must be exact when its
             result carries along something that content keys leave out: what a dataset dropped, what a picture was made of, a trainer's

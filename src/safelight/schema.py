@@ -37,7 +37,7 @@ def _setting_schema(s: Setting) -> dict[str, Any]:
     item: dict[str, Any] = {} if s.kind == "json" else {"type": JSON_TYPES[s.kind]}
     if (names := s.choices) is not None:
         item["enum"] = list(names)
-    bounds = {"minimum": s.knob.min, "maximum": s.knob.max}  # a step is what a slider moves by, not a rule
+    bounds = {"minimum": -1 if s.knob.draw else s.knob.min, "maximum": s.knob.max}  # a step is what a slider moves by, not a rule
     item |= {k: v for k, v in bounds.items() if v is not None}
     if s.many:
         item = {"type": "array", "items": item} | ({"minItems": s.length, "maxItems": s.length} if s.length else {})
@@ -86,7 +86,7 @@ def _widget(s: Setting) -> list[Any]:
         return ["COMBO", options | {"options": list(names)}]
     if s.kind in ("int", "float"):
         low, high = (-(2**53), 2**53) if s.kind == "int" else (-1e9, 1e9)
-        options["min"] = s.knob.min if s.knob.min is not None else low
+        options["min"] = -1 if s.knob.draw else low if s.knob.min is None else s.knob.min
         options["max"] = min(s.knob.max, WIDEST) if s.knob.max is not None else high
         options["step"] = s.knob.step or (1 if s.kind == "int" else 0.01)
         if s.knob.draw:

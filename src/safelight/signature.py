@@ -94,8 +94,9 @@ def _setting(op: str, path: tuple[str, ...], shape: _Shape, default: Any, words:
     setting = Setting(
         path[-1], path, kind, shape.many, shape.length, shape.optional, REQUIRED, shape.knob, None, shape.help or words,
     )
-    if default is not REQUIRED and not (default == -1 and shape.knob.draw):
-        default = check(op, setting, default)  # names are left out: asking for them may import what owns them
+    if default is not REQUIRED:  # names are left out, asking for them may import what owns them; and nothing is drawn yet
+        loose = dataclasses.replace(setting, knob=Knob()) if shape.knob.draw else setting
+        default = check(op, loose, default)
     return dataclasses.replace(setting, default=default, names=names)
 
 

@@ -124,7 +124,6 @@ class Store:
         self.root = Path(root).expanduser().absolute()
         self.memory = memory
         self._values: OrderedDict[str, tuple[Value, int]] = OrderedDict()
-        self._records: dict[str, Record] = {}  # of ops that do not want the disk
         self._guard = threading.Lock()
         self._held = ExitStack()
         self._holding = False
@@ -178,8 +177,6 @@ class Store:
 
     def get(self, recipe: str) -> Record | None:
         """The record of a recipe, marked as used now; None when there is none that can be read."""
-        if recipe in self._records:
-            return self._records[recipe]
         path = self._path("records", recipe, ".json")
         with self.shared():
             try:
@@ -207,17 +204,16 @@ class Store:
         return value
 
     def put(self, value: Value, made: Made, *, seconds: float = 0.0, about: Mapping[str, Any] | None = None, disk: bool = True) -> Record:
-        """Keep a value under `made.recipe`. A second put of the same recipe replaces the first."""
+        """Keep a value under `made.recipe`. A second put of the same recipe replaces the first. Without `disk` only the record is written,
+        and the value is there while memory holds it."""
         encoded = encode(value)
         exact = exact_key(value, encoded)
         own = tuple(s for s, b in encoded.blobs.items() if self._owns(b))
         record = Record(made, type(value).__name__, value.key, exact, about or {}, own, round(seconds, 3), round(time.time(), 3))
         self._remember(exact, value, encoded.size)
-        if not disk:
-            self._records[made.recipe] = record
-            return record
         with self.shared():
-            self._write_value(exact, encoded)
+            if disk:
+                self._write_value(exact, encoded)
             self._write(self._path("records", made.recipe, ".json"), record.json().encode())
             for key in {record.value, exact}:
                 self._write(self._path("by", key), made.recipe.encode(), flush=False)
@@ -225,9 +221,6 @@ class Store:
 
     def producer(self, key: str) -> Record | None:
         """The record that made the value with this content or exact key, the last one if there were several."""
-        for record in self._records.values():
-            if key in (record.value, record.exact):
-                return record
         try:
             recipe = self._path("by", key).read_text(encoding="utf-8")
         except OSError:

@@ -13,14 +13,15 @@ from typing import Any
 import click
 
 from safelight.cli.commands import ops_command, reproduce_command, run_command, store_group, why_command
+from safelight.cli.develop import develop_command
 from safelight.cli.op_command import op_command
 from safelight.op import Op, load_ops
 from safelight.store import Missing
 
 OWN: dict[str, click.Command] = {
-    "run": run_command, "ops": ops_command, "why": why_command, "reproduce": reproduce_command, "store": store_group,
+    "develop": develop_command, "run": run_command, "ops": ops_command, "why": why_command, "reproduce": reproduce_command, "store": store_group,
 }
-ELSEWHERE = {"demo": "safelight.recipes.demo", "serve": "safelight.server.command"}
+ELSEWHERE = {"serve": "safelight.server.command"}
 """Commands that live in a module of their own, as `command`; they are there when the module is."""
 
 

@@ -13,9 +13,10 @@ from safelight.op import Op
 from safelight.schema import widget_text
 from safelight.spec import Port, Setting, Spec, Work
 from safelight.store import current
-from safelight.values import Model
+from safelight.values import Model, Patch
 
 DEFAULT_MODEL = "mini"
+LORA = "with_lora"
 
 
 def op_command(op: Op[..., Any]) -> click.Command:
@@ -27,7 +28,7 @@ def op_command(op: Op[..., Any]) -> click.Command:
     ]
     params += [_port_option(port) for port in spec.ports]
     params += [_setting_option(s) for s in spec.settings]
-    if any(Model in p.types for p in spec.ports) and "with_lora" in op.registry and spec.name != "with_lora":
+    if _takes_lora(op):
         params.append(click.Option(["--lora"], multiple=True, metavar="FILE[:STRENGTH]", help="Put a LoRA on the model; may be repeated."))
     params += [
         click.Option(["--out", "-o", "out_"], metavar="PATH", help="Save the result here: a file, or a folder."),
@@ -43,6 +44,12 @@ def op_command(op: Op[..., Any]) -> click.Command:
             deliver({"": value}, None if out is None else Path(out), events)
 
     return click.Command(spec.command, params=params, callback=callback, help=_help(spec), short_help=spec.summary)
+
+
+def _takes_lora(op: Op[..., Any]) -> bool:
+    """Whether `--lora` makes sense: the op takes a model, and no patch of its own."""
+    kinds = [t for p in op.spec.ports for t in p.types]
+    return Model in kinds and Patch not in kinds and LORA in op.registry
 
 
 def _help(spec: Spec) -> str:
@@ -65,7 +72,7 @@ def _metavar(spec: Spec, name: str) -> str:
 
 def _port_option(port: Port) -> click.Option:
     default = f" Default: {DEFAULT_MODEL}." if Model in port.types and not port.optional else ""
-    word = {"MODEL": "NAME", "DATASET": "FOLDER", "IMAGE": "PICTURE", "PATCH": "FILE"}.get(port.socket, "VALUE")
+    word = {"MODEL": "NAME", "DATASET": "FOLDER", "IMAGE": "PICTURE", "MASK": "PICTURE", "PATCH": "FILE"}.get(port.socket, "VALUE")
     return click.Option(_names(port.name, port.many), multiple=port.many, metavar=word, help=_sentence(port.help) + default)
 
 
@@ -136,10 +143,20 @@ def _given(spec: Spec, options: dict[str, Any], words: list[tuple[str, bool]]) -
 def _work(op: Op[..., Any], given: dict[str, Any], loras: tuple[str, ...]) -> Work[Any]:
     """The op's work, after the models were given their LoRAs."""
     store = current()
-    for text in loras:
-        file, _, strength = text.rpartition(":") if text.rpartition(":")[2].replace(".", "", 1).lstrip("-").isdigit() else (text, "", "1")
-        for port in op.spec.ports:
-            if Model in port.types and given.get(port.name) is not None:
-                asked = {"model": given[port.name], "patch": file, "strength": float(strength)}
-                given[port.name] = yield from engine.call(op.registry["with_lora"], asked, store)
+    models = [p.name for p in op.spec.ports if Model in p.types and given.get(p.name) is not None]
+    for name, text in ((name, text) for text in loras for name in models):
+        file, strength = _with_strength(text)
+        put_on = op.registry[LORA]
+        ports = {next(t for t in p.types if t in (Model, Patch)): p.name for p in put_on.spec.ports}
+        asked = {ports[Model]: given[name], ports[Patch]: file, "strength": strength}
+        given[name] = yield from engine.call(put_on, asked, store)
     return (yield from engine.call(op, given, store))
+
+
+def _with_strength(text: str) -> tuple[str, float]:
+    """`FILE` or `FILE:STRENGTH`."""
+    file, _, strength = text.rpartition(":")
+    try:
+        return (file, float(strength)) if file else (text, 1.0)
+    except ValueError:
+        return text, 1.0

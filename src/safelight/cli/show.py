@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from safelight.events import Event, Failed, Result
+from safelight.events import Ask, Event, Failed, Result
 from safelight.progress import watch
 from safelight.spec import Work
 from safelight.values import Dataset, Image, Mask, Page, Patch, Scores, Value
@@ -24,7 +24,9 @@ def follow(work: Work[R], events: str | None) -> R:
         return watch(work)
     try:
         while True:
-            tell(next(work))
+            event = next(work)
+            if not isinstance(event, Ask):  # it holds a network; the op answers itself
+                tell(event)
     except StopIteration as stop:
         value: R = stop.value
         return value
