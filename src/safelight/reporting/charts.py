@@ -42,7 +42,7 @@ def smoothed(points: Sequence[Point], share: float = 0.04) -> tuple[Point, ...]:
     return tuple(out)
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten apart) inside [low, high]."""
     if not high > low:
         return [low]
