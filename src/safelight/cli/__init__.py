@@ -19,7 +19,8 @@ from safelight.op import Op, load_ops
 from safelight.store import Missing
 
 OWN: dict[str, click.Command] = {
-    "develop": develop_command, "run": run_command, "ops": ops_command, "why": why_command, "reproduce": reproduce_command, "store": store_group,
+    "develop": develop_command, "run": run_command, "ops": ops_command,
+    "why": why_command, "reproduce": reproduce_command, "store": store_group,
 }
 ELSEWHERE = {"serve": "safelight.server.command"}
 """Commands that live in a module of their own, as `command`; they are there when the module is."""

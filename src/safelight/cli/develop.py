@@ -61,7 +61,7 @@ def own_prompts(data: Dataset, out: Path, count: int = 8) -> Path:
 @click.argument("pictures", type=click.Path(path_type=Path))
 @click.option("--trigger", default="", metavar="WORDS", help="Added to every caption; calls the style later, as in `in ukiyo style`.")
 @click.option("--by", default="file", show_default=True, help="Where captions come from: file, template or tagger.")
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="What to draw, a prompt a line. Default: some of the captions.")
+@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="What to draw, one a line. Default: some captions.")
 @click.option("--model", default="mini", show_default=True, help="What to teach.")
 @click.option("--steps", default=400, show_default=True, help="Training steps.")
 @click.option("--title", default="", help="Heading of the report. Default: the folder's name.")
@@ -94,8 +94,10 @@ def _run(flow: dict[str, Any], targets: list[str], events: str | None) -> dict[s
 
 def save(made: dict[str, Value], out: Path) -> dict[str, Path]:
     """Everything as files below `out`; where the three that matter are."""
-    names = {"before": "before", "after": "after", "before_sheet": "before.png", "after_sheet": "sheet.png", "lora": "lora.safetensors",
-             "report": "report.html"}
+    names = {
+        "before": "before", "after": "after", "before_sheet": "before.png", "after_sheet": "sheet.png", "lora": "lora.safetensors",
+        "report": "report.html",
+    }
     for node, name in names.items():
         value = made[node]
         if isinstance(value, Image | Page | Patch):
