@@ -18,9 +18,11 @@ def _folder(name: str) -> Path:
 
 
 def _files(given: Mapping[str, Any]) -> str:
-    from safelight.families.folders import fingerprint
+    from safelight.families.folders import family_of, fingerprint
 
-    return fingerprint(_folder(given["name"]))
+    folder = _folder(given["name"])
+    family_of(folder)  # what is no model says so, instead of having nothing to hash
+    return fingerprint(folder)
 
 
 @op(group="model", store=False, loads=True, fingerprint=_files)

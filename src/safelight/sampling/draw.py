@@ -46,7 +46,7 @@ class Shot:
         """What is written beside the picture."""
         s, g = self.sampling, self.guidance
         told = {"prompt": self.prompt, "negative": g.negative, "seed": self.seed, "steps": s.steps, "sampler": s.sampler}
-        return told | {"schedule": s.schedule, "cfg": 1.0 if g.guidance == "off" else g.scale, "denoise": s.denoise}
+        return told | {"schedule": s.schedule, "cfg": 1.0 if g.guide == "off" else g.scale, "denoise": s.denoise}
 
 
 def draw(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Generator[Event, None, Image]:
@@ -91,7 +91,7 @@ def encode(family: Family, texts: Sequence[str]) -> Mapping[str, Cond]:
 def guide(g: Guidance) -> guides.Guidance:
     """The guidance object for the knobs."""
     made: dict[str, guides.Guidance] = {"off": guides.Off(), "cfg": guides.CFG(g.scale), "rescale": guides.Rescale(g.scale, g.rescale)}
-    return made[g.guidance]
+    return made[g.guide]
 
 
 def fitting(family: Family, size: Size, image: Image | None) -> Size:

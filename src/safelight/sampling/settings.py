@@ -49,8 +49,8 @@ class Guidance(Knobs):
 
     scale: Annotated[float, Knob(0, 100, step=0.1, help="1 is the prompt as the model takes it; more follows it more closely")] = 4.0
     negative: Annotated[str, Knob(multiline=True, help="what the pictures should not be like")] = ""
-    guidance: Annotated[str, OneOf(_guidances, help="cfg; rescale keeps its contrast down; off asks the prompt alone")] = "cfg"
-    rescale: Annotated[float, Knob(0, 1, step=0.05, help="for guidance=rescale: how much")] = 0.7
+    guide: Annotated[str, OneOf(_guidances, help="cfg; rescale keeps its contrast down; off asks the prompt alone")] = "cfg"
+    rescale: Annotated[float, Knob(0, 1, step=0.05, help="for guide=rescale: how much")] = 0.7
 
 
 SIZE, SAMPLING, GUIDANCE = Size(), Sampling(), Guidance()
