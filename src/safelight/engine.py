@@ -34,11 +34,19 @@ def check(graph: Mapping[str, Any], ops: Ops | None = None) -> list[Problem]:
 
 
 def call(op: Op[..., Any], given: Mapping[str, Any], store: Store) -> Work[Any]:
-    """Run one op on values and literals by flat name; text at a port is loaded. The one path of Python calls and of the command line."""
+    """Run one op on values and literals by flat name; text at a port is loaded. The one path of Python calls and of the command line.
+
+    What it uses is pinned while it runs; a caller that goes on using the value holds a pin of its own.
+    """
     wrong: list[InputError] = []
     ports, literals = settle(op.spec, given, wrong)
     if wrong:
         raise wrong[0]
+    with store.pin():
+        return (yield from _called(op, ports, literals, store))
+
+
+def _called(op: Op[..., Any], ports: Mapping[str, Any], literals: Mapping[str, Any], store: Store) -> Work[Any]:
     values: dict[str, Any] = {}
     for port in op.spec.ports:
         values[port.name] = yield from _taken(op, port, ports[port.name], store)

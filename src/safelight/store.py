@@ -23,16 +23,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safelight.codec import Encoded, decode, encode, exact_key
+from safelight.codec import Encoded, decode, encode, exact_key, is_tensor
 from safelight.disk import copy, place
 from safelight.locks import acquire, locked, release
 from safelight.values import Blob, Value
 
 FORMAT = 1
+SUFFIXES = {"numpy": ".arrays", "torch": ".tensors"}
 
 
 class Missing(LookupError):
@@ -285,18 +287,13 @@ class Store:
 
     def _write_value(self, exact: str, e: Encoded) -> None:
         path = self._path("values", exact, ".json")
-        if not path.is_file():
-            arrays = {k: v for k, v in e.arrays.items() if type(v).__module__.startswith("numpy")}
-            tensors = {k: v.detach().cpu().contiguous() for k, v in e.arrays.items() if k not in arrays}
-            if arrays:
-                from safetensors.numpy import save_file
-
-                place(self.root / "tmp", path.with_suffix(".arrays"), lambda tmp: save_file(arrays, tmp))
-            if tensors:
-                from safetensors.torch import save_file as save_tensors
-
-                place(self.root / "tmp", path.with_suffix(".tensors"), lambda tmp: save_tensors(tensors, tmp))
-        files = {sha: self._where(blob) for sha, blob in e.blobs.items()}  # written again: files may have moved since
+        tensors = {k: v.detach().cpu().contiguous() for k, v in e.arrays.items() if is_tensor(v)}
+        arrays = {k: v for k, v in e.arrays.items() if k not in tensors}
+        for kind, held in (("numpy", arrays), ("torch", tensors)):
+            if held:
+                write = partial(import_module(f"safetensors.{kind}").save_file, held)
+                place(self.root / "tmp", path.with_suffix(SUFFIXES[kind]), write)
+        files = {sha: self._where(blob) for sha, blob in e.blobs.items()}
         self._write(path, json.dumps({"tree": e.tree, "files": files}, ensure_ascii=False).encode())
 
     def _where(self, blob: Blob) -> tuple[str, int, int]:
@@ -305,17 +302,18 @@ class Store:
         return str(path.relative_to(self.root) if self._owns(blob) else path), stat.st_size, stat.st_mtime_ns
 
     def _read_arrays(self, exact: str) -> dict[str, Any]:
+        """The value's arrays and tensors by name. ValueError when a file is damaged."""
         path = self._path("values", exact)
-        arrays: dict[str, Any] = {}
-        if path.with_suffix(".arrays").is_file():
-            from safetensors.numpy import load_file
+        kinds = [k for k in ("numpy", "torch") if path.with_suffix(SUFFIXES[k]).is_file()]
+        if not kinds:
+            return {}
+        from safetensors import SafetensorError
 
-            arrays |= load_file(path.with_suffix(".arrays"))
-        if path.with_suffix(".tensors").is_file():
-            from safetensors.torch import load_file as load_tensors
-
-            arrays |= load_tensors(path.with_suffix(".tensors"))
-        return arrays
+        try:
+            files = [import_module(f"safetensors.{kind}").load_file(path.with_suffix(SUFFIXES[kind])) for kind in kinds]
+        except SafetensorError as e:
+            raise ValueError(str(e)) from e
+        return {name: array for file in files for name, array in file.items()}
 
     def _remember(self, exact: str, value: Value, size: int) -> None:
         with self._guard:
