@@ -105,10 +105,12 @@ def _unit(x: Any) -> NDArray[np.float32]:
 def _load(folder: Path, _stamp: int) -> ClipTowers:
     import torch
     from transformers import CLIPModel, PreTrainedTokenizerFast
+    from transformers.utils import logging
 
     own = folder if (folder / "tokenizer.json").exists() else folder.parent / "tokenizer"
     if not own.is_dir():
         raise ValueError(f"clip: no tokenizer in {folder} or {own}")
+    logging.disable_progress_bar()  # a bar for one small file, in the middle of ours
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval().requires_grad_(False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(own, local_files_only=True)
     named = next((f for f in (folder / "preprocessor.json", folder / "preprocessor_config.json") if f.exists()), None)

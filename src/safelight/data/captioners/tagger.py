@@ -65,22 +65,25 @@ def _chances(towers: Towers, texts: Sequence[str], picture: NDArray[np.float32])
 
 
 def describe(picture: NDArray[np.float32], towers: Towers, asked: Asked, vocabulary: Vocabulary) -> dict[str, str]:
-    """Attribute -> value for one picture's (D,) embedding; attributes whose best value has less than the asked confidence are left out."""
-    kinds = {kind: [v[0] for a in attributes[:1] for v in vocabulary.get(a, {}).values()] for kind, attributes in KINDS.items()}
-    kinds["person"] = [f"a person with {phrase}" for phrase in kinds["person"]]
-    texts = [text for phrases in kinds.values() for text in phrases]
-    best = int(np.argmax(_chances(towers, texts, picture)))
-    kind = [k for k, phrases in kinds.items() for _ in phrases][best]
-    attributes = [a for a in KINDS[kind] if a in vocabulary]
-    found: dict[str, str] = {}
-    sure: dict[str, float] = {}
-    for _ in range(2):  # alone or beside those before it, then beside all the others
-        for attribute in attributes:
-            values = list(vocabulary[attribute])
-            tried = [sentence({**found, attribute: v}, vocabulary, "en") for v in values]
-            chances = _chances(towers, tried, picture)
-            found[attribute], sure[attribute] = values[int(chances.argmax())], float(chances.max())
-    return {a: v for a, v in found.items() if sure[a] >= asked.confidence or a == attributes[0]}
+    """Attribute -> value for one picture's (D,) embedding. Attributes whose best value has less than the asked confidence are left out,
+    but for what it shows when that is no person."""
+    asks = {kind: [a for a in attributes if a in vocabulary] for kind, attributes in KINDS.items()}
+    first = {kind: _pass(attributes, {}, picture, towers, vocabulary)[0] for kind, attributes in asks.items()}
+    kind = max(first, key=lambda k: float(towers.text([sentence(first[k], vocabulary, "en")])[0] @ picture))
+    found, sure = _pass(asks[kind], first[kind], picture, towers, vocabulary)
+    return {a: v for a, v in found.items() if sure[a] >= asked.confidence or a == kind}
+
+
+def _pass(
+    attributes: Sequence[str], before: Mapping[str, str], picture: NDArray[np.float32], towers: Towers, vocabulary: Vocabulary,
+) -> tuple[dict[str, str], dict[str, float]]:
+    """The best value of each attribute in turn, inside the sentence that the others make, and how sure it is."""
+    found, sure = dict(before), {}
+    for attribute in attributes:
+        values = list(vocabulary[attribute])
+        chances = _chances(towers, [sentence({**found, attribute: v}, vocabulary, "en") for v in values], picture)
+        found[attribute], sure[attribute] = values[int(chances.argmax())], float(chances.max())
+    return found, sure
 
 
 @captioner("tagger")
