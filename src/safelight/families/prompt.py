@@ -79,8 +79,11 @@ def _explicit(inside: str, otherwise: float) -> tuple[str, float]:
 
 
 def a1111(text: str) -> list[Piece]:
-    r"""AUTOMATIC1111's reading: `(x)` times 1.1, `[x]` divided by 1.1, `(x:1.3)` times 1.3, each times what surrounds it; `\` before a
-    bracket makes it a letter and is never one itself. A group that is never closed reaches to the end; neighbours of equal weight are joined."""
+    r"""AUTOMATIC1111's reading: `(x)` times 1.1, `[x]` divided by 1.1, `(x:1.3)` times 1.3, each times what surrounds it.
+
+    `\` before a bracket makes it a letter and is never one itself. A group that is never closed reaches to the end; neighbours of equal
+    weight are joined.
+    """
     texts: list[str] = []
     weights: list[float] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from inspect import getdoc
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Sampler:
     `noise` says which noise it wants: `none`, `fresh` (independent draws) or `tree` (a Brownian path, the same for any step sizes).
     `order` is its order of convergence on a smooth flow, start-up included. `extra_step`: it is given one step more and the sigma before
     the last is left out, because it would ask a network below its smallest trained sigma. `fresh_inpaint`: outside an inpainting mask it
-    wants noise other than the start's.
+    wants noise other than the start's. `doc` is what its function says of itself, the paper included.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Sampler:
     order: int = 1
     extra_step: bool = False
     fresh_inpaint: bool = False
+    doc: str = ""
 
 
 SAMPLERS: dict[str, Sampler] = {}
@@ -54,7 +56,7 @@ def sampler(*, order: int = 1, extra_step: bool = False, fresh_inpaint: bool = F
 
     def register(f: Deterministic) -> Deterministic:
         name = f.__name__
-        SAMPLERS[name] = Sampler(name, lambda x, sigmas, _p, _n: f(x, sigmas), "none", order, extra_step, fresh_inpaint)
+        SAMPLERS[name] = Sampler(name, lambda x, sigmas, _p, _n: f(x, sigmas), "none", order, extra_step, fresh_inpaint, getdoc(f) or "")
         return f
 
     return register
@@ -64,7 +66,7 @@ def stochastic(noise: Literal["fresh", "tree"], *, extra_step: bool = False) -> 
     """Register a sampler that adds noise on its way, `f(x, sigmas, process, noise)`."""
 
     def register(f: Stochastic) -> Stochastic:
-        SAMPLERS[f.__name__] = Sampler(f.__name__, f, noise, extra_step=extra_step)
+        SAMPLERS[f.__name__] = Sampler(f.__name__, f, noise, extra_step=extra_step, doc=getdoc(f) or "")
         return f
 
     return register

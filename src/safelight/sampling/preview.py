@@ -48,16 +48,3 @@ def _encoded(picture: Image.Image) -> str:
     held = BytesIO()
     picture.save(held, "JPEG", quality=85)
     return base64.b64encode(held.getvalue()).decode()
-
-
-def fit_preview_matrix(latents: Tensor, pixels: Tensor) -> Tensor:
-    """The `preview_matrix` that comes closest, by least squares, to pictures already decoded.
-
-    latents (B, C, h, w), pixels (B, h * f, w * f, 3) in [0, 1] -> (C + 1, 3) float32. A dozen pictures of the family's own kind are enough.
-    """
-    b, c, h, w = latents.shape
-    small = torch.nn.functional.adaptive_avg_pool2d(pixels.double().permute(0, 3, 1, 2), (h, w))  # (B, 3, h, w)
-    z = latents.double().movedim(1, -1).reshape(b * h * w, c)
-    known = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-    fitted: Tensor = torch.linalg.lstsq(known, small.movedim(1, -1).reshape(b * h * w, 3), driver="gelsd").solution
-    return fitted.float()

@@ -1,0 +1,190 @@
+"""What every sampler promises, measured where the exact answer is known, and against diffusers' schedulers."""
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from safelight.sampling.core import Noise
+from safelight.sampling.noise import Fresh, Tree
+from safelight.sampling.process import Process
+from safelight.sampling.samplers import SAMPLERS
+from safelight.sampling.schedules import SCHEDULES, plan
+from tests.gaussian import PROCESSES, Normal
+
+DETERMINISTIC = [n for n, s in SAMPLERS.items() if s.noise == "none"]
+STOCHASTIC = [n for n, s in SAMPLERS.items() if s.noise != "none"]
+ENDS_ABOVE_ZERO = {"uni_pc", "uni_pc_bh2"}
+CONSISTENCY = {"lcm"}
+"""Samples the data only from a consistency model's x0, which is not a mean."""
+
+Denoiser = Callable[[Tensor, float], Tensor]
+
+
+def walk(name: str, x: Tensor, sigmas: list[float], process: Process, denoise: Denoiser, noise: Noise | None = None) -> Tensor:
+    chosen = Tree(x, 3, sigmas) if SAMPLERS[name].noise == "tree" else Fresh(x, 3)
+    run = SAMPLERS[name].run(x, sigmas, process, noise or chosen)
+    try:
+        asked = next(run)
+        while True:
+            asked = run.send(denoise(*asked))
+    except StopIteration as end:
+        out: Tensor = end.value
+        return out
+
+
+def test_the_registries_are_read_without_torch() -> None:
+    code = "import safelight.sampling, sys; assert not {'torch', 'scipy'} & set(sys.modules), sorted(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_says_where_it_is_from(name: str) -> None:
+    assert re.search(r"arXiv:\d{4}\.\d{5}|k-diffusion|`dpm_2`", SAMPLERS[name].doc)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_any_schedule_ends_at_a_constant_x0(name: str, schedule: str) -> None:
+    x0 = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    for process in PROCESSES.values():
+        for steps in (1, 2, 3, 5):
+            sigmas = plan(process, steps, schedule=schedule, sampler=name)
+            x = process.start(torch.zeros_like(x0), torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)), sigmas[0])
+            out = walk(name, x, sigmas, process, lambda _x, _s: x0)
+            assert out.dtype == x.dtype
+            assert torch.allclose(out, x0, atol=5e-3 if name in ENDS_ABOVE_ZERO else 1e-5), (sigmas, out)
+
+
+@pytest.mark.parametrize("steps", ["linear", "logarithmic"])
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_converges_to_the_flow_with_its_order(name: str, kind: str, steps: str) -> None:
+    process = PROCESSES[kind]
+    data = Normal(process)
+    high, low = (0.95, 0.2) if kind == "flow" else (3.0, 0.3)
+    x = torch.tensor([-2.0, 0.3, 1.9], dtype=torch.float64) * high
+    errors = []
+    for n in (80, 160):
+        line = np.linspace(high, low, n + 1) if steps == "linear" else np.geomspace(high, low, n + 1)
+        out = walk(name, x, line.tolist(), process, data.denoise)
+        errors.append(float((out - data.flow(x, high, low)).abs().max()))
+    order = SAMPLERS[name].order
+    assert math.log2(errors[0] / errors[1]) > order - 0.3
+    assert errors[1] < (0.01 if order == 1 else 5e-4)
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow", "shifted"])
+@pytest.mark.parametrize("name", [n for n in STOCHASTIC if n not in CONSISTENCY])
+def test_samples_the_data(name: str, kind: str) -> None:
+    process = PROCESSES[kind]
+    data = Normal(process)
+    sigmas = plan(process, 150, schedule="karras", sampler=name)
+    out = walk(name, data.draw(sigmas[0], (1, 1, 100, 100), 5), sigmas, process, data.denoise)
+    # 10,000 numbers: three standard errors are 0.015 of the mean and 0.011 of the deviation; the rest is what 150 steps leave.
+    assert abs(float(out.mean()) - data.mean) < 0.02
+    assert float(out.std()) / data.std == pytest.approx(1, abs=0.04)
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_lcm_draws_anew_at_every_step(kind: str) -> None:
+    process = PROCESSES[kind]
+    data = Normal(process)
+    sigmas = plan(process, 4, schedule="karras", sampler="lcm")
+    out = walk("lcm", data.draw(sigmas[0], (1, 1, 100, 100), 5), sigmas, process, data.denoise)
+    spread = data.spread(sigmas[0])
+    for s, t in pairwise(sigmas):
+        a = process.alpha(s)
+        kept = spread * a * data.std**2 / (a * a * data.std**2 + s * s)
+        spread = math.hypot(process.alpha(t) * kept, t)
+    assert float(out.std()) == pytest.approx(spread, rel=0.03)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_float64_stays_exact(name: str) -> None:
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    sigmas = plan(process, 12, schedule="karras", sampler=name)
+    x = data.draw(sigmas[0], (1, 1, 4, 4), 2)
+    out = walk(name, x, sigmas, process, data.denoise)
+    assert out.dtype == torch.float64
+    again = walk(name, x.float(), sigmas, process, data.denoise)
+    assert again.dtype == torch.float32
+    assert torch.allclose(again.double(), out, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_the_same_seed_is_the_same_walk(name: str) -> None:
+    process = PROCESSES["eps"]
+    sigmas = plan(process, 6, schedule="karras", sampler=name)
+    x = Normal(process).draw(sigmas[0], (2, 4, 4, 4), 2).float()
+    a, b = (walk(name, x, sigmas, process, Normal(process).denoise) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_a_finer_walk_sees_the_same_brownian_noise() -> None:
+    """Both endpoints of one path: halving the steps of an SDE sampler brings the same pictures, not others."""
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    ends = []
+    for n in (100, 200):
+        sigmas = [*np.geomspace(14.0, 0.05, n).tolist(), 0.0]
+        ends.append(walk("dpmpp_2m_sde", data.draw(14.0, (1, 1, 32, 32), 2), sigmas, process, data.denoise).flatten())
+    assert float(torch.corrcoef(torch.stack(ends))[0, 1]) > 0.99
+
+
+# diffusers' own schedulers as judges, on their sigmas. The VP ones hold x / sqrt(1 + sigma^2); `scale` is what makes it ours again.
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "use_karras_sigmas": True}
+JUDGES: dict[str, tuple[type[Any], dict[str, Any], bool]] = {
+    "euler": (EulerDiscreteScheduler, {}, False),
+    "ddim": (EulerDiscreteScheduler, {}, False),
+    "heun": (HeunDiscreteScheduler, {}, False),
+    "lms": (LMSDiscreteScheduler, {}, False),
+    "dpmpp_2m": (DPMSolverMultistepScheduler, {}, True),
+    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, True),
+    "uni_pc_bh2": (UniPCMultistepScheduler, {"solver_order": 3, "solver_type": "bh2"}, True),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+@pytest.mark.parametrize("name", JUDGES)
+def test_agrees_with_diffusers(name: str) -> None:
+    kind, options, vp = JUDGES[name]
+    judge = kind(**BETAS, **options)
+    judge.set_timesteps(12)
+    sigmas = [float(v) for v in dict.fromkeys(judge.sigmas.tolist())]
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    x = data.draw(sigmas[0], (1, 1, 4, 4), 2)
+    unit = [torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(len(sigmas))]
+
+    want = x / (math.sqrt(1 + sigmas[0] ** 2) if vp else 1)
+    if name == "lms":  # diffusers extrapolates to sigma 0 where x0 is the answer: compare before that
+        judge.timesteps, sigmas = judge.timesteps[:-1], sigmas[:-1]
+    for i, t in enumerate(judge.timesteps):
+        judge.scale_model_input(want, t)
+        sigma = float(judge.sigmas[i])
+        at = want * (math.sqrt(1 + sigma * sigma) if vp else 1)
+        eps = (at - data.denoise(at, sigma)) / sigma
+        noise = {"variance_noise": unit[i]} if name == "dpmpp_2m_sde" else {}
+        want = judge.step(eps, t, want, **noise).prev_sample
+
+    draws = iter(unit)
+    got = walk(name, x, sigmas, process, data.denoise, lambda _s, _t: next(draws))
+    assert torch.allclose(got, want.double(), atol=2e-3 if name in ENDS_ABOVE_ZERO else 1e-4)
