@@ -54,9 +54,12 @@ class Mixture:
     """Which picture comes at which place: stateless, so any step can be made again from (seed, step, place)."""
 
     def __init__(self, shards: Shards, shares: dict[str, float], *, seed: int = 0) -> None:
-        """`shares` is the share of each kind in a batch; kinds without pictures are left out."""
+        """`shares` is the share of each kind in a batch; kinds without pictures are left out. ValueError when none has any."""
         pools = {kind: shards.of_kind(kind) for kind in shares}
         self.pools = [p for p in pools.values() if len(p)]
+        if not self.pools:
+            kinds = ", ".join(shares)
+            raise ValueError(f"Mixture: the shards have no picture of {kinds}; draw some with python -m safelight.embedded.render")
         weights = np.array([w for kind, w in shares.items() if len(pools[kind])])
         self.weights = weights / weights.sum()
         self.seed = seed

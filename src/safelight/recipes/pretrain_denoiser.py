@@ -34,9 +34,11 @@ STEPS = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does; written beside the weights. `high` bends timesteps towards noise: t = 1000 u^high, 1 is uniform."""
+    """What one run does. It ends after `minutes` of wall time, or at step `steps` when that is given; over its last part, `decay`, the rate
+    falls. `high` bends timesteps towards noise: t = 1000 u^high, 1 is uniform. `widths` are the U-Net's, at 16, 8 and 4 pixels."""
 
     minutes: float
+    steps: int = 0
     ranks: int = 2
     batch: int = 24
     lr: float = 1e-3
@@ -50,7 +52,7 @@ class Plan:
     people: float = 0.62
     scenes: float = 0.1
     objects: float = 0.28
-    resume_as: str = "last.pt"
+    widths: tuple[int, int, int] = (128, 192, 224)
 
 
 def alphas_cumprod() -> Tensor:
@@ -63,13 +65,13 @@ def alphas_cumprod() -> Tensor:
     return (root**2).float()
 
 
-def new_unet() -> Any:
+def new_unet(widths: tuple[int, int, int]) -> Any:
     """UNet2DConditionModel for (16, 16, 16) latents; text enters at 8 x 8 and 4 x 4."""
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
 
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=16, out_channels=16, block_out_channels=(128, 192, 224), layers_per_block=1,
+        sample_size=16, in_channels=16, out_channels=16, block_out_channels=widths, layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=192, attention_head_dim=4, norm_num_groups=32)
@@ -121,7 +123,7 @@ class _Run:
         torch.manual_seed(plan.seed)
         self.mini, self.plan, self.rank, self.step = mini, plan, rank, 0
         self.tok = PreTrainedTokenizerFast.from_pretrained(mini / "tokenizer")
-        self.unet, self.abar = new_unet(), alphas_cumprod()
+        self.unet, self.abar = new_unet(plan.widths), alphas_cumprod()
         clip = CLIPModel.from_pretrained(mini / "clip")
         clip.set_attn_implementation("eager")
         self.text = clip.text_model
@@ -129,8 +131,8 @@ class _Run:
         self.ema = [f.weights.data.clone() for f in self.flats]
         groups = [{"params": [f.weights], "lr": plan.lr} for f in self.flats]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-        if (mini / plan.resume_as).exists():
-            state = torch.load(mini / plan.resume_as, weights_only=True)
+        if (mini / "last.pt").exists():
+            state = torch.load(mini / "last.pt", weights_only=True)
             for flat, weights in zip(self.flats, state["weights"], strict=True):
                 flat.load(weights)
             self.ema, self.step = state["ema"], state["step"]
@@ -202,7 +204,7 @@ def _held_out(run: _Run, shards: Shards, z: Any) -> dict[str, float]:
     live = [f.weights.data.clone() for f in run.flats]
     for flat, ema in zip(run.flats, run.ema, strict=True):
         flat.load(ema)
-    for kind in ("person", "object"):
+    for kind in [k for k in ("person", "object") if len(shards.of_kind(k))]:
         index = Mixture(shards, {kind: 1.0}, seed=run.plan.seed + 77).batch(0, 96)
         x0 = torch.from_numpy(z[index].astype(np.float32))
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(7))
@@ -243,7 +245,7 @@ def rank_main(rank: int, data: Path, mini: Path, plan: Plan) -> None:
     z = np.load(mini / "latents.npy", mmap_mode="r")
     mix = Mixture(shards, {"person": plan.people, "scene": plan.scenes, "object": plan.objects}, seed=plan.seed)
     start, first, running, falling = time.monotonic(), run.step, 0.0, False
-    while (done := _agreed((time.monotonic() - start) / 60 / plan.minutes, plan.ranks)) < 1:
+    while (done := run.step / plan.steps if plan.steps else _agreed((time.monotonic() - start) / 60 / plan.minutes, plan.ranks)) < 1:
         if rank == 0 and not falling and done >= 1 - plan.decay:
             run.save("last.pt")
         falling = done >= 1 - plan.decay
@@ -283,7 +285,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data", type=Path)
     p.add_argument("mini", type=Path)
-    for name, kind in (("minutes", float), ("ranks", int), ("batch", int), ("lr", float), ("decay", float), ("high", float), ("seed", int)):
+    for name, kind in (("minutes", float), ("steps", int), ("ranks", int), ("batch", int), ("lr", float), ("decay", float), ("high", float), ("seed", int)):
         p.add_argument(f"--{name}", type=kind, default=None)
     a = vars(p.parse_args())
     data, mini = a.pop("data"), a.pop("mini")

@@ -1,0 +1,178 @@
+"""What the embedded model is made from: attributes, captions that tell the truth about them, pictures, shards, and the recipes in small."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from safelight.embedded import people, render, scenes, vocabulary
+from safelight.embedded.captions import caption
+from safelight.embedded.shards import Mixture, Shards
+from safelight.recipes import pretrain_autoencoder, pretrain_clip, pretrain_denoiser
+from safelight.train.flat import Flat
+
+ICONS = {"icons": {"red-apple": {"body": '<circle cx="16" cy="16" r="10" fill="#ff0000"/>'}}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty people and twenty scenes."""
+    out = tmp_path_factory.mktemp("shards")
+    render.build(out, {"person": 40, "scene": 20}, out / "icons.json", shard=20, workers=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def mini(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer, CLIP and autoencoder after a few steps each."""
+    out = tmp_path_factory.mktemp("mini")
+    pretrain_clip.train(data, out / "clip", minutes=0.02, batch=8)
+    pretrain_autoencoder.train(data, out / "vae", minutes=0.02, batch=2)
+    return out
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_full_caption_says_every_attribute(language: str) -> None:
+    i = ("en", "zh").index(language)
+    for seed in range(60):
+        a = people.draw_attributes(Random(seed))
+        text = caption(a, Random(seed), language=language, full=True)
+        assert vocabulary.EXPRESSIONS[a["expression"]][i] in text
+        assert vocabulary.CLOTHES_COLOURS[a["clothes colour"]][i] in text
+        assert (vocabulary.GLASSES[a["glasses"]][i] in text) == (a["glasses"] != "none")
+        ground = vocabulary.BACKGROUNDS[a["background"]][i] if "background" in a else vocabulary.SCENES[a["scene"]][i]
+        assert ground in text
+
+
+def test_no_caption_says_a_colour_that_is_not_there() -> None:
+    colours = set(vocabulary.HAIR_COLOURS) | set(vocabulary.CLOTHES_COLOURS) | set(vocabulary.BACKGROUNDS)
+    for seed in range(300):
+        a = people.draw_attributes(Random(seed)) | {"scene": "sea", "time": "day"}
+        a.pop("background", None)
+        words = set(caption(a, Random(seed)).replace(",", "").split())
+        assert words & colours <= {a["hair colour"], a["clothes colour"], "brown" if a["skin"] == "brown" else "", ""}
+
+
+def test_captions_vary_and_repeat_with_the_seed() -> None:
+    a = people.draw_attributes(Random(1))
+    assert len({caption(a, Random(i)) for i in range(30)}) > 15
+    assert caption(a, Random(3)) == caption(a, Random(3))
+
+
+def test_a_picture_has_the_colours_it_was_asked_for(tmp_path: Path) -> None:
+    icons = tmp_path / "icons.json"
+    icons.write_text(json.dumps(ICONS))
+    a = people.draw_attributes(Random(5)) | {"background": "teal", "hair style": "bob", "hair colour": "green", "frame": "portrait"}
+    a.pop("scene", None)
+    pixels = np.asarray(render.picture(a, Random(0))).reshape(-1, 3)
+    assert tuple(pixels[0]) == (0x4F, 0xB9, 0xB3)
+    green = np.abs(pixels.astype(int) - (0x2F, 0x9E, 0x5B)).max(1) < 6
+    assert green.mean() > 0.03
+    apple = np.asarray(render.picture({"kind": "object", "object": "apple", "background": "white"}, Random(0), icons))
+    assert tuple(apple[64, 64]) == (255, 0, 0)
+
+
+def test_an_object_without_icons_is_refused() -> None:
+    with pytest.raises(ValueError, match="icon file"):
+        render.picture({"kind": "object", "object": "apple", "background": "white"}, Random(0))
+
+
+@pytest.mark.parametrize("scene", vocabulary.SCENES)
+def test_every_scene_looks_different_by_day_and_night(scene: str) -> None:
+    day, night = (np.asarray(render.raster(scenes.svg(scene, t, Random(0))).convert("L")).mean() for t in ("day", "night"))
+    assert day > night + 30
+
+
+def test_shards_are_drawn_once_and_read_by_number(data: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in data.iterdir()}
+    render.build(data, {"person": 40, "scene": 20}, data / "icons.json", shard=20, workers=1)
+    assert {p: p.stat().st_mtime_ns for p in data.iterdir()} == before
+    shards = Shards.open(data)
+    assert len(shards) == 60
+    parts = np.concatenate([np.load(p) for p in sorted(data.glob("*.npy"))])
+    assert (shards.pixels(np.array([59, 0, 20])) == parts[[59, 0, 20]]).all()
+    assert {shards.rows[i]["kind"] for i in shards.of_kind("scene")} == {"scene"}
+
+
+def test_a_mixture_of_nothing_is_an_error(data: Path) -> None:
+    with pytest.raises(ValueError, match="no picture of object"):
+        Mixture(Shards.open(data), {"object": 1.0})
+
+
+def test_no_shards_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"safelight\.embedded\.render"):
+        Shards.open(tmp_path)
+
+
+def test_the_batch_of_a_step_depends_on_seed_step_and_rank_alone(data: Path) -> None:
+    shards = Shards.open(data)
+    mix = Mixture(shards, {"person": 0.5, "scene": 0.5, "object": 1.0}, seed=3)
+    first = mix.batch(7, 16)
+    mix.batch(8, 16)
+    assert (mix.batch(7, 16) == first).all()
+    assert not (mix.batch(7, 16, rank=1) == first).all()
+    assert not (Mixture(shards, {"person": 0.5, "scene": 0.5}, seed=4).batch(7, 16) == first).all()
+
+
+def test_flat_parameters_train_as_the_plain_ones_do() -> None:
+    torch.manual_seed(0)
+    plain, flat = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    flat.load_state_dict(plain.state_dict())
+    whole = Flat([flat])
+    a, b = torch.optim.AdamW(plain.parameters(), lr=0.1), torch.optim.AdamW([whole.weights], lr=0.1)
+    for step in range(3):
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+        for net, optimizer in ((plain, a), (flat, b)):
+            net(x).square().sum().backward()
+            optimizer.step()
+            a.zero_grad()
+            whole.grads.zero_()
+    assert torch.equal(whole.weights.data, torch.cat([p.data.reshape(-1) for p in plain.parameters()]))
+    assert torch.equal(flat.weight, plain.weight)
+
+
+def test_flat_clips_to_the_norm() -> None:
+    net = torch.nn.Linear(5, 3)
+    whole = Flat([net])
+    (net(torch.full((1, 5), 100.0)).sum()).backward()
+    before = whole.clip(1.0)
+    assert before > 100
+    assert whole.grads.norm() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_principal_components_of_flat_pictures_come_back(data: Path) -> None:
+    shards = Shards.open(data)
+    pca = pretrain_autoencoder.fit_pca(shards, pictures=60)
+    x = pretrain_autoencoder.unit(shards.pixels(np.arange(8)))
+    z = pretrain_autoencoder.encode(x, pca)
+    assert z.shape == (8, 16, 16, 16)
+    patches = z.permute(0, 2, 3, 1) @ pca["up"] + pca["mean"]
+    error = (patches - pretrain_autoencoder.patches(x)).square().mean() / x.var()
+    assert error < 0.06
+
+
+def test_the_denoiser_resumes_to_the_same_bits(data: Path, mini: Path) -> None:
+    plan = pretrain_denoiser.Plan(minutes=1e9, steps=4, ranks=1, batch=2, decay=0.5, warmup=2, widths=(32, 32, 32))
+    pretrain_denoiser.latents(Shards.open(data), mini, mini / "latents.npy")
+    pretrain_denoiser.rank_main(0, data, mini, plan)  # last.pt is step 2's
+    straight = torch.load(mini / "final.pt", weights_only=True)
+    assert torch.load(mini / "last.pt", weights_only=True)["step"] == 2
+    pretrain_denoiser.rank_main(0, data, mini, plan)  # goes on from there
+    resumed = torch.load(mini / "final.pt", weights_only=True)
+    assert resumed["step"] == straight["step"] == 4
+    for a, b in zip(resumed["weights"] + resumed["ema"], straight["weights"] + straight["ema"], strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(straight["weights"][0], straight["ema"][0])
+    for part in ("unet", "text_encoder", "scheduler"):
+        assert any((mini / part).iterdir())
+
+
+def test_zero_terminal_snr_ends_in_pure_noise() -> None:
+    bar = pretrain_denoiser.alphas_cumprod()
+    assert bar[-1] == 0
+    assert bar[0] == pytest.approx(0.99915, abs=1e-4)
+    assert (bar.diff() < 0).all()
