@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ def learn(data: Dataset, *, steps: int = 2, seed: Annotated[int, Knob(0, 2**64 -
     for i in range(steps):
         (work / "state").write_text(str(i))
         yield Progress(step=i + 1, total=steps, what="learn")
+    shutil.rmtree(work)
     weights = current().blob(f"{[r.caption for r in data]} {steps} {seed}".encode(), ".safetensors")
     return Patch("test", weights, files={"record.json": current().blob(b"{}", ".json")}, info={"steps": steps})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 from safelight.binding import arguments, by_name, settle, wrong_value
@@ -172,11 +173,14 @@ def _told(op: Op[..., Any], inputs: Inputs, values: Mapping[str, Any]) -> Inputs
 
 
 def stamped(value: Value, made: str) -> Value:
-    """A batch of pictures in which each picture's `info` says which recipe made it, and where in the batch it lay."""
-    if not isinstance(value, Image):
-        return value
-    info = value.info or ({},) * len(value)
-    return Image(value.pixels, tuple({**row, ORIGIN: [made, i]} for i, row in enumerate(info)))
+    """The value, as an object of its own, with the recipe that made it. In a batch of pictures each picture's `info` says so too, and
+    where in the batch it lay: a choice of them still knows."""
+    out = copy(value)
+    if isinstance(value, Image):
+        info = value.info or ({},) * len(value)
+        out = dataclasses.replace(value, info=tuple({**row, ORIGIN: [made, i]} for i, row in enumerate(info)))
+    object.__setattr__(out, "recipe", made)
+    return out
 
 
 class _Run:

@@ -59,21 +59,17 @@ def rows(data: Dataset) -> list[list[str]]:
 
 def as_input(store: Store, value: Value) -> Input:
     """A value that Python holds, as an op's input: with the recipe that made it when the store knows one."""
+    record = store.get(value.recipe) if value.recipe else None
+    if record is not None and record.value == value.key:
+        return record.as_input()
     exact = exact_key(value)
-    name, key = type(value).__name__, value.key
-    origins = [row[ORIGIN] for row in value.info if ORIGIN in row] if isinstance(value, Image) else []
-    whole = isinstance(value, Image) and len(origins) == len(value) > 0
-    if whole:
-        first = store.get(origins[0][0])
-        if first is not None and first.exact == exact and all(o[0] == origins[0][0] for o in origins):
-            return first.as_input()
     record = store.producer(exact)
     if record is not None:
         return record.as_input()
     known = about(value) | ({"rows": rows(value)} if isinstance(value, Dataset) else {})
-    if whole:  # a choice of pictures that ops made
-        known["origins"] = [list(o) for o in origins]
-    return Input(name, key, exact, "", known)
+    if isinstance(value, Image) and value.info and all(ORIGIN in row for row in value.info):  # a choice of pictures that ops made
+        known["origins"] = [list(row[ORIGIN]) for row in value.info]
+    return Input(type(value).__name__, value.key, exact, "", known)
 
 
 @dataclass
@@ -199,7 +195,7 @@ def here() -> Lineage:
 def _lineage(walk: _Trace, target: str) -> Lineage:
     used: Mapping[str, str] = next((n["versions"] for n in reversed(walk.nodes.values()) if "versions" in n), {})
     for node in walk.nodes.values():  # the versions once, and per node only where they were others
-        if node.get("versions") == used:
+        if node.get("versions") in (used, {}):
             del node["versions"]
     return Lineage({"format": FORMAT, "target": target, "versions": used, "nodes": walk.nodes, "pictures": walk.pictures})
 

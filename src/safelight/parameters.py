@@ -49,7 +49,8 @@ def _quoted(value: Any) -> str:
 def read(text: str) -> dict[str, str]:
     """Prompt, negative prompt and the pairs of a `parameters` text, whoever wrote it."""
     lines = text.strip().split("\n")
-    last = lines[-1] if PAIR.match(lines[-1]) and "Steps:" in lines[-1] else ""
+    labels = {name for name, _ in PAIR.findall(lines[-1])}
+    last = lines[-1] if labels & {"Steps", "Seed", "Version"} else ""
     prompt, _, negative = "\n".join(lines[:-1] if last else lines).partition("\nNegative prompt:")
     out = {"prompt": prompt.strip(), "negative": negative.strip()}
     for name, value in PAIR.findall(last):

@@ -53,9 +53,14 @@ def _plain(x: Any) -> Any:
 
 
 class Value:
-    """What every value has: a `type_name` (the graph's socket type) and a `key` (32 hex digits of its content)."""
+    """What every value has: a `type_name` (the graph's socket type) and a `key` (32 hex digits of its content).
+
+    `recipe` says which recipe made this very object; the engine sets it on what it hands out, it is no part of the content, and a value
+    made of another one (`dataclasses.replace`) has none.
+    """
 
     type_name: ClassVar[str] = "VALUE"
+    recipe: ClassVar[str] = ""
 
     @property
     def key(self) -> str:
