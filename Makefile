@@ -27,7 +27,7 @@ $(STAMP): requirements/lock.txt pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP) ## from examples/pixel-people to a LoRA, a sheet and a report in out/demo
-	$(BIN)/safelight demo examples/pixel-people --out out/demo $(ARGS)
+	$(BIN)/safelight develop examples/pixel-people --trigger 'in pixel style' --prompts examples/pixel-prompts.txt --out out/demo $(ARGS)
 
 test: $(STAMP) ## the tests
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
