@@ -17,6 +17,7 @@ from safelight.events import Event, Progress
 from safelight.families import Family, find
 from safelight.patches import lora as lora_patch
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
+from safelight.train.captions import found_trigger, frequencies, without
 from safelight.train.checkpoints import Checkpoints
 from safelight.train.loop import Reading, Trained, Training, rate, train
 from safelight.train.settings import LoraShape, Optimizer
@@ -454,3 +455,44 @@ def test_files_are_the_same_bytes_every_time(tmp_path: Path) -> None:
 def test_a_preset_that_fits_nothing_is_refused(family: Family) -> None:
     with pytest.raises(ValueError, match="there are no parameters"):
         last(train(Training({}, lambda step: iter(()), 1, Optimizer())))
+
+
+# Captions.
+
+
+@pytest.mark.parametrize(
+    ("captions", "trigger"),
+    [
+        (["a fox, in ink style", "two owls, on a tree, in ink style"], "in ink style"),
+        (["sks dog, on grass", "sks dog, in a car"], "sks dog"),
+        (["一只猫，水墨风", "两只狗，水墨风"], "水墨风"),
+        (["a red apple", "a green apple"], ""),
+        (["a, same", "a, same"], ""),
+        (["in ink style", "a fox, in ink style"], ""),
+        ([], ""),
+    ],
+)
+def test_the_trigger_is_what_captions_share(captions: list[str], trigger: str) -> None:
+    assert found_trigger(captions) == trigger
+
+
+@pytest.mark.parametrize(
+    ("caption", "left"),
+    [
+        ("a fox, in ink style", "a fox"), ("in ink style, a fox", "a fox"), ("a fox in ink style on snow", "a fox on snow"),
+        ("in ink style", ""), ("a fox", "a fox"), ("", ""),
+    ],
+)
+def test_captions_without_the_trigger(caption: str, left: str) -> None:
+    assert without(caption, "in ink style") == left
+    assert without(caption, "") == caption
+
+
+def test_frequencies_count_parts() -> None:
+    assert frequencies(["a, b", "b, c", ""]) == {"a": 1, "b": 2, "c": 1}
+
+
+def test_conditions_of_different_lengths_join(family: Family) -> None:
+    prompts = ["a red apple", "a girl with purple hair, " * 9]
+    alone = [family.encode_text([p]) for p in prompts]
+    assert torch.allclose(cache.join(alone).tokens, family.encode_text(prompts).tokens, atol=1e-5)
