@@ -24,9 +24,8 @@ class Trainer:
         self.given = f"{model} {pictures}"
         here = Path(__file__)
         env = {**os.environ, "PYTHONPATH": str(here.parents[2]), "PYTHONWARNINGS": "ignore"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.flow.train_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=here.parents[2]
-        )
+        command = [sys.executable, "-m", "tests.flow.train_child"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=here.parents[2])
 
     def lines(self, home: Path) -> Iterator[str]:
         assert self.process.stdin and self.process.stdout
