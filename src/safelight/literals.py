@@ -91,19 +91,24 @@ def parse(op: str, setting: Setting, text: str) -> Any:
         return None
     if not setting.many:
         return _parse_one(op, setting, text)
+    words = setting.kind in ("str", "path", "json") and setting.names is None  # a prompt has commas and brackets of its own
     if text.startswith("["):
-        return _json(op, setting, text)
+        try:
+            return _json(op, setting, text)
+        except InputError:
+            if not words:
+                raise
     if setting.kind == "int" and ".." in text:
         first, _, last = text.partition("..")
         return list(range(_parse_one(op, setting, first), _parse_one(op, setting, last) + 1))
-    if setting.kind in ("str", "path", "json") and setting.names is None:  # a prompt has commas of its own
+    if words:
         return [_parse_one(op, setting, text)]
     return [_parse_one(op, setting, part.strip()) for part in text.split(",") if part.strip()]
 
 
 def is_coded(setting: Setting) -> bool:
     """Whether text that is given for it stands for something else: a number, a list of names, JSON."""
-    return setting.kind not in ("str", "path") or (setting.many and setting.names is not None)
+    return setting.many or setting.kind not in ("str", "path")
 
 
 def _parse_one(op: str, setting: Setting, text: str) -> Any:

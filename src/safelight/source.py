@@ -5,7 +5,6 @@ import ast
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safelight.values import digest
 
 
 def source_hash(fn: Callable[..., Any]) -> str:
-    """Digest of the function's module and of the modules of the same package that the function's body imports.
+    """Digest of the function's module, without the other ops in it, and of the modules of the same package that the body imports.
 
     Comments, formatting and docstrings do not count. A function without a source file (typed at a prompt) hashes its bytecode.
     """
@@ -21,27 +20,34 @@ def source_hash(fn: Callable[..., Any]) -> str:
     if file is None or not Path(file).is_file():
         code = fn.__code__
         return digest(code.co_code, repr([c for c in code.co_consts if not inspect.iscode(c)]))
-    return digest(*[part for path in (Path(file), *sorted(imported(fn))) for part in (path.name, normal_form(path))])
+    others = [normal_form(path) for path in sorted(imported(fn))]
+    return digest(normal_form(Path(file), only=fn.__name__), *others)
 
 
-@cache
-def normal_form(path: Path) -> str:
-    """The file's syntax tree as text, without docstrings."""
+def normal_form(path: Path, only: str = "") -> str:
+    """The file's code as text, without docstrings and comments; with `only`, without the ops of other names."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    if only:
+        tree.body = [n for n in tree.body if not (isinstance(n, ast.FunctionDef) and n.name != only and _is_op(n))]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_op(node: ast.FunctionDef) -> bool:
+    called = [d.func for d in node.decorator_list if isinstance(d, ast.Call)]
+    return any((isinstance(f, ast.Name) and f.id == "op") or (isinstance(f, ast.Attribute) and f.attr == "op") for f in called)
 
 
 def imported(fn: Callable[..., Any]) -> set[Path]:
     """Source files of the function's own top package that its body imports."""
     top = fn.__module__.partition(".")[0]
     root = getattr(sys.modules.get(top), "__path__", None)
-    if root is None:
-        return set()
     node = _definition(fn)
-    return set() if node is None else {p for name in _names(node, top) if (p := _file(Path(root[0]), name)) is not None}
+    if root is None or node is None:
+        return set()
+    return {path for name in _names(node, top) if (path := _file(Path(root[0]), name)) is not None}
 
 
 def _definition(fn: Callable[..., Any]) -> ast.AST | None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +242,6 @@ def test_source_hash_sees_code_and_not_comments(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def now() -> str:
-        from safelight.source import normal_form
-
-        normal_form.cache_clear()
         return source_hash(importlib.import_module("shop.till").total)
 
     first = now()
@@ -251,5 +249,21 @@ def test_source_hash_sees_code_and_not_comments(tmp_path: Path, monkeypatch: pyt
     till = ['"""Words."""', "def total():", '    """More."""', "    # more", "    from shop.wares import price", "    return price()", ""]
     (package / "till.py").write_text("\n".join(till))
     assert now() == first
+    (package / "till.py").write_text("\n".join([*till, "@op('x')", "def another(): return 9", ""]))
+    assert now() == first
     (package / "wares.py").write_text("def price(): return 2\n")
     assert now() != first
+
+
+def test_a_changed_op_is_noticed() -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+    try:
+        from op_versions import changes
+    finally:
+        sys.path.pop(0)
+    old: Any = {"a": {"version": 1, "source": "x"}, "b": {"version": 2, "source": "y"}}
+    assert changes(old, old) == []
+    assert "a: its code changed, its version is still 1" in changes(old, {**old, "a": {"version": 1, "source": "z"}})[0]
+    assert changes(old, {**old, "a": {"version": 2, "source": "z"}}) == ["a: version 1 is now 2"]
+    assert "went back" in changes(old, {**old, "b": {"version": 1, "source": "y"}})[0]
+    assert changes(old, {"a": old["a"], "c": old["b"]}) == ["b: gone", "c: new, version 2"]
