@@ -22,8 +22,9 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def subject(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
     monkeypatch.setattr(module, "embedded", lambda: embedded)
-    Pil.effect_noise((50, 50), 60).convert("RGB").save(tmp_path / "a.png")
-    rows = (Row(Blob.of(tmp_path / "a.png"), "a.png", 50, 50),)
+    for name in "abcd":
+        Pil.effect_noise((50, 50), 60).convert("RGB").save(tmp_path / name, "PNG")
+    rows = tuple(Row(Blob.of(tmp_path / name), name, 50, 50) for name in "abcd")
     pixels = np.random.default_rng(0).random((5, 40, 48, 3), dtype=np.float32)
     pixels[0] = 0.5
     return Subject(Image(pixels), ("a", "b", "c", "狗", "e"), Dataset(rows))

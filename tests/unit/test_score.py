@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pil
+from PIL import ImageFilter
 
+from safelight.pictures import bytes8, floats, read, square
 from safelight.scoring import METRICS, score
 from safelight.scoring import clip as module
 from safelight.scoring.clip import ClipTowers
@@ -96,21 +98,22 @@ def test_clip_score_is_the_cosine(towers: ClipTowers) -> None:
     assert score(image, ["clip"]).values["clip"][0] == pytest.approx(got[0])
 
 
-def test_style_is_likeness_to_the_set(towers: ClipTowers, tmp_path: Path) -> None:
-    rows = []
-    for i in range(3):
-        path = tmp_path / f"{i}.png"
-        Pil.fromarray(np.full((40, 40, 3), (200, 40 + i, 30), np.uint8)).save(path)
-        rows.append(Row(Blob.of(path), path.name, 40, 40))
-    like = np.full((1, 32, 32, 3), (200 / 255, 41 / 255, 30 / 255), np.float32)
-    image = Image(np.concatenate([like, 1 - like, pictures(2).pixels]))
-    got = score(image, ["style"], against=Dataset(tuple(rows))).values["style"]
-    assert got[0] > 99.9 and max(got) == got[0]
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "pixel-people").glob("person-??.png"))
+
+
+def test_style_is_how_a_picture_is_drawn_not_what_it_shows() -> None:
+    """Half of the example set is the dataset: the other half is near, in other colours too; smoothed it is far, and noise is far."""
+    data = Dataset(tuple(Row(Blob.of(p), p.name, 256, 256) for p in EXAMPLES[:15]))
+    held = np.stack([floats(square(read(p), 128)) for p in EXAMPLES[15:]])
+    smooth = np.stack([floats(np.asarray(Pil.fromarray(bytes8(p)).filter(ImageFilter.GaussianBlur(2)))) for p in held])
+    groups = {"same": held, "recoloured": held[..., ::-1].copy(), "smooth": smooth, "noise": pictures(5, 128).pixels}
+    got = {name: np.mean(score(Image(p), ["style"], against=data).values["style"]) for name, p in groups.items()}
+    assert got["same"] > 88 and got["recoloured"] > 80 and got["smooth"] < 40 and got["noise"] < 40, got
 
 
 @pytest.mark.parametrize(("by", "options", "said"), [
     (["clip"], {"prompts": ["", "a", "b", "c"]}, "picture 0 has none"), (["clip"], {"prompts": ["a", "b"]}, "got 2 for 4 pictures"),
-    (["style"], {}, "compares with a dataset"), (["beauty"], {}, "expected some of"), ([], {}, "got no metric")])
+    (["style"], {}, "needs a dataset"), (["beauty"], {}, "expected some of"), ([], {}, "got no metric")])
 def test_errors(towers: ClipTowers, by: list[str], options: dict[str, list[str]], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         score(Image(pictures().pixels), by, **options)  # type: ignore[arg-type]

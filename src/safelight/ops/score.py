@@ -21,7 +21,7 @@ def _eyes(given: Mapping[str, Any]) -> str:
     """Which encoders judge, when any do."""
     from safelight.scoring.clip import stamp
 
-    return stamp() if {"clip", "style"} & set(given["by"]) else ""
+    return stamp() if "clip" in given["by"] else ""
 
 
 @op(group="score", version=1, exact=True, fingerprint=_eyes)
@@ -34,8 +34,8 @@ def score(
 
     Args:
         data: the pictures whose style the metric `style` compares with
-        by: `clip` is how well the picture fits its prompt, `style` how much it looks like the dataset, `sharpness` and `colourfulness` need
-            no model
+        by: `clip` is how well the picture fits its prompt, `style` how much it is drawn like the dataset, `sharpness` and `colourfulness`
+            are what they say; only `clip` needs a model
         prompts: one for all pictures or one each; without any, the prompts that the pictures were made from
     """
     from safelight.scoring import score as judge

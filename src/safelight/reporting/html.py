@@ -59,6 +59,8 @@ def picture(pixels: NDArray[np.uint8], alt: str, *, longest: int = 512, lazy: bo
 
 def number(value: float, digits: int = 3) -> str:
     """For people: 0.0312, 12.3, 1,234; never 1e-05 for what is plainly zero."""
+    if value < 0:
+        return f"−{number(-value, digits)}"
     if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}" if abs(value) >= 0.0001 else f"{value:.1e}"

@@ -54,7 +54,7 @@ def _lede(story: Story) -> Markup:
         out = len(story.data.rows) - len(story.data)
         said.append(f"{len(story.data)} pictures" + (f" ({out} left out)" if out else ""))
     if story.record:
-        steps = story.record["loss"][-1][0] if story.record.get("loss") else 0
+        steps = max((row[0] for name in ("loss", "held_out") for row in story.record.get(name) or ()), default=0)
         said.append(f"{steps:g} steps of training in {duration(float(story.record.get('seconds', 0)))}")
     if story.after is not None:
         said.append(f"{len(story.after)} pictures made" + (" before and after" if story.before is not None else ""))
