@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "run": "flow", "why": "files", "reproduce": "files", "OPS": "op", "op": "op", "Knob": "op", "OneOf": "op", "Work": "op",
+    "run": "flow", "why": "files", "reproduce": "files", "OPS": "op", "Knob": "op", "OneOf": "op", "Work": "op",
     "Store": "store", "Blob": "values", "Caption": "values", "Row": "values", "Knobs": "values", "Value": "values",
 }
+"""Public names that are neither ops nor values, and their modules. The decorator is `safelight.op.op`: here its module has the name."""
+
 
 def __getattr__(name: str) -> Any:
     if name == "__all__":

@@ -65,6 +65,10 @@ def test_the_command_line_is_light(args: list[str]) -> None:
     assert not HEAVY & loaded(RUN.format(args=args))
 
 
+def test_the_help_page_needs_no_arrays() -> None:
+    assert not (HEAVY | {"numpy", "PIL", "yaml"}) & loaded(RUN.format(args=["--help"]))
+
+
 @pytest.mark.parametrize("name", [n for n in LEFT if exists(n)])
 def test_the_left_tower_is_light(name: str) -> None:
     below = [m for m in modules() if m == f"safelight.{name}" or m.startswith(f"safelight.{name}.")]
@@ -123,6 +127,7 @@ def overload(node: ast.AST) -> bool:
 def test_every_public_name_exists_and_is_described() -> None:
     assert safelight.__all__
     things = {name: getattr(safelight, name) for name in safelight.__all__}
+    assert not [n for n, thing in things.items() if inspect.ismodule(thing)], "hidden by a module of the same name"
     described = [n for n, thing in things.items() if inspect.isclass(thing) or inspect.isroutine(thing) or isinstance(thing, Op)]
     assert len(described) > len(things) / 2
     assert [n for n in described if not (things[n].__doc__ or "").strip()] == []

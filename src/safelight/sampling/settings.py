@@ -5,23 +5,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
-from safelight.sampling.guidance import GUIDANCES
-from safelight.sampling.samplers import SAMPLERS
-from safelight.sampling.schedules import SCHEDULES
 from safelight.spec import Knob, OneOf
 from safelight.values import Knobs
 
 
-# Named functions: a class's annotations are evaluated where a lambda in them would not see this module.
+# Named functions: a class's annotations are evaluated where a lambda in them would not see this module. The registries bring numpy,
+# so they are asked for with the names, not with the knobs.
 def _samplers() -> Iterable[str]:
+    from safelight.sampling.samplers import SAMPLERS
+
     return SAMPLERS
 
 
 def _schedules() -> Iterable[str]:
+    from safelight.sampling.schedules import SCHEDULES
+
     return SCHEDULES
 
 
 def _guidances() -> Iterable[str]:
+    from safelight.sampling.guidance import GUIDANCES
+
     return GUIDANCES
 
 
