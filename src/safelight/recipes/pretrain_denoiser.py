@@ -285,7 +285,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data", type=Path)
     p.add_argument("mini", type=Path)
-    for name, kind in (("minutes", float), ("steps", int), ("ranks", int), ("batch", int), ("lr", float), ("decay", float), ("high", float), ("seed", int)):
+    numbers = {"minutes": float, "steps": int, "ranks": int, "batch": int, "lr": float, "decay": float, "high": float, "seed": int}
+    for name, kind in numbers.items():
         p.add_argument(f"--{name}", type=kind, default=None)
     a = vars(p.parse_args())
     data, mini = a.pop("data"), a.pop("mini")
