@@ -2,7 +2,8 @@
 
 `tools/op_versions.json` has each op's version and source hash (its module without the other ops, and what its body imports; comments and
 docstrings do not count). After a change: raise `version=` in the declaration if results differ, so that kept ones are not taken for new;
-then, or when results are the same bits, record the new hash with --accept. Ops declared `cheap` are not listed: their source is their version.
+then, or when results are the same bits, record the new hash with --accept. Ops declared `cheap` are not listed: their source is their
+version.
 """
 from __future__ import annotations
 
