@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import safetensors.numpy
 
 from safelight.events import Ask, Note, Preview, Progress, Query
+from safelight.lineage import here
 from safelight.op import Knob, OneOf, Op, Work, op
 from safelight.store import current
 from safelight.values import Blob, Caption, Dataset, Image, Knobs, Model, Page, Patch, Row, Scores
@@ -138,9 +141,21 @@ def learn(data: Dataset, *, steps: int = 2, seed: Annotated[int, Knob(0, 2**64 -
     for i in range(steps):
         (work / "state").write_text(str(i))
         yield Progress(step=i + 1, total=steps, what="learn")
+    numbers = np.frombuffer(f"{[r.caption for r in data]} {steps} {seed}".encode(), np.uint8)
+    weights = current().blob(safetensors.numpy.save({"w": numbers}, {"safelight.lineage": json.dumps(here().data)}), ".safetensors")
     shutil.rmtree(work)
-    weights = current().blob(f"{[r.caption for r in data]} {steps} {seed}".encode(), ".safetensors")
     return Patch("test", weights, files={"record.json": current().blob(b"{}", ".json")}, info={"steps": steps})
+
+
+def _content(given: Mapping[str, Any]) -> str:
+    return Blob.of(given["path"]).sha256
+
+
+@op("test", registry=SMALL, loads=True, fingerprint=_content)
+def load_patch(path: Path) -> Patch:
+    """Weights from a file."""
+    RAN.append("load_patch")
+    return Patch("test", current().blob(path))
 
 
 @op("test", registry=SMALL, store=False, loads=True)

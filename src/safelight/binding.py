@@ -59,7 +59,11 @@ def settle(spec: Spec, given: Mapping[str, Any], wrong: list[InputError]) -> tup
 
 def _wants(spec: Spec, name: str) -> str:
     port = spec.port[name]
-    return f"a list of {port.socket}" if port.many else f"{'an' if port.socket[0] in 'AEIO' else 'a'} {port.socket}"
+    return f"a list of {port.socket}" if port.many else _a(port.socket)
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[0] in 'AEIO' else 'a'} {word}"
 
 
 def unknown_input(spec: Spec, name: str) -> InputError:
@@ -71,7 +75,7 @@ def unknown_input(spec: Spec, name: str) -> InputError:
 
 def wrong_value(spec: Spec, name: str, given: Any) -> InputError:
     """The error for something at a port that is not a value the port takes."""
-    shown = repr(given) if isinstance(given, str | int | float) else f"a {type(given).__name__}"
+    shown = repr(given) if isinstance(given, str | int | float) else _a(type(given).__name__)
     return InputError(spec.name, name, shown, _wants(spec, name))
 
 

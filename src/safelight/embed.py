@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import struct
 import zlib
@@ -19,6 +20,8 @@ MORE_MARK = b"http://ns.adobe.com/xmp/extension/\0"
 NAMESPACE = "urn:safelight:1"
 USER_COMMENT, EXIF_IFD, MAKE, MODEL = 0x9286, 0x8769, 0x010F, 0x0110
 OURS = "safelight"
+LINEAGE = "safelight.lineage"
+"""The key of our lineage in the metadata of a .safetensors file."""
 
 
 def png_with_texts(data: bytes, texts: Mapping[str, str]) -> bytes:
@@ -114,6 +117,17 @@ def _xmp(texts: Mapping[str, str]) -> bytes:
 def _packet(description: str) -> bytes:
     rdf = f'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">{description}</rdf:RDF>'
     return f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{rdf}</x:xmpmeta>'.encode()
+
+
+def safetensors_texts(path: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file, from its header. ValueError when it is none."""
+    with open(path, "rb") as f:
+        size = int.from_bytes(f.read(8), "little")
+        try:
+            header = json.loads(f.read(size)) if size < 2**27 else {}
+        except ValueError as e:
+            raise ValueError(f"{path}: not a .safetensors file") from e
+    return dict(header.get("__metadata__", {}))
 
 
 def texts_of(path: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from safelight.codec import ORIGIN
 from safelight.events import Cached, Done, Event, Progress, Started
 from safelight.graph import Node, Ops, Problem, read
 from safelight.graph import check as check_graph
-from safelight.lineage import about, as_input, rows, versions
+from safelight.lineage import about, as_input, history, rows, versions
 from safelight.literals import plain
 from safelight.op import Op, load_ops, source_of
 from safelight.spec import InputError, Port, Work
@@ -130,7 +130,8 @@ def _run(op: Op[..., Any], given: Mapping[str, Any], made: Made, store: Store) -
     if not isinstance(value, op.spec.output):
         raise TypeError(f"{name}: its body returned a {type(value).__name__}, its signature says {op.spec.output.__name__}")
     seconds = time.perf_counter() - start
-    record = store.put(value, made, seconds=seconds, about=about(value), disk=op.spec.store)
+    told = about(value) | ({} if op.spec.ports else history(value))
+    record = store.put(value, made, seconds=seconds, about=told, disk=op.spec.store)
     yield Done(op=name, key=made.recipe, value=record.value, seconds=seconds)
     return record
 

@@ -215,9 +215,7 @@ def _history(path: Path) -> dict[str, Any]:
     text = "{}"
     match path.suffix.lower():
         case ".safetensors":
-            with open(path, "rb") as f:
-                header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-            text = header.get("__metadata__", {}).get("safelight.lineage", text)
+            text = embed.safetensors_texts(path).get(embed.LINEAGE, text)
         case ".json":
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             inner: dict[str, Any] = data.get("lineage", data if "nodes" in data else {})

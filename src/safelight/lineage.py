@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safelight import embed
 from safelight.codec import ORIGIN, exact_key
 from safelight.op import OPS
 from safelight.store import Input, Made, Record, Store, current, making
@@ -50,6 +51,17 @@ def about(value: Value) -> dict[str, Any]:
         case Page():
             return {"media": value.media, "sha256": value.file.sha256}
     return {}
+
+
+def history(value: Value) -> dict[str, Any]:
+    """What a file that was loaded says of itself: the lineage in a patch's weights, under `history`; nothing when it has none."""
+    if not isinstance(value, Patch) or not value.weights.path.endswith(".safetensors"):
+        return {}
+    try:
+        told = json.loads(embed.safetensors_texts(Path(value.weights.path)).get(embed.LINEAGE, "{}"))
+    except ValueError:
+        return {}
+    return {"history": told} if told else {}
 
 
 def rows(data: Dataset) -> list[list[str]]:
@@ -234,7 +246,10 @@ def _node_lines(key: str, node: Mapping[str, Any]) -> list[str]:
     if node.get("fingerprint"):
         lines.append(f"   read: {node['fingerprint']}")
     if "value" in node:
-        lines.append(f"   -> {node['value']}  {_pairs(node.get('about', {}), ' ')}".rstrip())
+        about = {k: v for k, v in node.get("about", {}).items() if k != "history"}
+        lines.append(f"   -> {node['value']}  {_pairs(about, ' ')}".rstrip())
+    if "history" in node.get("about", {}):
+        lines += ["   the file says of itself:", *textwrap.indent(text(node["about"]["history"]), "     | ").splitlines()]
     if "versions" in node:
         lines.append("   with " + _pairs(node["versions"], " "))
     return lines

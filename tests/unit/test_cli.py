@@ -1,6 +1,7 @@
 """The command line, with the real ops on small pictures: what is typed, what is printed, what is written, how it ends."""
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
+import safelight
 from safelight.cli import cli, status
 from safelight.cli.op_command import _arguments, _given, _with_strength, op_command
 from safelight.store import Store
@@ -120,6 +122,17 @@ def test_a_flow_runs_with_changes(run: Ran, pictures: Path, place: Path) -> None
     assert code == 0 and out == "page: there/page/0.png\n"
     assert json.loads(run("why", "there/page/0.png", "--graph")[1])["2"]["inputs"]["title"] == "A title"
     assert run("run", "there/page/0.png", "--check")[1] == "there/page/0.png: nothing is wrong with it\n"
+
+
+def test_a_flow_runs_from_python_and_from_standard_input(
+    run: Ran, pictures: Path, place: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (place / "flow.yaml").write_text(flow(pictures))
+    values = safelight.run("flow.yaml", sets=["page.title=x"], targets=["page"])
+    assert list(values) == ["page"] and values["page"].pixels.shape[0] == 1
+    assert safelight.run({"p": {"op": "load_image", "path": str(pictures / "0.png")}})["p"].info[0]["file"] == "0.png"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(flow(pictures)))
+    assert "marks: picture 0: sharpness" in run("run", "-")[1]
 
 
 def test_events_are_lines_of_json(run: Ran, pictures: Path, place: Path) -> None:

@@ -17,7 +17,7 @@ from safelight.events import Ask, Cached, Done, Event, Note, Preview, Progress, 
 from safelight.graph import GraphError, with_settings
 from safelight.op import InputError, Op, Work, op
 from safelight.store import Missing, Store, current, making, using
-from safelight.values import Blob, Dataset, Image, Row
+from safelight.values import Blob, Dataset, Image, Row, Scores
 from tests.small_ops import RAN, SMALL, Rate
 
 ROOT = Path(__file__).parents[2]
@@ -167,12 +167,19 @@ def test_drawn_seeds_are_recorded_and_not_cached(store: Store) -> None:
 
 def test_text_at_a_port_is_loaded_or_refused(store: Store) -> None:
     assert SMALL["stack"](["0.1", SMALL["grey"]("0.2")]).pixels.shape[0] == 4
-    with pytest.raises(InputError, match=r"wear: patch: got 'x\.safetensors', expected a PATCH"):
-        SMALL["wear"]("small", "x.safetensors")
+    with pytest.raises(InputError, match=r"tell: data: got an Image, expected a DATASET"):
+        SMALL["tell"](SMALL["grey"]("0.5"))
+    with pytest.raises(InputError, match="listens: scores: got 'x', expected a SCORES"):
+        op("test", registry=dict(SMALL))(listens)("x")
     with pytest.raises(InputError, match="add: image: got a Model, expected an IMAGE"):
         SMALL["add"](SMALL["net"]())
     with pytest.raises(InputError, match="add: image: got 3, expected an IMAGE"):
         SMALL["add"](3)
+
+
+def listens(scores: Scores) -> Image:
+    """Takes what nothing loads from text."""
+    return scores.image
 
 
 def test_a_value_that_is_not_kept_is_made_again_when_needed(store: Store) -> None:

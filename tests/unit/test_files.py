@@ -195,6 +195,15 @@ def test_pictures_of_unknown_origin(store: Store, tmp_path: Path) -> None:
         files.reproduce(path)
 
 
+def test_a_loaded_patch_tells_what_it_learnt_from(store: Store, album: Path, tmp_path: Path) -> None:
+    [file] = SMALL["learn"](str(album), steps=3).save(tmp_path / "l.safetensors")
+    assert [n["op"] for n in files.why(file).data["nodes"].values()] == ["album", "learn"]
+    [path] = SMALL["paint"](SMALL["wear"]("small", str(file)), "x", seeds=[1]).save(tmp_path / "x.png")
+    told = str(files.why(path))
+    assert "2. load_patch v1" in told and "     | 2. learn v1" in told and "     |    " + Blob.of(album / "a.png").sha256 in told
+    assert files.reproduce(path)
+
+
 def test_values_tell_their_history_too(store: Store, album: Path) -> None:
     image = painted(album)
     assert [n["op"] for n in files.why(image).data["nodes"].values()] == ["net", "album", "keep", "learn", "wear", "paint"]

@@ -195,7 +195,7 @@ def test_ports_know_what_they_take() -> None:
     assert ports["first"].socket == "IMAGE,DATASET" and ports["first"].takes(Dataset) and not ports["first"].takes(Model)
     assert ports["second"].socket == "*" and ports["second"].takes(Model) and ports["second"].optional
     assert ports["third"].many and ports["third"].optional
-    assert source_of(ports["third"], SMALL) is SMALL["net"] and source_of(spec_of("wear").port["patch"], SMALL) is None
+    assert source_of(ports["third"], SMALL) is SMALL["net"] and source_of(spec_of("wear").port["patch"], {}) is None
 
 
 def test_unknown_ops_have_near_names() -> None:
