@@ -1,9 +1,9 @@
 """Fail when the code of a stored op has changed and nobody said what that does to its results.
 
-`tools/op_versions.json` has each op's version and source hash (its module without the other ops, and what its body imports; comments and
-docstrings do not count). After a change: raise `version=` in the declaration if results differ, so that kept ones are not taken for new;
-then, or when results are the same bits, record the new hash with --accept. Ops declared `cheap` are not listed: their source is their
-version.
+`tools/op_versions.json` has each op's version and source hash (its module without the other ops, and all that it reaches by imports;
+comments and docstrings do not count). After a change: raise `version=` in the declaration if results differ, so that kept ones are not
+taken for new; then, or when results are the same bits, record the new hash with --accept. Ops declared `cheap` are not listed: their
+source is their version.
 """
 from __future__ import annotations
 

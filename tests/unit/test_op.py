@@ -13,7 +13,7 @@ import pytest
 from safelight.binding import arguments, by_name, settle
 from safelight.literals import check, parse
 from safelight.op import InputError, Op, find, op, source_of
-from safelight.source import imported, source_hash
+from safelight.source import _tree, reached, source_hash
 from safelight.spec import REQUIRED
 from safelight.values import Dataset, Image, Model, Value
 from tests.small_ops import NAMES_ASKED, SMALL, Rate
@@ -237,22 +237,28 @@ def test_source_hash_sees_code_and_not_comments(tmp_path: Path, monkeypatch: pyt
     package = tmp_path / "shop"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "wares.py").write_text("def price(): return 1\n")
-    (package / "till.py").write_text("def total():\n    from shop.wares import price\n    return price()\n")
+    (package / "wares.py").write_text("from shop.tax import rate\ndef price(): return rate()\n")
+    (package / "tax").mkdir()
+    (package / "tax" / "__init__.py").write_text("def rate(): return 1\n")
+    (package / "tax" / "found_by_name.py").write_text("LEVY = 1\n")
+    lines = ["def total():", "    from shop.wares import price", "    return price()", ""]
+    (package / "till.py").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def now() -> str:
+        _tree.cache_clear()
         return source_hash(importlib.import_module("shop.till").total)
 
     first = now()
-    assert {p.name for p in imported(importlib.import_module("shop.till").total)} == {"wares.py"}
-    till = ['"""Words."""', "def total():", '    """More."""', "    # more", "    from shop.wares import price", "    return price()", ""]
-    (package / "till.py").write_text("\n".join(till))
+    assert {p.name for p in reached(importlib.import_module("shop.till").total)} == {"wares.py", "__init__.py", "found_by_name.py"}
+    (package / "till.py").write_text("\n".join(['"""Words."""', lines[0], '    """More."""', "    # and more", *lines[1:]]))
     assert now() == first
-    (package / "till.py").write_text("\n".join([*till, "@op('x')", "def another(): return 9", ""]))
+    (package / "till.py").write_text("\n".join([*lines, "@op('x')", "def another(): return 9", ""]))
     assert now() == first
-    (package / "wares.py").write_text("def price(): return 2\n")
-    assert now() != first
+    for file, text in (("wares.py", "from shop.tax import rate\ndef price(): return 2 * rate()\n"), ("tax/found_by_name.py", "LEVY = 2\n")):
+        (package / file).write_text(text)
+        assert now() != first
+        first = now()
 
 
 def test_a_changed_op_is_noticed() -> None:
