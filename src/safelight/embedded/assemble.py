@@ -31,7 +31,10 @@ def assemble(mini: Path, out: Path) -> int:
     shutil.rmtree(fresh, ignore_errors=True)
     for part, name in PARTS.items():
         (fresh / part).mkdir(parents=True)
-        shutil.copy(mini / part / "config.json", fresh / part)
+        config = json.loads((mini / part / "config.json").read_text())
+        if part in {"text_encoder", "clip"}:
+            config["dtype"] = "float32"  # else transformers loads float16, and a pipeline without a dtype mixes the two
+        (fresh / part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tensors = load_file(mini / part / f"{name}.safetensors")
         half = {k: t.half().contiguous() if t.is_floating_point() else t for k, t in tensors.items()}
         save_file(half, fresh / part / f"{name}.safetensors", metadata={"format": "pt"})

@@ -193,7 +193,7 @@ class _Run:
         text.to(torch.float16).save_pretrained(self.mini / "text_encoder")
         DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", rescale_betas_zero_snr=True,
-            timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True).save_pretrained(self.mini / "scheduler")
+            timestep_spacing="trailing", steps_offset=1, clip_sample=False, set_alpha_to_one=True).save_pretrained(self.mini / "scheduler")
 
 
 def _held_out(run: _Run, shards: Shards, z: Any) -> dict[str, float]:
