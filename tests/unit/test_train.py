@@ -196,6 +196,7 @@ def test_clipping_acts_on_the_trained_weights() -> None:
         with pytest.MonkeyPatch.context() as patching:
             patching.setattr(torch.optim.AdamW, "step", spy)
             last(train(loud))
+        assert len(seen) == 3
         assert all(n <= largest + 1e-4 for n in seen) if largest else all(n > 10 for n in seen)
         seen.clear()
 
