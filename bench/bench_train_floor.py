@@ -63,7 +63,7 @@ def ours(family: Family, adapter: trainables.Adapter, plan: Plan) -> Iterator[ob
     side = family.size // family.factor
     texts = dict(encode(family, ["", *CAPTIONS, "a person with long blue hair and tan skin, pink shirt, teal background"]))
     latents = torch.randn(32, family.channels, side, side)
-    lesson = Lesson(latents, CAPTIONS * 16, latents[:0], [], texts, "in pixel style", family.size)
+    lesson = Lesson(latents, CAPTIONS * 16, latents[:8], CAPTIONS * 4, latents[:0], [], texts, "in pixel style", family.size)
     net = Net(family, adapter, lesson, plan)
     return iter(train(Training(adapter.parameters, net.losses, plan.batches.steps, plan.optimizer, plan.batches.batch)))
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from safelight.events import Event, Progress
 from safelight.families import Family, find
 from safelight.patches import lora as lora_patch
+from safelight.recipes import lora as lora_recipe
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
 from safelight.train.captions import found_trigger, frequencies, without
 from safelight.train.checkpoints import Checkpoints
 from safelight.train.loop import Reading, Trained, Training, rate, train
-from safelight.train.settings import LoraShape, Optimizer
+from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
 from safelight.values import Blob, Patch, Row
 from tests import tiny
 from tests.patching import look, same
@@ -497,3 +498,38 @@ def test_conditions_of_different_lengths_join(family: Family) -> None:
     prompts = ["a red apple", "a girl with purple hair, " * 9]
     alone = [family.encode_text([p]) for p in prompts]
     assert torch.allclose(cache.join(alone).tokens, family.encode_text(prompts).tokens, atol=1e-5)
+
+
+# The LoRA recipe's loss.
+
+
+def net(family: Family, adapter: trainables.Adapter, **changes: Any) -> lora_recipe.Net:
+    plan = lora_recipe.Plan(LoraShape(rank=2), Optimizer(), Batches(batch=8, drop=0.0), Objective(**changes), Watch(), 0)
+    shape = (6, family.channels, 8, 8)
+    latents, own = (torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    said, quiet = [f"a {i}, in ink" for i in range(6)], [f"a {i}" for i in range(6)]
+    with torch.no_grad():
+        texts = {c: family.encode_text([c]) for c in ("", *said, *quiet)}
+    lesson = lora_recipe.Lesson(latents, said, own, quiet, latents[:0], [], texts, "in ink", family.size)
+    return lora_recipe.Net(family, adapter, lesson, plan)
+
+
+def test_pictures_without_the_trigger_are_held_to_the_model_before(family: Family) -> None:
+    with trainables.lora(family, LoraShape(rank=2), 0) as adapter:
+        quiet, plain = net(family, adapter, prior=0.5), net(family, adapter, prior=0.0)
+        x, captions = quiet.shown(3, 8, 4)
+        assert [("in ink" in c) for c in captions] == [True] * 4 + [False] * 4
+        assert [bool((quiet.lesson.own_latents == z).flatten(1).all(1).any()) for z in x] == [False] * 6 + [True] * 2
+        before = float(next(iter(quiet.losses(3))).detach())
+        alone = float(next(iter(plain.losses(3))).detach())
+        assert 0 < before < alone  # the quiet half starts at no error at all
+        adapter.load({n: torch.full_like(p, 0.05) for n, p in adapter.parameters.items()})
+        assert float(next(iter(quiet.losses(3))).detach()) > before
+        next(iter(quiet.losses(3))).backward()
+        assert all(p.grad is not None for p in adapter.parameters.values())
+
+
+def test_a_step_is_a_function_of_its_number(family: Family) -> None:
+    with trainables.lora(family, LoraShape(rank=2), 0) as adapter:
+        losses = [float(next(iter(net(family, adapter, prior=0.25, min_snr=5.0).losses(step))).detach()) for step in (4, 5, 4)]
+    assert losses[0] == losses[2] != losses[1]

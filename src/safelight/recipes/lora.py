@@ -23,8 +23,8 @@ from safelight.events import Note, Preview, Progress
 from safelight.families.folders import fingerprint
 from safelight.patches import lora as lora_patch
 from safelight.runtime import choose_device, choose_dtype, lease
-from safelight.sampling.draw import Shot, draw, starts
-from safelight.sampling.settings import SIZE, Guidance, Sampling
+from safelight.sampling.draw import Shot, draw, starts, walk
+from safelight.sampling.settings import SIZE, Guidance, Sampling, Size
 from safelight.spec import Work
 from safelight.store import current
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from safelight.families import Family
 
 SAMPLE = Sampling(steps=12)
+
+OWN = 24
+"""How many pictures of its own the model is held to, at most."""
+
 CHECKPOINT_SECONDS = 15.0
 
 
@@ -91,11 +95,13 @@ def training_dtype() -> torch.dtype:
 
 @dataclass(frozen=True)
 class Lesson:
-    """The data, ready: latents (N, C, h, w) and captions of the pictures to learn, the same of those held out, texts encoded by the
-    untouched model, and the trigger."""
+    """The data, ready: latents (N, C, h, w) and captions of the pictures to learn, the same of those held out and of what the untouched
+    model draws without the trigger; texts encoded by the untouched model; the trigger."""
 
     latents: Tensor
     captions: Sequence[str]
+    own_latents: Tensor
+    own_captions: Sequence[str]
     held_latents: Tensor
     held_captions: Sequence[str]
     texts: dict[str, Cond]
@@ -124,7 +130,22 @@ def prepare(family: Family, model: Model, data: Dataset, plan: Plan) -> Work[Les
     learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
     if not trigger and plan.objective.prior:
         yield Note(text="train_lora: the captions share no trigger, so what is learned may show everywhere; `caption` can add one")
-    return Lesson(latents[learn], [captions[i] for i in learn], latents[held], [captions[i] for i in held], texts, trigger, side)
+    own_captions = [without(captions[i], trigger) for i in learn][: OWN if plan.objective.prior else 0]
+    own = yield from own_pictures(family, model, own_captions, side, shelf)
+    shown, judged = ([captions[i] for i in some] for some in (learn, held))
+    return Lesson(latents[learn], shown, own, own_captions, latents[held], judged, texts, trigger, side)
+
+
+def own_pictures(family: Family, model: Model, captions: Sequence[str], side: int, shelf: cache.Shelf) -> Work[Tensor]:
+    """(N, C, h, w): latents of what the model draws of the captions, picture i with seed i. Drawn once, then kept."""
+    keys = [digest("drawn", model.key, c, str(i), str(side), str(family.dtype), canonical(SAMPLE)) for i, c in enumerate(captions)]
+    missing = [i for i, key in enumerate(keys) if shelf.get(key) is None]
+    begun = starts(family, Size(side, side), len(captions), None, None) if missing else []
+    shots = [Shot(captions[i], i, SAMPLE, Guidance(), begun[i][0]) for i in missing]
+    for i, latent in zip(missing, (yield from walk(family, shots, previews=False)), strict=True):
+        shelf.put(keys[i], {"latent": latent})
+    side //= family.factor
+    return torch.cat([cache.there(shelf, key)["latent"] for key in keys]) if keys else torch.zeros(0, family.channels, side, side)
 
 
 @dataclass(frozen=True)
@@ -147,13 +168,12 @@ class Net:
         return cache.join([self.lesson.texts[c] for c in captions])
 
     def losses(self, step: int) -> Iterator[Tensor]:
-        """One part: the batch's mean loss. The last slots of a batch show captions without the trigger, and their target is what the
-        untouched model says."""
+        """One part: the batch's mean loss. The captions of a batch's last slots have no trigger, and their target is what the untouched
+        model says."""
         f, plan, b = self.family, self.plan, self.plan.batches.batch
-        picks = batches.items(plan.seed, step, b, len(self.lesson.latents))
         quiet = batches.share(step, b, plan.objective.prior)
-        captions = self.shown(step, picks, quiet)
-        x0 = self.lesson.latents[picks].to(f.device)  # (B, C, h, w)
+        x0, captions = self.shown(step, b, quiet)
+        x0 = x0.to(f.device)  # (B, C, h, w)
         noise = batches.noise(plan.seed, step, b, tuple(x0.shape[1:])).to(f.device)
         sigma = batches.levels(f.sigmas, batches.times(plan.seed, step, b, plan.objective.towards_noise)).to(f.device)
         x, target = f.noised(x0, noise, sigma), f.target(x0, noise, sigma)
@@ -163,12 +183,17 @@ class Net:
         error = objectives.squared_error(f, x, sigma, self.cond(captions), target)
         yield (error * objectives.min_snr(f.prediction, sigma, plan.objective.min_snr)).mean()
 
-    def shown(self, step: int, picks: Sequence[int], quiet: int) -> list[str]:
-        """The captions of a step's pictures: some left empty, the last `quiet` without the trigger."""
+    def shown(self, step: int, batch: int, quiet: int) -> tuple[Tensor, list[str]]:
+        """Latents and captions of a step, some captions left empty. Half of the last `quiet` are pictures to learn, which teach what the
+        trigger means, and half the model's own, which keep those as they are: with either kind alone more of the style leaks."""
         plan, lesson = self.plan, self.lesson
-        empty = (torch.rand(len(picks), generator=batches.generator("drop", plan.seed, step)) < plan.batches.drop).tolist()
-        said = ["" if drop else lesson.captions[i] for i, drop in zip(picks, empty, strict=True)]
-        return [without(c, lesson.trigger) if slot >= len(picks) - quiet else c for slot, c in enumerate(said)]
+        own = batches.share(step, quiet, 0.5) if quiet else 0
+        learn = batches.items(plan.seed, step, batch, len(lesson.latents))[: batch - own]
+        kept = batches.items(plan.seed + 1, step, batch, len(lesson.own_latents))[:own] if own else []
+        said = [lesson.captions[i] for i in learn[: batch - quiet]]
+        said += [without(lesson.captions[i], lesson.trigger) for i in learn[batch - quiet :]] + [lesson.own_captions[i] for i in kept]
+        empty = (torch.rand(batch, generator=batches.generator("drop", plan.seed, step)) < plan.batches.drop).tolist()
+        return torch.cat([lesson.latents[learn], lesson.own_latents[kept]]), ["" if e else c for c, e in zip(said, empty, strict=True)]
 
     @torch.no_grad()
     def held_out_losses(self) -> Tensor:

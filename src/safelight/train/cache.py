@@ -57,7 +57,7 @@ def latents(family: Family, encoder: str, rows: Sequence[Row], side: int, shelf:
         for i, z in zip(some, family.encode_image(pixels), strict=True):
             shelf.put(keys[i], {"latent": z})
         yield Progress(step=start + len(some), total=len(missing), what="encode pictures", unit="picture")
-    return torch.stack([_there(shelf, key)["latent"] for key in keys])
+    return torch.stack([there(shelf, key)["latent"] for key in keys])
 
 
 def texts(family: Family, encoder: str, prompts: Sequence[str], shelf: Shelf) -> Generator[Event, None, dict[str, Cond]]:
@@ -71,7 +71,7 @@ def texts(family: Family, encoder: str, prompts: Sequence[str], shelf: Shelf) ->
         yield Progress(step=done, total=len(missing), what="encode captions", unit="caption")
     out: dict[str, Cond] = {}
     for prompt, key in keys.items():
-        found = {name: t.to(family.device) for name, t in _there(shelf, key).items()}
+        found = {name: t.to(family.device) for name, t in there(shelf, key).items()}
         out[prompt] = Cond(found.pop("tokens"), found)
     return out
 
@@ -84,7 +84,8 @@ def join(conds: Sequence[Cond]) -> Cond:
     return Cond(tokens, {name: torch.cat([c.extras[name] for c in conds]) for name in conds[0].extras})
 
 
-def _there(shelf: Shelf, key: str) -> dict[str, Tensor]:
+def there(shelf: Shelf, key: str) -> dict[str, Tensor]:
+    """What was put under the key. RuntimeError when it is gone."""
     found = shelf.get(key)
     if found is None:
         raise RuntimeError(f"cache: {shelf.folder}/{key} vanished while it was being filled; run again")
