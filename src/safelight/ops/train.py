@@ -9,7 +9,7 @@ from safelight.train.settings import BATCHES, OBJECTIVE, OPTIMIZER, SHAPE, WATCH
 from safelight.values import Dataset, Model, Patch, canonical, digest
 
 
-@op(group="train")
+@op(group="train", version=2)
 def train_lora(
     model: Model, data: Dataset, *,
     shape: LoraShape = SHAPE,
