@@ -171,3 +171,10 @@ def test_models_by_name(tmp_path: Path) -> None:
         OPS["model"](str(tmp_path))
     folder = tiny.sd1(tmp_path / "m")
     assert OPS["model"](str(folder)).key == OPS["model"](str(folder) + "/").key
+
+
+def test_a_folder_of_pictures_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        Image(np.full((1, 8, 8, 3), number / 10, np.float32)).save(tmp_path / f"{number}.png")
+    read = OPS["load_image"](tmp_path)
+    assert read.pixels[:, 0, 0, 0] == pytest.approx([0.1, 0.2, 1.0], abs=0.01)

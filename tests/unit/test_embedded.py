@@ -98,6 +98,16 @@ def test_shards_are_drawn_once_and_read_by_number(data: Path) -> None:
     assert {shards.rows[i]["kind"] for i in shards.of_kind("scene")} == {"scene"}
 
 
+def test_what_is_held_out_is_in_no_batch(data: Path) -> None:
+    shards = Shards.open(data)
+    shares = {"person": 0.5, "scene": 0.5}
+    trained = {int(i) for step in range(40) for i in Mixture(shards, shares).batch(step, 32)}
+    held = {int(i) for i in Mixture(shards, shares, held_out=True).batch(0, 64)}
+    assert len(trained) == 57
+    assert len(held) == 3
+    assert not trained & held
+
+
 def test_a_mixture_of_nothing_is_an_error(data: Path) -> None:
     with pytest.raises(ValueError, match="no picture of object"):
         Mixture(Shards.open(data), {"object": 1.0})

@@ -50,12 +50,19 @@ class Shards:
         return ["" if rng.random() < drop else caption(self.rows[i], rng, language="zh" if rng.random() < chinese else "en") for i in index]
 
 
+def _part(numbers: NDArray[np.int64], held_out: bool) -> NDArray[np.int64]:
+    return numbers[19::20] if held_out else np.delete(numbers, np.s_[19::20])
+
+
 class Mixture:
     """Which picture comes at which place: stateless, so any step can be made again from (seed, step, place)."""
 
-    def __init__(self, shards: Shards, shares: dict[str, float], *, seed: int = 0) -> None:
-        """`shares` is the share of each kind in a batch; kinds without pictures are left out. ValueError when none has any."""
-        pools = {kind: shards.of_kind(kind) for kind in shares}
+    def __init__(self, shards: Shards, shares: dict[str, float], *, seed: int = 0, held_out: bool = False) -> None:
+        """`shares` is the share of each kind in a batch; kinds without pictures are left out. ValueError when none has any.
+
+        Every twentieth picture of a kind is held out: batches are made of the others, or with `held_out` of these alone.
+        """
+        pools = {kind: _part(shards.of_kind(kind), held_out) for kind in shares}
         self.pools = [p for p in pools.values() if len(p)]
         if not self.pools:
             kinds = ", ".join(shares)

@@ -1,6 +1,7 @@
 """Pictures: from files, and a choice of them."""
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +16,15 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """2.png before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
+
+
 def _files(path: Path) -> list[Path]:
     path = path.expanduser()
     if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        return sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_by_number)
     return [path]
 
 

@@ -118,7 +118,7 @@ def train(data: Path, out: Path, *, minutes: float, batch: int = 12, crop: int =
         first = state["step"]
         torch_seed.manual_seed(seed + first)
     mix = Mixture(shards, SHARES, seed=seed)
-    held = unit(shards.pixels(Mixture(shards, SHARES, seed=seed + 1).batch(0, 40)))
+    held = unit(shards.pixels(Mixture(shards, SHARES, seed=seed + 1, held_out=True).batch(0, 40)))
     start, step = time.monotonic(), first
     while (done := (time.monotonic() - start) / 60 / minutes) < 1:
         for group in optimizer.param_groups:

@@ -169,7 +169,7 @@ def train(data: Path, out: Path, *, minutes: float, batch: int = 64, lr: float =
             rate = (step + 1) * batch / (time.monotonic() - start)
             log.info("step %d contrastive %.3f attributes %.3f %.0f pictures/s", step, contrast.item(), named.item(), rate)
         step += 1
-    held = Mixture(shards, shares, seed=1).batch(0, 500)
+    held = Mixture(shards, shares, seed=1, held_out=True).batch(0, 500)
     for number, language in enumerate(("en", "zh")):
         log.info("zero-shot %s: %s", language, accuracy(towers, attributes, shards, held, number))
     model.to(torch.float16).save_pretrained(out)

@@ -205,7 +205,7 @@ def _held_out(run: _Run, shards: Shards, z: Any) -> dict[str, float]:
     for flat, ema in zip(run.flats, run.ema, strict=True):
         flat.load(ema)
     for kind in [k for k in ("person", "object") if len(shards.of_kind(k))]:
-        index = Mixture(shards, {kind: 1.0}, seed=run.plan.seed + 77).batch(0, 96)
+        index = Mixture(shards, {kind: 1.0}, seed=run.plan.seed + 77, held_out=True).batch(0, 96)
         x0 = torch.from_numpy(z[index].astype(np.float32))
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(7))
         captions = shards.captions(index, Random(7))
