@@ -50,10 +50,9 @@ def test_the_same_seed_is_the_same_picture_and_another_is_not() -> None:
     first = sl.generate(model, "a beach at sunset", seeds=[5], sampling=Sampling(steps=4))
     again = sl.generate(model, "a beach at sunset", seeds=[5, 6], sampling=Sampling(steps=4))
     other = sl.generate(model, "a beach at sunset", seeds=[6], sampling=Sampling(steps=4))
-    # means: a batch of two rounds elsewhere, and bfloat16 differs from CPU to CPU
-    assert np.abs(first.pixels[0] - again.pixels[0]).mean() < 0.02
-    assert np.abs(other.pixels[0] - again.pixels[1]).mean() < 0.02
-    assert np.abs(first.pixels[0] - other.pixels[0]).mean() > 0.03
+    assert np.abs(first.pixels[0] - again.pixels[0]).max() < 0.05  # a batch of two rounds elsewhere
+    assert np.abs(other.pixels[0] - again.pixels[1]).max() < 0.05
+    assert np.abs(first.pixels[0] - other.pixels[0]).max() > 0.2
 
 
 def test_diffusers_loads_the_folder_as_it_is() -> None:
