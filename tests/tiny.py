@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from safelight.families.folders import family_of, fingerprint
+from safelight.families import Family, find
+from safelight.families.sources import open_source
 from safelight.values import Model
 
 SAYINGS = ["a girl with purple hair", "a man with red hair in a blue coat", "a red apple on white", "night city", "一个紫色短发的女孩"]
@@ -116,6 +117,13 @@ def flow(folder: Path, *, seed: int = 0) -> Path:
 LAYOUTS = {"mini": mini, "sd1": sd1, "flow": flow}
 
 
+def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Family:
+    """The family of a folder written here, with its networks."""
+    parts = open_source(folder)
+    return find(parts.family)(parts, device=device, dtype=dtype)
+
+
 def model(folder: Path) -> Model:
     """The value that names a folder written here."""
-    return Model(family_of(folder), str(folder), fingerprint(folder))
+    parts = open_source(folder)
+    return Model(parts.family, parts.source, parts.fingerprint())

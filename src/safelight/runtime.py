@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -20,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from safelight import families, patches
 from safelight.families import Family
-from safelight.families.folders import fingerprint
+from safelight.families.sources import open_source
 from safelight.patches import preserved
 from safelight.values import Model, digest
 
@@ -129,11 +128,11 @@ def _refuse_conflict(loan: _Loan, model: Model, wanted: str, train: bool) -> Non
 
 def _load(base: _Base, model: Model) -> Family:
     name, _, device, dtype = base
-    folder = Path(model.source)
-    if fingerprint(folder) != model.fingerprint:
-        raise ValueError(f"lease: the files under {folder} are not those the model value was made from; call model({str(folder)!r}) again")
-    log.info("loading %s on %s in %s", folder, device, dtype)
-    return families.find(name)(folder, device=torch.device(device), dtype=dtype)
+    parts = open_source(model.source)
+    if parts.fingerprint() != model.fingerprint:
+        raise ValueError(f"lease: {model.source} is no longer what the model value was made from; call model({model.source!r}) again")
+    log.info("loading %s on %s in %s", model.source, device, dtype)
+    return families.find(name)(parts, device=torch.device(device), dtype=dtype)
 
 
 def _changed(family: Family, model: Model, train: bool) -> ExitStack:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safelight.families import FAMILIES, Family, find
-from safelight.families.folders import family_of, fingerprint
+from safelight.families import FAMILIES, Family
 from safelight.families.noise_levels import sigma_table
+from safelight.families.sources import open_source
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", params=sorted(tiny.LAYOUTS))
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tiny.LAYOUTS[request.param](tmp_path_factory.mktemp("models") / request.param)
-    return find(family_of(folder))(folder, device=CPU, dtype=torch.float32)
+    return tiny.load(folder, device=CPU, dtype=torch.float32)
 
 
 def latents(f: Family, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +115,7 @@ def test_training_form_says_the_same(loaded: Family) -> None:
 
 def test_bfloat16_stays_close(tmp_path: Path) -> None:
     folder = tiny.mini(tmp_path / "mini")
-    exact, rough = (find("sd")(folder, device=CPU, dtype=d) for d in (torch.float32, torch.bfloat16))
+    exact, rough = (tiny.load(folder, device=CPU, dtype=d) for d in (torch.float32, torch.bfloat16))
     x, _ = latents(exact)
     sigma = exact.sigmas[[100, 600]]
     a, b = (f.predict(x, sigma, f.encode_text(["a red apple", ""])) for f in (exact, rough))
@@ -159,13 +159,14 @@ def test_foreign_folders_are_refused(tmp_path: Path, spoil: Callable[[Path], Non
     folder = tiny.mini(tmp_path / "mini")
     spoil(folder)
     with pytest.raises(ValueError, match=says):
-        find(family_of(folder))(folder, device=CPU, dtype=torch.float32)
+        tiny.load(folder, device=CPU, dtype=torch.float32)
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     a, b, c = tiny.mini(tmp_path / "a"), tiny.mini(tmp_path / "b"), tiny.mini(tmp_path / "c", seed=1)
-    assert fingerprint(a) == fingerprint(b) != fingerprint(c)
+    found, same, other = (open_source(folder).fingerprint() for folder in (a, b, c))
+    assert found == same != other
     assert load_file(a / "unet" / "diffusion_pytorch_model.safetensors")
     (b / "scheduler" / "scheduler_config.json").write_text("{}")
-    assert fingerprint(a) != fingerprint(b)
-    assert fingerprint(a, ("vae",)) == fingerprint(b, ("vae",))
+    assert found != open_source(b).fingerprint()
+    assert open_source(a).fingerprint("vae") == open_source(b).fingerprint("vae")

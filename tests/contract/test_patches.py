@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from safelight.families import Family, find
+from safelight.families import Family
 from safelight.patches import PATCHES, lora, preserved
 from safelight.patches import find as find_patch
 from safelight.values import Blob, Patch
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return find("sd")(tiny.mini(tmp_path_factory.mktemp("m") / "mini"), device=CPU, dtype=torch.float32)
+    return tiny.load(tiny.mini(tmp_path_factory.mktemp("m") / "mini"), device=CPU, dtype=torch.float32)
 
 
 MAKERS = {"lora": write}

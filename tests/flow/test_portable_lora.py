@@ -6,7 +6,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from safelight.families import find
 from safelight.train import lora_file, trainables
 from safelight.train.settings import LoraShape
 from tests import tiny
@@ -15,7 +14,7 @@ from tests import tiny
 @pytest.mark.parametrize("layout", ["sd1", "mini"])
 @pytest.mark.parametrize("targets", ["attention", "full"])
 def test_diffusers_reads_our_file_to_the_same_output(tmp_path: Path, layout: str, targets: str) -> None:
-    family: Any = find("sd")(tiny.LAYOUTS[layout](tmp_path / "m"), device=torch.device("cpu"), dtype=torch.float32)
+    family: Any = tiny.load(tiny.LAYOUTS[layout](tmp_path / "m"), device=torch.device("cpu"), dtype=torch.float32)
     file = tmp_path / "lora.safetensors"
     with trainables.lora(family, LoraShape(rank=3, alpha=1.5, targets=targets, text_encoder=targets == "full"), 0) as adapter:
         torch.manual_seed(2)

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from safelight.events import Ask, Event, Preview, Progress
-from safelight.families import Family, find
-from safelight.families.folders import family_of
+from safelight.families import Family
 from safelight.sampling.driver import answer, asking, drive
 from safelight.sampling.guidance import CFG, Off, Rescale
 from safelight.sampling.process import process
@@ -56,7 +55,7 @@ def alone(family: Family, r: Request) -> Tensor:
 @pytest.fixture(scope="module", params=sorted(tiny.LAYOUTS))
 def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder: Path = tiny.LAYOUTS[request.param](tmp_path_factory.mktemp("models") / request.param)
-    return find(family_of(folder))(folder, device=CPU, dtype=torch.float32)
+    return tiny.load(folder, device=CPU, dtype=torch.float32)
 
 
 def mixed(family: Family) -> list[Request]:

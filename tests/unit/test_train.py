@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from safelight.events import Event, Progress
-from safelight.families import Family, find
+from safelight.families import Family
 from safelight.patches import lora as lora_patch
 from safelight.recipes import lora as lora_recipe
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
@@ -29,7 +29,7 @@ from tests.patching import look, same
 
 @pytest.fixture(scope="module", params=["mini", "sd1", "flow"])
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return find("sd")(tiny.LAYOUTS[request.param](tmp_path_factory.mktemp("m") / "m"), device=torch.device("cpu"), dtype=torch.float32)
+    return tiny.load(tiny.LAYOUTS[request.param](tmp_path_factory.mktemp("m") / "m"), device=torch.device("cpu"), dtype=torch.float32)
 
 
 # Batches.

@@ -1,4 +1,4 @@
-"""Illustrated people from exact attributes, drawn with DiceBear's `personas` style (Draftbit, CC BY 4.0)."""
+"""Illustrated people from exact attributes, drawn with DiceBear's `personas` style (Draftbit, CC BY 4.0); mouths are made larger."""
 from __future__ import annotations
 
 import json
@@ -18,6 +18,9 @@ _BEARD = {"beard": "beardMustache", "mustache": "walrus", "goatee": "goatee"}
 _CLOTHES = {"shirt": "rounded", "checkered": "checkered", "sweater": "squared"}
 _FEMALE = {"long", "bob", "bangs", "pigtails", "bun"}
 _NO_COLOUR = {"bald", "beanie"}
+_MOUTH_PLACE = "translate(27 37.46)"
+_MOUTH_GROWN = "translate(32 39.96) scale(1.45) translate(-5 -2.5)"  # the style's own is nine pixels wide at 128: a cell of the latents
+MOUTH = (slice(10, 13), slice(6, 10))  # rows and columns of sixteen, in both frames
 FRAMES = {"portrait": (6.0, 5.0, 52.0), "close-up": (11.0, 9.5, 42.0)}
 
 
@@ -70,4 +73,5 @@ def svg(person: dict[str, str], rng: Random) -> str:
     }).to_string()
     x, y, side = FRAMES[person["frame"]]
     x, y, side = x + rng.uniform(-1.5, 1.5), y + rng.uniform(-0.8, 0.8), side * rng.uniform(0.97, 1.03)
+    text = text.replace(_MOUTH_PLACE, _MOUTH_GROWN, 1)
     return text.replace('viewBox="0 0 64 64"', f'viewBox="{x:.2f} {y:.2f} {side:.2f} {side:.2f}"', 1)

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from safelight.families.sources import Parts
     from safelight.values import Cond
 
 
@@ -76,10 +76,10 @@ class Family(Protocol):
 
 
 class Loader(Protocol):
-    """How a family is made: its class, called with a folder."""
+    """How a family is made: its class, called with a model's parts."""
 
-    def __call__(self, folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> Family:
-        """Read the networks of `folder` onto `device` in `dtype`, frozen and in eval mode."""
+    def __call__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> Family:
+        """Build the networks on `device` in `dtype`, frozen and in eval mode."""
         ...
 
 

@@ -1,11 +1,9 @@
 """The table of noise levels a diffusion network was trained with, from its scheduler_config.json, in k-diffusion's sigma."""
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +13,6 @@ LAST_ALPHA_BAR = 4.8973451890853435e-08
 """What the last alpha_bar of a zero-terminal-SNR table is set to, so that its sigma (about 4518) is finite; ComfyUI's figure."""
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "flow": "flow", "flow_prediction": "flow"}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """scheduler/scheduler_config.json of a diffusers folder. ValueError when it is missing."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        raise ValueError(f"model folder {folder}: no {path.name} under scheduler/; expected a diffusers-layout folder")
-    loaded = json.loads(path.read_text("utf-8"))
-    return dict(loaded)
 
 
 def prediction(config: Mapping[str, Any]) -> str:

@@ -1,10 +1,8 @@
 """Stable Diffusion 1.x and models built like it, the embedded `mini` among them: CLIP text, U-Net, KL autoencoder, in diffusers layout."""
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +14,12 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from safelight.families import family
 from safelight.families.clip_text import ClipText
-from safelight.families.noise_levels import prediction, read_config, sigma_table
+from safelight.families.noise_levels import prediction, sigma_table
+from safelight.families.sources import Parts
 from safelight.values import Cond
 
 CLASSES: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-"""The only classes a folder's parts are loaded with, whatever its files ask for; weights are read from safetensors alone."""
+"""The only classes the parts are made of, whatever the files ask for."""
 
 
 @family
@@ -30,11 +29,13 @@ class SD:
     name = "sd"
     repeats_tokens = True
 
-    def __init__(self, folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Read the folder's networks onto `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
-        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
-        self.unet, self.vae, self.text_encoder = (_load(self.folder, part, self.device, dtype) for part in CLASSES)
-        config = read_config(self.folder)
+    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
+        self.device, self.dtype = torch.device(device), dtype
+        self.unet, self.vae, self.text_encoder = (parts.build(part, cls, device=self.device, dtype=dtype) for part, cls in CLASSES.items())
+        for network in (self.unet, self.vae):
+            network.to(memory_format=torch.channels_last)
+        config = parts.config("scheduler")
         self.prediction = prediction(config)
         self.sigmas = sigma_table(config)
         self._log_sigmas = self.sigmas.log().to(self.device)
@@ -43,7 +44,7 @@ class SD:
         self.channels = int(self.unet.config.in_channels)
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.size = int(self.unet.config.sample_size) * self.factor
-        self.text = ClipText(_tokenizer(self.folder), self.text_encoder)
+        self.text = ClipText(_tokenizer(parts), self.text_encoder)
 
     def tokens(self, text: str) -> int:
         """How many tokens the text takes, without begin and end marks."""
@@ -137,23 +138,6 @@ def _rows(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.to(x.device, torch.float32).view(-1, *[1] * (x.ndim - 1))
 
 
-def _load(folder: Path, part: str, device: torch.device, dtype: torch.dtype) -> Any:
-    wanted = CLASSES[part]
-    config = folder / part / "config.json"
-    if not config.is_file():
-        raise ValueError(f"model folder {folder}: no {part}/config.json; expected a diffusers-layout folder")
-    read = json.loads(config.read_text("utf-8"))
-    named = read.get("_class_name") or (read.get("architectures") or [wanted.__name__])[0]
-    if named not in (wanted.__name__, "CLIPModel"):
-        raise ValueError(f"model folder {folder}: {part} is a {named}; this family expects {wanted.__name__}")
-    if not any((folder / part).glob("*.safetensors")):
-        raise ValueError(f"model folder {folder}: no .safetensors under {part}/; convert its weights to safetensors first")
-    kind = {"dtype": dtype} if part == "text_encoder" else {"torch_dtype": dtype}
-    net: Any = wanted.from_pretrained(folder / part, use_safetensors=True, local_files_only=True, **kind)
-    net = net.to(device).eval().requires_grad_(False)
-    return net if part == "text_encoder" else net.to(memory_format=torch.channels_last)
-
-
 def _finish_in_float32(vae: Any) -> None:
     """The decoder's last layer in float32: bfloat16 has fewer levels than a picture of 8 bits, and smooth areas would show bands."""
     vae.decoder.conv_out.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
@@ -163,10 +147,10 @@ def _latent_units(vae: Any) -> tuple[float, float]:
     return float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
 
 
-def _tokenizer(folder: Path) -> Any:
-    place = folder / "tokenizer"
+def _tokenizer(parts: Parts) -> Any:
+    place = parts.folder("tokenizer")
     if (place / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
     if (place / "vocab.json").is_file():
         return CLIPTokenizer.from_pretrained(place, local_files_only=True)
-    raise ValueError(f"model folder {folder}: no tokenizer.json or vocab.json under tokenizer/")
+    raise ValueError(f"model {parts.source}: no tokenizer.json or vocab.json under tokenizer/")

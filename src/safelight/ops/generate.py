@@ -18,11 +18,9 @@ def _folder(name: str) -> Path:
 
 
 def _files(given: Mapping[str, Any]) -> str:
-    from safelight.families.folders import family_of, fingerprint
+    from safelight.families.sources import open_source
 
-    folder = _folder(given["name"])
-    family_of(folder)  # what is no model says so, instead of having nothing to hash
-    return fingerprint(folder)
+    return open_source(_folder(given["name"])).fingerprint()
 
 
 @op(group="model", store=False, loads=True, fingerprint=_files)
@@ -32,10 +30,10 @@ def model(name: str = "mini") -> Model:
     Args:
         name: mini, or the path of a folder with model_index.json
     """
-    from safelight.families.folders import family_of, fingerprint
+    from safelight.families.sources import open_source
 
-    folder = _folder(name)
-    return Model(family_of(folder), str(folder.absolute()), fingerprint(folder))
+    parts = open_source(_folder(name).absolute())
+    return Model(parts.family, parts.source, parts.fingerprint())
 
 
 def _file(given: Mapping[str, Any]) -> str:

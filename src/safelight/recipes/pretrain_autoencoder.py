@@ -97,7 +97,8 @@ def psnr(model: Any, x: Tensor, z: Tensor) -> tuple[float, float, float]:
 
 
 def train(data: Path, out: Path, *, minutes: float, batch: int = 12, crop: int = 64, lr: float = 1.2e-3, seed: int = 0) -> None:
-    """Fit the latents if `out`/pca.safetensors is not there, then train for `minutes` of wall time; goes on from `out`/last.pt."""
+    """Fit the latents if `out`/pca.safetensors is not there, then train for `minutes` of wall time; goes on from `out`/last.pt,
+    or from the weights in `out` alone."""
     import torch
     from safetensors.torch import load_file, save_file
     from torch.nn.functional import mse_loss
@@ -109,6 +110,8 @@ def train(data: Path, out: Path, *, minutes: float, batch: int = 12, crop: int =
     pca = load_file(out / "pca.safetensors")
     torch.manual_seed(seed)
     model = new_model()
+    if (out / "diffusion_pytorch_model.safetensors").exists():
+        model.load_state_dict(load_file(out / "diffusion_pytorch_model.safetensors"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
     first = 0
     if (out / "last.pt").exists():
