@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
 from safelight.embedded import vocabulary as v
-from safelight.embedded.shards import Shards
+from safelight.embedded.shards import Shards, unit
 
 log = logging.getLogger(__name__)
 HEADS = {
@@ -52,11 +52,6 @@ def labels(rows: list[dict[str, str]]) -> dict[str, Tensor]:
     return {name: torch.tensor([values.index(r[name]) if r.get(name) in values else -100 for r in rows]) for name, values in HEADS.items()}
 
 
-def pictures(raw: np.ndarray) -> Tensor:
-    """(B, 128, 128, 3) uint8 -> (B, 3, 128, 128) in [-1, 1]."""
-    return torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def _soften(x: Tensor, rng: np.random.Generator) -> Tensor:
     """A decoder's softness and a sampler's grain, so that the judge looks at form and colour, not at crisp edges."""
     if rng.random() < 0.5:
@@ -80,7 +75,7 @@ def train(data: Path, out: Path, minutes: float, batch: int = 64, lr: float = 2e
         index = np.concatenate([rng.choice(pools[k], int(batch * share)) for k, share in SHARES.items()])
         y = labels([shards.rows[i] for i in index])
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(_soften(pictures(shards.pixels(index)), rng))
+            logits = model(_soften(unit(shards.pixels(index)), rng))
         loss = sum(cross_entropy(logits[n].float(), y[n], ignore_index=-100) for n in HEADS if bool((y[n] >= 0).any()))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -106,7 +101,7 @@ def predict(model: Classifier, raw: np.ndarray) -> dict[str, Tensor]:
     with torch.inference_mode():
         out = {n: [] for n in HEADS}
         for i in range(0, len(raw), 100):
-            for n, logits in model(pictures(raw[i:i + 100])).items():
+            for n, logits in model(unit(raw[i:i + 100])).items():
                 out[n].append(logits.argmax(1))
     model.train()
     return {n: torch.cat(parts) for n, parts in out.items()}

@@ -14,7 +14,7 @@ def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool
     try:
         write(beside)
         if flush:
-            _flush(beside)
+            flushed(beside)
         path.parent.mkdir(exist_ok=True)
         os.replace(beside, path)
     finally:
@@ -28,7 +28,7 @@ def copy(content: str | Path | bytes, to: Path) -> str:
         for chunk in _chunks(content):
             h.update(chunk)
             out.write(chunk)
-    _flush(to)
+    flushed(to)
     return h.hexdigest()
 
 
@@ -41,8 +41,9 @@ def _chunks(content: str | Path | bytes) -> Iterator[bytes]:
             yield chunk
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR)
+def flushed(path: Path) -> None:
+    """Wait until what was written to a file, or which names a folder has, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -5,7 +5,6 @@ import csv
 import filecmp
 import io
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from safelight import embed, engine, parameters
 from safelight.codec import ORIGIN
+from safelight.disk import place
 from safelight.events import Note
 from safelight.lineage import Lineage, trace, versions
 from safelight.spec import Work
@@ -171,23 +171,13 @@ WRITERS: Mapping[type[Value], Callable[[Any, Path, Store], list[Path]]] = {
 def _place(path: Path, content: bytes) -> None:
     """Write beside the place and rename: nobody sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        tmp.write_bytes(content)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+    place(path.parent, path, lambda tmp: tmp.write_bytes(content))
 
 
 def _copy(source: Path, target: Path) -> None:
     if target.exists() and source.samefile(target):
         return
-    tmp = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        shutil.copyfile(source, tmp)
-        os.replace(tmp, target)
-    finally:
-        tmp.unlink(missing_ok=True)
+    place(target.parent, target, lambda tmp: shutil.copyfile(source, tmp))
 
 
 # Back from a file.

@@ -92,10 +92,9 @@ def op(
     into = OPS if registry is None else registry
 
     def declare(fn: Callable[..., Any]) -> Any:
-        s = read(fn)
         spec = Spec(
-            fn.__name__, group, inspect.getdoc(fn) or "", s.order, s.positional, s.ports, s.settings, s.groups, s.output, fn,
-            None if cheap else version, store, exact, loads, fingerprint,
+            **vars(read(fn)), name=fn.__name__, group=group, doc=inspect.getdoc(fn) or "", body=fn,
+            version=None if cheap else version, store=store, exact=exact, loads=loads, fingerprint=fingerprint,
         )
         into[spec.name] = Op(spec, into)
         return into[spec.name]

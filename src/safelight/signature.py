@@ -13,24 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from safelight.literals import check
-from safelight.spec import REQUIRED, Kind, Knob, OneOf, Port, Setting
+from safelight.spec import REQUIRED, Kind, Knob, OneOf, Port, Setting, Signature
 from safelight.values import Knobs, Value
 
 LISTS = (collections.abc.Sequence, collections.abc.Iterable, list, tuple)
 KINDS: Mapping[Any, Kind] = {int: "int", float: "float", str: "str", bool: "bool", Path: "path", Any: "json", dict: "json"}
 PLAIN = Knob()
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a function's signature says, in the terms of `Spec`."""
-
-    order: tuple[str, ...]
-    positional: int
-    ports: tuple[Port, ...]
-    settings: tuple[Setting, ...]
-    groups: Mapping[str, type]
-    output: type[Value]
 
 
 @dataclass(frozen=True)

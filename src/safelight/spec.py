@@ -112,22 +112,28 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """Everything the surfaces know of an op.
+class Signature:
+    """What a function's signature says.
 
     `order` are the Python parameters in order, of which the first `positional` may be given by position. `settings` is flat: fields of
-    a `Knobs` group stand beside plain parameters. `exact`, `loads`, `fingerprint` and `version`: see `safelight.op.op`.
+    a `Knobs` group stand beside plain parameters.
     """
 
-    name: str
-    group: str
-    doc: str
     order: tuple[str, ...]
     positional: int
     ports: tuple[Port, ...]
     settings: tuple[Setting, ...]
     groups: Mapping[str, type]
     output: type[Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(Signature):
+    """Everything the surfaces know of an op. `exact`, `loads`, `fingerprint` and `version`: see `safelight.op.op`."""
+
+    name: str
+    group: str
+    doc: str
     body: Callable[..., Any] = field(repr=False, compare=False)
     version: int | None = 1
     store: bool = True

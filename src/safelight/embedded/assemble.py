@@ -24,7 +24,8 @@ INDEX = {
 
 
 def assemble(mini: Path, out: Path) -> int:
-    """Write `out` anew beside itself and put it in place, its README.md kept; returns its bytes. ValueError when it is over the limit."""
+    """Write `out` anew beside itself and put it in place, its README.md kept; returns its bytes. What was there stands as
+    `out`.before until the new is in its place. ValueError when it is over the limit."""
     from safetensors.torch import load_file, save_file
 
     fresh = out.with_name(out.name + ".new")
@@ -47,8 +48,12 @@ def assemble(mini: Path, out: Path) -> int:
     size = sum(p.stat().st_size for p in fresh.rglob("*") if p.is_file())
     if size > LIMIT:
         raise ValueError(f"assemble: {fresh} has {size:,} bytes; expected at most {LIMIT:,}; make a part smaller")
-    shutil.rmtree(out, ignore_errors=True)
+    before = out.with_name(out.name + ".before")
+    shutil.rmtree(before, ignore_errors=True)
+    if out.exists():
+        os.replace(out, before)
     os.replace(fresh, out)
+    shutil.rmtree(before, ignore_errors=True)
     return size
 
 

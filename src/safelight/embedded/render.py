@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from safelight.disk import place
 from safelight.embedded import objects, people, scenes
 from safelight.embedded import vocabulary as v
 
@@ -73,10 +74,13 @@ def _shard(job: tuple[str, int, int], out: Path, icons: Path, seed: int) -> tupl
         rng = Random(f"{seed}/{name}/{i}")
         rows.append(draw(kind, rng))
         pixels[i] = np.asarray(picture(rows[-1], rng, icons))
-    np.save(out / f"{name}.tmp.npy", pixels)
-    os.replace(out / f"{name}.tmp.npy", out / f"{name}.npy")
-    (out / f"{name}.tmp").write_text(json.dumps(rows, ensure_ascii=False))
-    os.replace(out / f"{name}.tmp", out / f"{name}.json")
+
+    def save(new: Path) -> None:
+        with open(new, "wb") as f:
+            np.save(f, pixels)
+
+    place(out, out / f"{name}.npy", save)
+    place(out, out / f"{name}.json", lambda new: new.write_text(json.dumps(rows, ensure_ascii=False)))
     return name, count
 
 

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safelight.embedded.shards import Mixture, Shards
+from safelight.disk import place
+from safelight.embedded.shards import Mixture, Shards, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,13 +45,6 @@ def fit_pca(shards: Shards, *, seed: int = 0, pictures: int = 3000) -> dict[str,
     scale = scale / (std * scale).square().mean().sqrt()
     log.info("principal components keep %.2f %% of the variance", 100 * values[-CHANNELS:].sum() / values.sum())
     return {"mean": mean, "down": (basis * scale).contiguous(), "up": (basis / scale).T.contiguous()}
-
-
-def unit(raw: Any) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1]."""
-    import torch
-
-    return torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def encode(x: Tensor, pca: dict[str, Tensor]) -> Tensor:
@@ -151,8 +145,8 @@ def train(data: Path, out: Path, *, minutes: float, batch: int = 12, crop: int =
 def _save(out: Path, model: Any, optimizer: Any, step: int) -> None:
     import torch
 
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, out / "last.tmp")
-    (out / "last.tmp").replace(out / "last.pt")
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    place(out, out / "last.pt", lambda new: torch.save(state, new))
     model.save_pretrained(out)
 
 

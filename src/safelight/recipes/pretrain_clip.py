@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from safelight.disk import place
 from safelight.embedded import tokenizer, vocabulary
-from safelight.embedded.shards import Mixture, Shards
+from safelight.embedded.shards import Mixture, Shards, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,10 +44,9 @@ def model_config(vocabulary_size: int) -> Any:
 
 def pictures(raw: Any) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, 3, 64, 64) in [-1, 1], area-averaged."""
-    import torch
     from torch.nn.functional import interpolate
 
-    x = torch.from_numpy(raw).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = unit(raw)
     return x if x.shape[-1] == SIDE else interpolate(x, size=(SIDE, SIDE), mode="area")
 
 
@@ -141,7 +141,7 @@ def _tokenizer(shards: Shards, folder: Path, seed: int) -> Any:
 
 def train(data: Path, out: Path, *, minutes: float, batch: int = 64, lr: float = 1e-3, seed: int = 0) -> None:
     """Train for `minutes` of wall time, the rate falling over the second half, and save a CLIPModel to `out`, its tokenizer to
-    `out`/../tokenizer. When `out` holds one already, training goes on from it."""
+    `out`/../tokenizer. Goes on from `out`/last.pt, or from the weights in `out` alone."""
     import torch
     from transformers import CLIPModel
 
@@ -149,14 +149,19 @@ def train(data: Path, out: Path, *, minutes: float, batch: int = 64, lr: float =
     tok = _tokenizer(shards, out.parent / "tokenizer", seed)
     torch.manual_seed(seed)
     if (out / "config.json").exists():
-        model, seed = CLIPModel.from_pretrained(out, dtype=torch.float32), seed + int(time.time())
+        model = CLIPModel.from_pretrained(out, dtype=torch.float32)
     else:
         model = CLIPModel(model_config(len(tok)))
         model.logit_scale.data.fill_(2.3)
     model.set_attn_implementation("eager")  # the fused kernel's backward takes a third of the step on a CPU
     towers, mix, attributes = Towers(model, tok), Mixture(shards, shares, seed=seed), Attributes(shards.rows)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
-    start, step = time.monotonic(), 0
+    start, step, first = time.monotonic(), 0, 0
+    if (out / "last.pt").exists():
+        state = torch.load(out / "last.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = first = state["step"]
     while (done := (time.monotonic() - start) / 60 / minutes) < 1:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 100) * (1 if done < 0.5 else max(0.02, 2 * (1 - done)))
@@ -166,13 +171,24 @@ def train(data: Path, out: Path, *, minutes: float, batch: int = 64, lr: float =
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            rate = (step + 1) * batch / (time.monotonic() - start)
+            rate = (step + 1 - first) * batch / (time.monotonic() - start)
             log.info("step %d contrastive %.3f attributes %.3f %.0f pictures/s", step, contrast.item(), named.item(), rate)
         step += 1
+        if step % 500 == 0:
+            _save(out, model, optimizer, step)
+    _save(out, model, optimizer, step)
     held = Mixture(shards, shares, seed=1, held_out=True).batch(0, 500)
     for number, language in enumerate(("en", "zh")):
         log.info("zero-shot %s: %s", language, accuracy(towers, attributes, shards, held, number))
     model.to(torch.float16).save_pretrained(out)
+
+
+def _save(out: Path, model: Any, optimizer: Any, step: int) -> None:
+    import torch
+
+    out.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    place(out, out / "last.pt", lambda new: torch.save(state, new))
 
 
 def main() -> None:

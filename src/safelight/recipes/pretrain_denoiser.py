@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from safelight.disk import place
 from safelight.embedded import people, tokenizer
-from safelight.embedded.shards import Mixture, Shards
+from safelight.embedded.shards import Mixture, Shards, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,16 +87,18 @@ def latents(shards: Shards, mini: Path, cache: Path) -> Any:
     import torch
     from safetensors.torch import load_file
 
-    from safelight.recipes.pretrain_autoencoder import encode, unit
+    from safelight.recipes.pretrain_autoencoder import encode
 
     if not cache.exists():
         pca = load_file(mini / "vae" / "pca.safetensors")
-        temporary = cache.with_suffix(".tmp.npy")
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(len(shards), 16, 16, 16))
-        for i in range(0, len(shards), 500):
-            out[i:i + 500] = encode(unit(shards.pixels(np.arange(i, min(i + 500, len(shards))))), pca).to(torch.float16).numpy()
-        out.flush()
-        os.replace(temporary, cache)
+
+        def fill(new: Path) -> None:
+            out = np.lib.format.open_memmap(new, mode="w+", dtype=np.float16, shape=(len(shards), 16, 16, 16))
+            for i in range(0, len(shards), 500):
+                out[i:i + 500] = encode(unit(shards.pixels(np.arange(i, min(i + 500, len(shards))))), pca).to(torch.float16).numpy()
+            out.flush()
+
+        place(mini, cache, fill)
     return np.load(cache, mmap_mode="r")
 
 
@@ -181,8 +183,7 @@ class _Run:
 
         weights = [f.weights.data for f in self.flats]
         state = {"weights": weights, "ema": self.ema, "optimizer": self.optimizer.state_dict(), "step": self.step}
-        torch.save(state, self.mini / f"{name}.tmp")
-        os.replace(self.mini / f"{name}.tmp", self.mini / name)
+        place(self.mini, self.mini / name, lambda new: torch.save(state, new))
 
     def export(self) -> None:
         """unet/, text_encoder/ and scheduler/ of the moving average, float16, in the diffusers layout."""

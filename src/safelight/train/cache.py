@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safelight.disk import place
 from safelight.events import Event, Progress
 from safelight.pictures import floats, read, square
 from safelight.values import Cond, Row, digest
@@ -38,10 +37,8 @@ class Shelf:
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep float32 copies."""
         path = self._path(key)
-        path.parent.mkdir(exist_ok=True)
-        new = self.folder / f".{uuid.uuid4().hex}"
-        save_file({name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}, new)
-        os.replace(new, path)
+        kept = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+        place(self.folder, path, lambda new: save_file(kept, new), flush=False)  # what a power cut spoils is encoded again
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

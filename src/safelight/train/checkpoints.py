@@ -12,6 +12,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safelight.disk import flushed
+
 TENSORS, RECORD = "state.safetensors", "record.json"
 
 
@@ -41,10 +43,10 @@ class Checkpoints:
         save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, new / TENSORS)
         (new / RECORD).write_text(json.dumps({"step": step, "record": record}), encoding="utf-8")
         for file in (new / TENSORS, new / RECORD, new):
-            _flush(file)
+            flushed(file)
         number = int(before[-1].name) + 1 if before else 0
         new.rename(self.folder / f"{number:09d}")
-        _flush(self.folder)
+        flushed(self.folder)
         for old in (*before, *self.folder.glob(".new-*")):
             shutil.rmtree(old, ignore_errors=True)
 
@@ -58,11 +60,3 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(p for p in self.folder.iterdir() if p.name.isdigit())
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

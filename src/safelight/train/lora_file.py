@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from safelight.disk import place
 from safelight.train.batches import generator
 
 if TYPE_CHECKING:
@@ -39,9 +38,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(raw[8 : 8 + length])}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    new = path.with_name(f".{uuid.uuid4().hex}")
-    new.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
-    os.replace(new, path)
+    place(path.parent, path, lambda new: new.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :]))
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
