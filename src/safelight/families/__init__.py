@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -76,7 +77,12 @@ class Family(Protocol):
 
 
 class Loader(Protocol):
-    """How a family is made: its class, called with a model's parts."""
+    """How a family is made: its class, called with a model's parts.
+
+    `pipelines` are the names a diffusers folder of this family has as `_class_name` in model_index.json.
+    """
+
+    pipelines: tuple[str, ...]
 
     def __call__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> Family:
         """Build the networks on `device` in `dtype`, frozen and in eval mode."""
@@ -103,3 +109,18 @@ def find(name: str) -> Loader:
         except ModuleNotFoundError as e:
             raise ValueError(f"model: no family {name!r}") from e
     return FAMILIES[name]
+
+
+def known() -> Mapping[str, Loader]:
+    """Every family, by name. Imports the modules here, and so torch."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return FAMILIES
+
+
+def of_pipeline(pipeline: str) -> str:
+    """The family whose folders name this pipeline class. ValueError listing the known ones. Imports every family, and so torch."""
+    by_pipeline = {p: name for name, cls in known().items() for p in cls.pipelines}
+    if pipeline not in by_pipeline:
+        raise ValueError(f"model: no family draws with {pipeline or 'a nameless pipeline'}; known are {', '.join(sorted(by_pipeline))}")
+    return by_pipeline[pipeline]

@@ -27,6 +27,7 @@ class SD:
     """A loaded SD-like model. Latents are the VAE's mean times its scaling factor; the network reads the nearest of its T noise levels."""
 
     name = "sd"
+    pipelines = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionImg2ImgPipeline")
     repeats_tokens = True
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:

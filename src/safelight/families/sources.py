@@ -6,13 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from safelight.families import of_pipeline
 from safelight.values import Blob, digest
 
 if TYPE_CHECKING:
     import torch
-
-PIPELINES = {"StableDiffusionPipeline": "sd"}
-"""Pipeline class named in model_index.json -> the family's module."""
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 READ = (".safetensors", ".json", ".txt", ".model")
@@ -51,7 +49,7 @@ class Folder:
 
     def __init__(self, folder: Path) -> None:
         """ValueError when the folder is no model we know."""
-        self.path, self.source, self.family = folder, str(folder), PIPELINES[_pipeline(folder)]
+        self.path, self.source, self.family = folder, str(folder), _family(folder)
 
     def fingerprint(self, *parts: str) -> str:
         """Every weight, configuration and vocabulary file of the parts, by name and content."""
@@ -87,14 +85,14 @@ class Folder:
         return net.to(device).eval().requires_grad_(False)
 
 
-def _pipeline(folder: Path) -> str:
+def _family(folder: Path) -> str:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"model: {folder} has no model_index.json; expected a folder in diffusers layout")
-    name = str(json.loads(index.read_text("utf-8")).get("_class_name", ""))
-    if name not in PIPELINES:
-        raise ValueError(f"model: {folder} is a {name or 'nameless pipeline'}; known are {', '.join(PIPELINES)}")
-    return name
+    try:
+        return of_pipeline(str(json.loads(index.read_text("utf-8")).get("_class_name", "")))
+    except ValueError as e:
+        raise ValueError(f"model: {index}: {e}") from e
 
 
 def _sha(path: Path) -> str:
