@@ -11,7 +11,7 @@ from safelight.op import load_ops
 from safelight.store import current
 from safelight.values import Dataset, Image, Page, Patch, Value
 
-METRICS = ["clip"]
+METRICS = ["style", "clip"]
 
 
 def data_flow(pictures: Path, trigger: str, by: str) -> dict[str, Any]:
