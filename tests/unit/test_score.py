@@ -106,7 +106,8 @@ def test_style_is_how_a_picture_is_drawn_not_what_it_shows() -> None:
     data = Dataset(tuple(Row(Blob.of(p), p.name, 256, 256) for p in EXAMPLES[:15]))
     held = np.stack([floats(square(read(p), 128)) for p in EXAMPLES[15:]])
     smooth = np.stack([floats(np.asarray(Pil.fromarray(bytes8(p)).filter(ImageFilter.GaussianBlur(2)))) for p in held])
-    tilted = np.stack([floats(np.asarray(Pil.fromarray(bytes8(p)).rotate(30, Pil.Resampling.BICUBIC).crop((24, 24, 104, 104)))) for p in held])
+    turned = [Pil.fromarray(bytes8(p)).rotate(30, Pil.Resampling.BICUBIC).crop((24, 24, 104, 104)) for p in held]
+    tilted = np.stack([floats(np.asarray(p)) for p in turned])
     groups = {"same": held, "recoloured": held[..., ::-1].copy(), "smooth": smooth, "tilted": tilted, "noise": pictures(5, 128).pixels}
     got = {name: np.mean(score(Image(p), ["style"], against=data).values["style"]) for name, p in groups.items()}
     assert min(got["same"], got["recoloured"], got["smooth"]) > 80 and max(got["tilted"], got["noise"]) < 55, got

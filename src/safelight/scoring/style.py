@@ -39,7 +39,8 @@ def _far(some: NDArray[np.float64], from_set: NDArray[np.float64], spread: NDArr
 def style(subject: Subject) -> list[float]:
     """Likeness in drawing to the dataset's pictures, at most 100. 100: as near to them as they are to each other; 50: twice as far.
 
-    Compares how edges run and where they are strong, not what is shown and not colours. ValueError with fewer than four pictures in the set.
+    Compares how edges run and how unevenly they are strong, not what is shown and not colours. ValueError with fewer than four pictures
+    in the set.
     """
     rows = subject.against.kept if subject.against is not None else ()
     if len(rows) < LEAST:
