@@ -78,7 +78,7 @@ def lora(family: Family, shape: LoraShape, seed: int) -> Iterator[Adapter]:
             if not paths:
                 raise ValueError(f"train_lora: no layer of the {part} fits targets {shape.targets!r}")
             _inject(networks[part], paths, shape.rank, alpha, number("adapter", seed, part))
-            layers |= {kohya_name(part, path): networks[part].get_submodule(path) for path in paths}
+            layers |= {kohya_name(part, path, several="text_encoder_2" in networks): networks[part].get_submodule(path) for path in paths}
         yield Adapter(layers, alpha)
 
 
