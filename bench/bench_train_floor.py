@@ -17,6 +17,7 @@ from contextlib import ExitStack
 import torch
 
 from safelight.families import Family, find
+from safelight.families.sources import open_source
 from safelight.ops.generate import model
 from safelight.recipes.lora import Lesson, Net, Plan, training_dtype
 from safelight.runtime import choose_device
@@ -32,7 +33,7 @@ CAPTIONS = ["a person with long blue hair and tan skin, pink shirt, teal backgro
 
 def loaded(named: Model) -> Family:
     """A copy of the model of its own: two adapters cannot be in one."""
-    family = find(named.family)(named.source, device=choose_device(), dtype=training_dtype())
+    family = find(named.family)(open_source(named.source), device=choose_device(), dtype=training_dtype())
     family.for_training()
     return family
 
