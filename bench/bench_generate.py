@@ -1,0 +1,161 @@
+"""Drawing against diffusers and against the bare network: seconds a step, cold start, peak memory, as ratios of one run.
+
+    python bench/bench_generate.py [--model mini|FOLDER] [--shape sd15] [--size 512] [--steps 4] [--rounds 4] [--cold]
+
+Without a folder a model of the shape of SD 1.5 (860 M parameters, random weights, float16 on disk) is written below out/bench-generate
+once. A step is one guided step, two rows of the U-Net. Three take turns in one process, so that whatever else the machine does meets all:
+ours (dtype and layout as the runtime chooses), diffusers' pipeline in the same dtype and channels_last, its best, and the U-Net alone.
+diffusers in float32, as most run it on a CPU, comes after, with `--float32`. `--cold` starts a process each, from nothing to a picture of
+one step, and tells wall seconds and peak memory of the whole process.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from safelight import runtime
+from safelight.embedded import WEIGHTS
+from safelight.ops.generate import model as named
+from safelight.sampling.draw import Shot, starts, walk
+from safelight.sampling.settings import Guidance, Sampling, Size
+
+PROMPT = "a smiling girl with long purple hair"
+
+
+def write_sd15(folder: Path) -> Path:
+    """A diffusers folder of SD 1.5's shape with random weights; the embedded model's tokenizer, in 77 tokens."""
+    if (folder / "model_index.json").exists():
+        return folder
+    torch.manual_seed(0)
+    widths = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+    UNet2DConditionModel(**widths).half().save_pretrained(folder / "unet")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2, latent_channels=4, sample_size=512).half().save_pretrained(folder / "vae")
+    words = PreTrainedTokenizerFast.from_pretrained(WEIGHTS / "tokenizer", model_max_length=77)
+    words.save_pretrained(folder / "tokenizer")
+    CLIPTextModel(CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        max_position_embeddings=77, bos_token_id=1, eos_token_id=3, pad_token_id=0)).half().save_pretrained(folder / "text_encoder")
+    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+                  steps_offset=1).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({
+        "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "scheduler": ["diffusers", "DDIMScheduler"], "feature_extractor": [None, None], "safety_checker": [None, None]}))
+    return folder
+
+
+def pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    """diffusers' pipeline with the U-Net and the VAE in channels_last."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    for network in (pipe.unet, pipe.vae):
+        network.to(memory_format=torch.channels_last)
+    return pipe
+
+
+def ours(family: Any, side: int, steps: int) -> Callable[[], None]:
+    """The library's way from noise to a latent."""
+    start = starts(family, Size(side, side), 1, None, None)[0][0]
+    shot = Shot(PROMPT, 7, Sampling(steps=steps, sampler="ddim"), Guidance(scale=7.5), start)
+
+    def run() -> None:
+        for _ in walk(family, [shot], previews=False):
+            pass
+
+    return run
+
+
+def bare(family: Any, side: int, steps: int) -> Callable[[], None]:
+    """The U-Net's forward passes and nothing else, in the family's dtype and layout."""
+    z = torch.randn(2, family.channels, side // family.factor, side // family.factor)
+    x = z.to(family.device, family.dtype).to(memory_format=torch.channels_last)
+    text = family.encode_text(["", PROMPT]).tokens.to(family.dtype)
+
+    @torch.no_grad()
+    def run() -> None:
+        for t in range(steps):
+            family.unet(x, torch.full((2,), 900 - t), encoder_hidden_states=text, return_dict=False)
+
+    return run
+
+
+def theirs(pipe: Any, side: int, steps: int) -> Callable[[], None]:
+    """diffusers' way to a latent."""
+    return lambda: pipe(PROMPT, num_inference_steps=steps, guidance_scale=7.5, height=side, width=side, output_type="latent")
+
+
+def turns(folder: Path, side: int, steps: int, rounds: int, float32: bool) -> dict[str, list[float]]:
+    """Seconds a step of each, one value a round."""
+    with runtime.lease(named(str(folder)), holder="bench") as family:
+        runs = {"ours": ours(family, side, steps), "diffusers": theirs(pipeline(folder, family.dtype), side, steps)}
+        runs["bare U-Net"] = bare(family, side, steps)
+        if float32:
+            runs["diffusers float32"] = theirs(pipeline(folder, torch.float32), side, steps)
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for turn, (name, run) in ((t, r) for t in range(rounds + 1) for r in runs.items()):
+            began = time.perf_counter()
+            run()
+            if turn:  # the first is a warm-up
+                seconds[name].append((time.perf_counter() - began) / steps)
+        return seconds
+
+
+def cold(who: str, folder: Path, side: int) -> None:
+    """One process' whole life: read the files, draw one step, decode."""
+    if who == "ours":
+        from safelight.sampling.draw import draw
+
+        with runtime.lease(named(str(folder)), holder="bench") as family:
+            shot = Shot(PROMPT, 7, Sampling(steps=1), Guidance(scale=7.5), starts(family, Size(side, side), 1, None, None)[0][0])
+            for _ in draw(family, [shot], previews=False):
+                pass
+    else:
+        pipeline(folder, runtime.choose_dtype(runtime.choose_device()))(PROMPT, num_inference_steps=1, height=side, width=side)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+
+
+def main() -> None:
+    """Print medians and the ratios."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", type=Path)
+    p.add_argument("--size", type=int, default=512)
+    p.add_argument("--steps", type=int, default=3)
+    p.add_argument("--rounds", type=int, default=4)
+    p.add_argument("--float32", action="store_true")
+    p.add_argument("--cold", action="store_true")
+    p.add_argument("--one", choices=("ours", "diffusers"), help=argparse.SUPPRESS)
+    a = p.parse_args()
+    folder = WEIGHTS if a.model == Path("mini") else a.model or write_sd15(Path("out/bench-generate/sd15"))
+    if a.one:
+        return cold(a.one, folder, a.size)
+    if a.cold:
+        for _ in range(a.rounds):
+            for who in ("ours", "diffusers"):
+                began = time.perf_counter()
+                done = subprocess.run([sys.executable, __file__, "--model", folder, "--size", str(a.size), "--one", who],
+                                      check=True, capture_output=True, text=True)
+                print(f"{who}: {time.perf_counter() - began:.1f} s, peak {done.stdout.split()[-1]} GB")
+        return None
+    seconds = turns(folder, a.size, a.steps, a.rounds, a.float32)
+    for name, values in seconds.items():
+        ratios = [o / v for o, v in zip(seconds["ours"], values, strict=True)]
+        print(f"{name}: {statistics.median(values):.3f} s a step; ours / this {statistics.median(ratios):.3f}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
