@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -11,9 +12,10 @@ import torch
 
 from safelight.embedded import people, render, scenes, vocabulary
 from safelight.embedded.captions import caption
-from safelight.embedded.shards import Mixture, Shards
+from safelight.embedded.shards import Mixture, Shards, unit
 from safelight.recipes import pretrain_autoencoder, pretrain_clip, pretrain_denoiser
 from safelight.train.flat import Flat
+from tests import tiny
 
 ICONS = {"icons": {"red-apple": {"body": '<circle cx="16" cy="16" r="10" fill="#ff0000"/>'}}}
 
@@ -157,7 +159,7 @@ def test_flat_clips_to_the_norm() -> None:
 def test_principal_components_of_flat_pictures_come_back(data: Path) -> None:
     shards = Shards.open(data)
     pca = pretrain_autoencoder.fit_pca(shards, pictures=60)
-    x = pretrain_autoencoder.unit(shards.pixels(np.arange(8)))
+    x = unit(shards.pixels(np.arange(8)))
     z = pretrain_autoencoder.encode(x, pca)
     assert z.shape == (8, 16, 16, 16)
     patches = z.permute(0, 2, 3, 1) @ pca["up"] + pca["mean"]
@@ -179,6 +181,55 @@ def test_the_denoiser_resumes_to_the_same_bits(data: Path, mini: Path) -> None:
     assert not torch.equal(straight["weights"][0], straight["ema"][0])
     for part in ("unet", "text_encoder", "scheduler"):
         assert any((mini / part).iterdir())
+
+
+def test_training_goes_on_from_weights_alone(data: Path, mini: Path, tmp_path: Path) -> None:
+    plan = pretrain_denoiser.Plan(minutes=1e9, steps=2, ranks=1, batch=2, warmup=2, widths=(32, 32, 32))
+    pretrain_denoiser.latents(Shards.open(data), mini, mini / "latents.npy")
+    pretrain_denoiser.rank_main(0, data, mini, plan)
+    for part in ("clip", "tokenizer", "unet", "text_encoder"):
+        shutil.copytree(mini / part, tmp_path / part)
+    kept = pretrain_denoiser._Run(tmp_path, plan, 0)
+    for weights, ema in zip(kept.flats, torch.load(mini / "final.pt", weights_only=True)["ema"], strict=True):
+        assert torch.equal(weights.weights.data, ema.half().float())
+    assert kept.step == 0
+
+
+def test_the_loss_counts_mouths_more_and_nothing_else(data: Path) -> None:
+    plan = pretrain_denoiser.Plan(minutes=1, batch=16, people=0.5, scenes=0.5)
+    shards = Shards.open(data)
+    mix = Mixture(shards, {"person": 0.5, "scene": 0.5}, seed=plan.seed)
+    weight = pretrain_denoiser.draw_batch(shards, np.zeros((len(shards), 16, 16, 16), np.float16), mix, plan, (0, 0)).weight
+    assert isinstance(weight, torch.Tensor)
+    for i, number in enumerate(mix.batch(0, 16)):
+        heavy = (weight[i, 0] == plan.mouth).sum()
+        assert heavy == (12 if shards.rows[number]["kind"] == "person" else 0)
+        assert (weight[i, 0] == 1).sum() == 256 - heavy
+
+
+def test_the_mouth_is_where_the_loss_counts_more() -> None:
+    """Pictures that differ in the mouth alone differ there, in both frames."""
+    for seed, frame in enumerate(people.FRAMES):
+        plain = {"frame": frame, "background": "white", "beard": "none", "eyes": "closed", "glasses": "none"}
+        a = people.draw_attributes(Random(seed)) | plain
+        a.pop("scene", None)
+        sad, glad = (np.asarray(render.picture(a | {"expression": e}, Random(3))).astype(int) for e in ("sad", "smiling"))
+        cells = np.abs(sad - glad).reshape(16, 8, 16, 8, 3).sum((1, 3, 4))
+        inside = cells[people.MOUTH[0], people.MOUTH[1]].sum()
+        assert inside > 0.8 * cells.sum() > 0
+
+
+def test_the_decoder_learns_from_what_a_denoiser_leaves(data: Path, tmp_path: Path) -> None:
+    model = tiny.mini(tmp_path / "model")
+    crops = pretrain_autoencoder.Crops(
+        Shards.open(data), pretrain_autoencoder.fit_pca(Shards.open(data), pictures=60), 0, pretrain_autoencoder._family(model), batch=4)
+    x, z, shown = crops.draw(3)
+    assert x.shape == (4, 3, 64, 64)
+    assert z.shape == shown.shape == (4, 16, 8, 8)
+    far = (shown - z).square().mean((1, 2, 3))
+    assert far[:2].min() > 10 * far[2:].max()
+    for first, again in zip((x, z, shown), crops.draw(3), strict=True):
+        assert torch.equal(first, again)
 
 
 def test_zero_terminal_snr_ends_in_pure_noise() -> None:
