@@ -62,31 +62,35 @@ class Scales:
     config: Mapping[str, Any]
     given: float | None
 
-    def of(self, layer: Layer, rank: int | None) -> float:
+    def of(self, layer: Layer, rank: float | None) -> float:
         """alpha / rank, or alpha / sqrt(rank) for rank-stabilized ones (arXiv:2312.03732); 1 when nothing has a rank."""
         told = layer.roles.pop("alpha", None)
-        if rank is None:
-            return 1.0
         if told is not None:
             if told.numel() != 1 or not math.isfinite(float(told)):
                 raise ValueError(f"lora {self.path}: alpha of {layer.name} is no number; the file is broken")
-            return float(told) / rank
+            return float(told) / rank if rank else 1.0
         part, _, path = layer.name.partition(".")
-        alpha, rooted = self._setting(part, path)
-        if alpha is None:
-            alpha, rooted = self.given, False
-        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if rooted else rank)
+        alpha, config = self._setting(part, path)
+        rank = rank or self._number(config.get("r"))
+        alpha = self.given if alpha is None else alpha
+        if alpha is None or not rank:
+            return 1.0
+        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
-    def _setting(self, part: str, path: str) -> tuple[float | None, bool]:
-        inner = f"{part}." if f"{part}.lora_alpha" in self.config else ""
-        alpha = self.config.get(f"{inner}lora_alpha")
-        patterns = self.config.get(f"{inner}alpha_pattern") or {}
+    def _setting(self, part: str, path: str) -> tuple[float | None, Mapping[str, Any]]:
+        """alpha by the settings of the layer's network, and those settings."""
+        inner = {k.removeprefix(f"{part}."): v for k, v in self.config.items() if k.startswith(f"{part}.")}
+        config = inner or self.config
+        alpha, patterns = config.get("lora_alpha", config.get("alpha")), config.get("alpha_pattern") or {}
         for ending, value in patterns.items() if isinstance(patterns, dict) else ():
             if f".{part}.{path}".endswith(f".{ending.removeprefix('^')}"):
                 alpha = value
-        if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
-            raise ValueError(f"lora {self.path}: {CONFIG} says alpha is {alpha!r}; expected a number")
-        return alpha, bool(self.config.get(f"{inner}use_rslora"))
+        return self._number(alpha), config
+
+    def _number(self, value: Any) -> float | None:
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ValueError(f"lora {self.path}: {CONFIG} has {value!r} where alpha or the rank should be; expected a number")
+        return value
 
 
 @contextmanager

@@ -1,0 +1,496 @@
+"""One adapter in every program's names gives one output; the maths is peft's; what does not fit is refused with numbers."""
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from safelight.patches import lora
+from safelight.patches.lora.file import read
+from safelight.patches.lora.names import LDM_INNER, LDM_TOP, block_names
+from safelight.values import Blob, Patch
+from tests.patching import look, same
+
+RANK, ALPHA = 2, 3.0
+Tensors = dict[str, Tensor]
+Pairs = dict[tuple[str, str], tuple[Tensor, Tensor]]
+SD = {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+}
+SDXL = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2, "transformer_layers_per_block": 2, "use_linear_projection": True, "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 32,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """What an adapter sees of a family: real networks by name."""
+
+    held: dict[str, Any]
+    name: str = "tiny"
+
+    def trainable(self) -> dict[str, Any]:
+        return self.held
+
+    def copied(self) -> Any:
+        return Networks(copy.deepcopy(self.held))
+
+
+def networks(shape: Mapping[str, Any]) -> Any:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 8, 16), cross_attention_dim=12, attention_head_dim=4,
+        norm_num_groups=4, **shape,
+    )
+    sizes = {"hidden_size": 12, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 8}
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=20, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes))
+    return Networks({"unet": unet.eval().requires_grad_(False), "text_encoder": text.eval().requires_grad_(False)})
+
+
+@pytest.fixture(scope="module")
+def sd() -> Any:
+    return networks(SD)
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> Any:
+    return networks(SDXL)
+
+
+@cache
+def blocks(family: Any) -> dict[str, tuple[str, str]]:
+    return {path: (ldm, diffsynth) for path, ldm, diffsynth in block_names(family.trainable()["unet"])}
+
+
+@torch.no_grad()
+def said(family: Any) -> Tensor:
+    torch.manual_seed(1)
+    unet, text = (family.trainable()[part] for part in ("unet", "text_encoder"))
+    more = {"text_embeds": torch.randn(2, 8), "time_ids": torch.rand(2, 6)} if "addition_embed_type" in unet.config else None
+    hidden = text(input_ids=torch.tensor([[1, 5, 7, 2], [1, 9, 2, 0]])).last_hidden_state
+    out: Tensor = unet(torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), hidden, added_cond_kwargs=more, return_dict=False)[0]
+    return out
+
+
+def layers(family: Any) -> dict[tuple[str, str], Any]:
+    return {(at.part, at.path): at.layer for at in lora.places(family).values()}
+
+
+def adapter(family: Any, only: str = "") -> Pairs:
+    torch.manual_seed(5)
+    found = {}
+    for at, layer in layers(family).items():
+        shape = layer.weight.shape
+        down, up = torch.randn(RANK, *shape[1:]) * 0.2, torch.randn(shape[0], RANK, *[1] * (len(shape) - 2)) * 0.2
+        if only in at[1] and (not only or at[0] == "unet"):
+            found[at] = down, up
+    return found
+
+
+def closed_form(family: Any, pairs: Pairs, strength: float = 1.0, text_strength: float = 1.0) -> Tensor:
+    changed = family.copied()
+    for (part, path), (down, up) in pairs.items():
+        weight = changed.trainable()[part].get_submodule(path).weight
+        s = strength if part == "unet" else text_strength
+        weight.data += s * ALPHA / RANK * torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).view_as(weight)
+    return said(changed)
+
+
+def patched(family: Any, path: Path, tensors: Tensors, notes: dict[str, str] | None = None, **options: Any) -> Tensor:
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, notes)
+    strength = options.pop("strength", 1.0)
+    with lora.lora(family, Patch("lora", Blob.of(path), strength, options)):
+        return said(family)
+
+
+def ldm(family: Any, path: str) -> str:
+    """LDM's name of a layer, or of a parameter."""
+    block = next((b for b in blocks(family) if path.startswith(f"{b}.")), None)
+    if block:
+        inner, table = path.removeprefix(f"{block}."), LDM_INNER[block.split(".")[-2]]
+        head = next((h for h in table if inner == h or inner.startswith(f"{h}.")), None)
+        return f"{blocks(family)[block][0]}.{inner if head is None else table[head] + inner.removeprefix(head)}"
+    head = next((h for h in LDM_TOP if path == h or path.startswith(f"{h}.")), None)
+    return path if head is None else LDM_TOP[head] + path.removeprefix(head)
+
+
+def diffsynth(family: Any, path: str) -> str:
+    block, number = next((b, n) for b, (_, n) in blocks(family).items() if path.startswith(f"{b}."))
+    return path.replace(block, number).replace("to_out.0", "to_out")
+
+
+def written(pairs: Pairs, name: Callable[[str, str], str], ends: tuple[str, str], alpha: bool) -> Tensors:
+    """A file: `name` for each layer, the ends for down and up; without alpha its scale is in up."""
+    out = {}
+    for (part, path), (down, up) in pairs.items():
+        out[name(part, path) + ends[0]] = down
+        out[name(part, path) + ends[1]] = up if alpha else up * (ALPHA / RANK)
+        if alpha:
+            out[name(part, path) + ".alpha"] = torch.tensor(ALPHA)
+    return out
+
+
+def without_alpha(tensors: Tensors) -> Tensors:
+    return {k: v for k, v in tensors.items() if not k.endswith(".alpha")}
+
+
+def flat(prefix: str, path: str) -> str:
+    return prefix + path.replace(".", "_")
+
+
+DOWN_UP, A_B = (".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight")
+DEFAULT, OLD = (".lora_A.default.weight", ".lora_B.default.weight"), ("_lora.down.weight", "_lora.up.weight")
+LINEAR = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
+
+
+@cache
+def dialects(f: Any) -> dict[str, tuple[str, Tensors, dict[str, Any]]]:
+    """Which layers the dialect can hold, the file, and what the user adds."""
+    te, whole, attention = "text_model.", adapter(f), adapter(f, ".attn")
+    unet, text = ({at: pair for at, pair in whole.items() if at[0] == part} for part in ("unet", "text_encoder"))
+    nothing: dict[str, Any] = {}
+
+    def kohya(part: str, path: str) -> str:
+        return flat("lora_unet_", path) if part == "unet" else flat("lora_te_", te + path)
+
+    def kohya_ldm(part: str, path: str) -> str:
+        return flat("lora_unet_", ldm(f, path)) if part == "unet" else flat("lora_te1_", te + path)
+
+    def comfy(part: str, path: str) -> str:
+        return f"diffusion_model.{ldm(f, path)}" if part == "unet" else f"text_encoders.clip_l.transformer.{te}{path}"
+
+    def dotted(part: str, path: str) -> str:
+        return f"{part}.{path}"
+
+    old_unet = written(unet, dotted, (".lora.down.weight", ".lora.up.weight"), False)
+    old_text = written(text, lambda p, n: f"text_encoder.{te}{n}", LINEAR, False)
+    alone = without_alpha(written(unet, lambda p, n: n, A_B, True))
+    procs = written(attention, lambda p, n: ".processor.".join(n.removesuffix(".0").rsplit(".", 1)), OLD, False)
+    kolors = without_alpha(written(attention, lambda p, n: diffsynth(f, n), DEFAULT, True))
+    return {
+        "kohya": ("", written(whole, kohya, DOWN_UP, True), nothing),
+        "kohya, LDM": ("", written(whole, kohya_ldm, DOWN_UP, True), nothing),
+        "diffusers": ("", old_unet | old_text, nothing),
+        "diffusers, peft": ("", written(whole, dotted, A_B, False), nothing),
+        "peft": ("unet", written(unet, lambda p, n: f"base_model.model.{n}", DEFAULT, False), nothing),
+        "peft, its alpha elsewhere": ("unet", alone, {"alpha": ALPHA}),
+        "ComfyUI": ("", written(whole, comfy, A_B, True), nothing),
+        "OneTrainer": ("", written(whole, dotted, DOWN_UP, True) | {"bundle_emb.cat.clip_l": torch.zeros(2, 12)}, nothing),
+        "LyCORIS": ("unet", written(unet, lambda p, n: flat("lycoris_", n), DOWN_UP, True), nothing),
+        "attn_procs": (".attn", procs, nothing),
+        "DiffSynth": (".attn", kolors, {"alpha": ALPHA}),
+    }
+
+
+NAMES = [
+    "kohya", "kohya, LDM", "diffusers", "diffusers, peft", "peft", "peft, its alpha elsewhere", "ComfyUI", "OneTrainer", "LyCORIS",
+    "attn_procs", "DiffSynth",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("which", ["sd", "sdxl"])
+def test_every_dialect_gives_the_closed_form(request: pytest.FixtureRequest, tmp_path: Path, which: str, name: str) -> None:
+    family = request.getfixturevalue(which)
+    only, tensors, options = dialects(family)[name]
+    pairs = adapter(family, "" if only == "unet" else only)
+    wanted = closed_form(family, {at: pair for at, pair in pairs.items() if only != "unet" or at[0] == "unet"})
+    merged = patched(family, tmp_path / "a.safetensors", tensors, **options)
+    beside = patched(family, tmp_path / "a.safetensors", tensors, merged=False, **options)
+    assert float((wanted - said(family)).abs().max()) > 0.1
+    assert float((merged - wanted).abs().max()) < 1e-5
+    assert float((beside - wanted).abs().max()) < 1e-5
+
+
+def test_the_dialects_are_all_tried(sd: Any) -> None:
+    assert sorted(dialects(sd)) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("shape", [SD, SDXL, SD | {"layers_per_block": 2}])
+def test_ldm_names_are_those_diffusers_converts(shape: dict[str, Any]) -> None:
+    family = networks(shape)
+    unet = family.trainable()["unet"]
+    state = {key: value + i for i, (key, value) in enumerate(unet.state_dict().items())}
+    stored = {f"model.diffusion_model.{ldm(family, key)}": value for key, value in state.items()}
+    converted = convert_ldm_unet_checkpoint(stored, dict(unet.config))
+    assert converted.keys() == state.keys()
+    assert all(torch.equal(converted[key], state[key]) for key in state)
+
+
+def test_names_of_real_files(sdxl: Any) -> None:
+    named = {number: path for path, (_, number) in blocks(sdxl).items() if "attentions" in path}
+    kolors = {7: "down_blocks.1.attentions.0", 18: "down_blocks.2.attentions.1", 21: "mid_block.attentions.0"}
+    assert [int(n.split(".")[1]) for n in named] == [7, 10, 15, 18, 21, 25, 28, 31, 35, 38, 41]
+    assert all(named[f"blocks.{n}"] == path for n, path in kolors.items())
+    names = {name: path for path, (name, _) in blocks(sdxl).items()}
+    assert names["input_blocks.4.1"] == "down_blocks.1.attentions.0" and names["output_blocks.2.2"] == "up_blocks.0.upsamplers.0"
+
+
+READ = [("sd", "kohya"), ("sd", "diffusers"), ("sd", "attn_procs"), ("sdxl", "kohya"), ("sdxl", "kohya, LDM")]
+
+
+@pytest.mark.parametrize(("which", "name"), READ)
+def test_diffusers_draws_the_same_from_the_same_file(request: pytest.FixtureRequest, tmp_path: Path, which: str, name: str) -> None:
+    family = request.getfixturevalue(which)
+    tensors = {k: v for k, v in dialects(family)[name][1].items() if "lora_te" not in k and "text_encoder" not in k}
+    if which == "sdxl":  # diffusers misreads kohya's names of these
+        tensors = {k: v for k, v in tensors.items() if not any(part in k for part in ("time_emb", "label_emb", "add_emb"))}
+    ours = patched(family, tmp_path / "a.safetensors", tensors)
+    theirs = family.copied()
+    unet = theirs.trainable()["unet"]
+    pipeline = StableDiffusionXLPipeline if which == "sdxl" else StableDiffusionPipeline
+    if name == "attn_procs":
+        unet.load_lora_adapter(dict(tensors), prefix=None)
+    else:
+        state, alphas = pipeline.lora_state_dict(dict(tensors), unet_config=unet.config)[:2]
+        pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet)
+    assert float((said(theirs) - ours).abs().max()) < 1e-5
+
+
+KINDS = {
+    "loha": LoHaConfig(r=2, alpha=3, init_weights=False, use_effective_conv2d=True),
+    "loha, flat": LoHaConfig(r=2, alpha=3, init_weights=False),
+    "lokr": LoKrConfig(r=1, alpha=3, init_weights=False, decompose_both=True, use_effective_conv2d=True),
+    "lokr, flat": LoKrConfig(r=1, alpha=3, init_weights=False),
+    "dora": LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, use_dora=True),
+    "lora, bias": LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, lora_bias=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("style", ["peft", "kohya"])
+def test_the_maths_is_pefts(sd: Any, tmp_path: Path, kind: str, style: str) -> None:
+    theirs = sd.copied()
+    unet = theirs.trainable()["unet"]
+    config = copy.deepcopy(KINDS[kind])
+    able = {path for (part, path), layer in layers(sd).items() if part == "unet" and (layer.bias is not None or "bias" not in kind)}
+    targets = {path for path in able if "attn" in path or "conv" in path}
+    config.target_modules = set(targets)
+    torch.manual_seed(3)
+    inject_adapter_in_model(config, unet)
+    tensors: Tensors = {}
+    for name, p in unet.named_parameters():
+        if "lora_" in name or "hada_" in name or "lokr_" in name:
+            p.data = p * 1.3 if "magnitude" in name else torch.randn_like(p) * 0.3
+            tensors[name.replace(".default", "")] = p.detach()
+    file = {}
+    for key, tensor in tensors.items():
+        name = next(p for p in sorted(targets, key=len, reverse=True) if key.startswith(f"{p}."))
+        end = key.removeprefix(f"{name}.").replace("lora_A", "lora_down").replace("lora_B", "lora_up")
+        if style == "peft":
+            file[f"base_model.model.{key}"] = tensor
+            continue
+        if "magnitude" in end:
+            end, tensor = "dora_scale", tensor.flatten().view(-1, *[1] * (sd.trainable()["unet"].get_submodule(name).weight.ndim - 1))
+        file[f"{flat('lora_unet_', name)}.{end}"] = tensor
+        file[f"{flat('lora_unet_', name)}.alpha"] = torch.tensor(3.0)
+    options = {"alpha": 3.0} if style == "peft" else {}
+    wanted = said(theirs)
+    assert float((wanted - said(sd)).abs().max()) > 0.1
+    before = look(sd)
+    for merged in (True, False):
+        assert float((patched(sd, tmp_path / "a.safetensors", file, merged=merged, **options) - wanted).abs().max()) < 1e-5
+        assert same(look(sd), before)
+
+
+def on_one_layer(family: Any, path: str) -> tuple[nn.Module, str]:
+    return family.trainable()["unet"].get_submodule(path), flat("lora_unet_", path)
+
+
+def weight_after(family: Any, path: Path, tensors: Tensors, layer: nn.Module, **options: Any) -> tuple[Tensor, Tensor | None]:
+    save_file(tensors, path)
+    with lora.lora(family, Patch("lora", Blob.of(path), options.pop("strength", 1.0), options)):
+        assert isinstance(layer.weight, Tensor)
+        return layer.weight.clone(), None if layer.bias is None else layer.bias.clone()
+
+
+def test_a_locon_with_a_core(sd: Any, tmp_path: Path) -> None:
+    layer, name = on_one_layer(sd, "down_blocks.0.resnets.0.conv1")
+    torch.manual_seed(0)
+    down, mid, up = torch.randn(2, 8, 1, 1), torch.randn(2, 2, 3, 3), torch.randn(8, 2, 1, 1)
+    file = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.lora_mid.weight": mid}
+    file[f"{name}.alpha"] = torch.tensor(3.0)
+    x = torch.randn(1, 8, 6, 6)
+    wanted = layer(x) + 1.5 * nn.functional.conv2d(nn.functional.conv2d(nn.functional.conv2d(x, down), mid, padding=1), up)
+    weight, bias = weight_after(sd, tmp_path / "a.safetensors", file, layer)
+    assert float((nn.functional.conv2d(x, weight, bias, padding=1) - wanted).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("path", ["down_blocks.0.resnets.0.conv1", "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2"])
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_dora_over_either_axis(sd: Any, tmp_path: Path, path: str, by_row: bool, strength: float) -> None:
+    layer, name = on_one_layer(sd, path)
+    was: Any = layer.weight
+    torch.manual_seed(0)
+    down, up = torch.randn(2, *was.shape[1:]), torch.randn(was.shape[0], 2, *[1] * (was.ndim - 2))
+    moved = was + 1.5 * (up.flatten(1) @ down.flatten(1)).view_as(was)
+    matrix = moved.flatten(1) if by_row else moved.transpose(0, 1).flatten(1)
+    m = torch.rand(len(matrix)) + 0.5
+    turned = matrix * (m / matrix.norm(dim=1))[:, None]
+    wanted = turned.view_as(was) if by_row else turned.view_as(was.transpose(0, 1)).transpose(0, 1)
+    scale = m.view(-1, *[1] * (was.ndim - 1)) if by_row else m.view(1, -1, *[1] * (was.ndim - 2))
+    pair = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(3.0)}
+    weight, _ = weight_after(sd, tmp_path / "a.safetensors", {**pair, f"{name}.dora_scale": scale.contiguous()}, layer, strength=strength)
+    assert float((weight - (was + strength * (wanted - was))).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("end", "end_of_bias"), [("diff", "diff_b"), ("w_norm", "b_norm")])
+def test_full_differences_reach_norms_and_biases(sd: Any, tmp_path: Path, end: str, end_of_bias: str) -> None:
+    path = "down_blocks.0.resnets.0.norm2" if end == "w_norm" else "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    layer: Any = sd.trainable()["unet"].get_submodule(path)
+    name, had = flat("lora_unet_", ldm(sd, path)), layer.bias
+    weight, bias = torch.randn_like(layer.weight), torch.randn(len(layer.weight))
+    file = {f"{name}.{end}": weight, f"{name}.{end_of_bias}": bias}
+    after, bias_after = weight_after(sd, tmp_path / "a.safetensors", file, layer, strength=0.5)
+    assert torch.equal(after, layer.weight + 0.5 * weight)
+    assert bias_after is not None and torch.equal(bias_after, 0.5 * bias if had is None else had + 0.5 * bias)
+    assert layer.bias is had
+    merged, beside = (patched(sd, tmp_path / "a.safetensors", file, merged=m) for m in (True, False))
+    assert float((merged - beside).abs().max()) < 1e-5 < float((merged - said(sd)).abs().max())
+
+
+def test_strengths_of_the_networks_are_apart(sd: Any, tmp_path: Path) -> None:
+    _, tensors, _ = dialects(sd)["kohya"]
+    got = patched(sd, tmp_path / "a.safetensors", tensors, strength=0.5, text_strength=-0.3)
+    assert float((got - closed_form(sd, adapter(sd), 0.5, -0.3)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("order", [(True, True), (False, False), (True, False), (False, True)])
+def test_several_at_once_add_up_in_either_form(sd: Any, tmp_path: Path, order: tuple[bool, bool]) -> None:
+    """The second is a DoRA, whose result depends on what the first made of the weight."""
+    layer = flat("lora_unet_", "conv_in")
+    first = {at: pair for at, pair in adapter(sd).items() if at[1] == "conv_in"}
+    save_file(written(first, lambda p, n: flat("lora_unet_", n), DOWN_UP, True), tmp_path / "one.safetensors")
+    pair = {f"{layer}.lora_down.weight": torch.ones(1, 4, 3, 3), f"{layer}.lora_up.weight": torch.ones(8, 1, 1, 1)}
+    save_file({**pair, f"{layer}.dora_scale": torch.rand(8, 1, 1, 1)}, tmp_path / "two.safetensors")
+    said_by = []
+    for forms in ((True, True), order):
+        named = zip(("one", "two"), forms, strict=True)
+        one, two = (Patch("lora", Blob.of(tmp_path / f"{name}.safetensors"), options={"merged": form}) for name, form in named)
+        before = look(sd)
+        with lora.lora(sd, one), lora.lora(sd, two), lora.lora(sd, one):
+            said_by.append(said(sd))
+        assert same(look(sd), before)
+    assert float((said_by[0] - said_by[1]).abs().max()) < 1e-5
+
+
+def test_a_pair_may_have_the_other_form_of_a_pointwise_layer(sd: Any, sdxl: Any, tmp_path: Path) -> None:
+    """A 1x1 convolution in one program is a linear layer in another."""
+
+    def other(t: Tensor) -> Tensor:
+        return t.flatten(1) if t.ndim == 4 else t[..., None, None]
+
+    for family in (sd, sdxl):
+        pairs = {at: p for at, p in adapter(family).items() if at[1].endswith("proj_in")}
+        turned = {at: (other(down), other(up)) for at, (down, up) in pairs.items()}
+        file = written(turned, lambda p, n: flat("lora_unet_", n), DOWN_UP, True)
+        for merged in (True, False):
+            assert float((patched(family, tmp_path / "a.safetensors", file, merged=merged) - closed_form(family, pairs)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("inner", ["", "unet."])
+def test_alpha_from_pefts_settings_in_the_header(sd: Any, tmp_path: Path, inner: str) -> None:
+    pairs = adapter(sd, ".attn")
+    special = next(path for _, path in pairs)
+    tensors = without_alpha(written(pairs, lambda p, n: inner + n, A_B, True))
+    config = {f"{inner}r": RANK, f"{inner}lora_alpha": 7.0, f"{inner}alpha_pattern": {special: 5.0}}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(config)})
+    scales = {name: change.weight.scale for name, change in read(str(tmp_path / "a.safetensors")).items()}  # type: ignore[union-attr]
+    assert scales.pop(flat(inner, special).replace(".", "_")) == 5.0 / RANK
+    assert set(scales.values()) == {7.0 / RANK}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps({**config, f"{inner}use_rslora": True})})
+    assert next(reversed(read(str(tmp_path / "a.safetensors")).values())).weight.scale == pytest.approx(7.0 / RANK**0.5)  # type: ignore[union-attr]
+
+
+def test_a_file_of_another_model_is_refused_with_numbers(sd: Any, sdxl: Any, tmp_path: Path) -> None:
+    _, tensors, _ = dialects(sdxl)["kohya, LDM"]
+    save_file(tensors, tmp_path / "xl.safetensors")
+    before = look(sd)
+    says = rf"\d+ of {len(tensors)} keys match this tiny model; misfits: lora_unet_.*no such layer.* more layers"
+    with pytest.raises(ValueError, match=says):
+        patched(sd, tmp_path / "xl.safetensors", tensors)
+    assert same(look(sd), before)
+
+
+def test_text_that_does_not_fit_can_be_left_out(sd: Any, tmp_path: Path) -> None:
+    only = {at: pair for at, pair in adapter(sd).items() if at[0] == "unet"}
+    _, tensors, _ = dialects(sd)["kohya"]
+    foreign = {k.replace("_mlp_fc1", "_feed_forward"): v for k, v in tensors.items()}
+    with pytest.raises(ValueError, match="text_strength=0"):
+        patched(sd, tmp_path / "a.safetensors", foreign)
+    got = patched(sd, tmp_path / "a.safetensors", foreign, text_strength=0.0)
+    assert float((got - closed_form(sd, only)).abs().max()) < 1e-5
+
+
+NAME = "lora_unet_conv_in"
+PAIR = {f"{NAME}.lora_down.weight": torch.ones(2, 4, 3, 3), f"{NAME}.lora_up.weight": torch.ones(8, 2, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lora_unet_no.lora_down.weight": torch.ones(2, 3), "lora_unet_no.lora_up.weight": torch.ones(3, 2)}, "2 of 4 keys.*lora_unet_no"),
+        ({"lora_unet___class__.diff": torch.ones(3)}, "2 of 3 keys.*__class__.diff .no such layer"),
+        ({"unet.conv_in.__init__.__globals__.diff": torch.ones(3)}, "no such layer"),
+        ({"unet.down_blocks.diff": torch.ones(3)}, "no such layer"),
+        ({f"{NAME}.oft_blocks": torch.ones(3)}, "oft_blocks.* is not part of an adapter"),
+        ({"x" * 500 + ".alpha": torch.ones(1)}, "is not part of an adapter"),
+        ({f"{NAME}.lokr_t1": torch.ones(3)}, "is not part of an adapter"),
+        ({f"{NAME}.hada_w1_a": torch.ones(3, 2)}, "incomplete"),
+        ({f"{NAME}.alpha": torch.ones(2)}, "alpha .* is no number"),
+        ({f"{NAME}.dora_scale": torch.ones(5, 1, 1, 1)}, "its magnitude"),
+        ({f"{NAME}.lora_mid.weight": torch.ones(3, 3, 3, 3)}, "do not fit each other"),
+        ({f"{NAME}.lora_up.weight": torch.ones(8, 3, 1, 1)}, "do not fit each other"),
+        ({f"{NAME}.lora_down.weight": torch.ones(2, 4, 5, 5)}, "the layer is"),
+        ({f"{NAME}.diff_b": torch.ones(9)}, "bias has 8 values"),
+        ({"unet.conv_in.diff": torch.ones(8, 4, 3, 3)}, "the same layer as lora_unet_conv_in"),
+        ({"lora_unet.conv_in.lora_up.weight": torch.ones(8, 2, 1, 1)}, "more than one adapter"),
+        ({"lora_unet_time_embedding_linear_1.alpha": torch.ones(())}, "incomplete"),
+    ],
+)
+def test_nothing_is_dropped_silently(sd: Any, tmp_path: Path, change: Tensors, says: str) -> None:
+    before = look(sd)
+    with pytest.raises(ValueError, match=says):
+        patched(sd, tmp_path / "a.safetensors", {**PAIR, **change})
+    assert same(look(sd), before)
+
+
+def test_a_file_says_what_it_is(sd: Any, tmp_path: Path) -> None:
+    for name, (_, tensors, _) in dialects(sd).items():
+        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "a.safetensors")
+        known = lora.describe(str(tmp_path / "a.safetensors"))
+        assert known["dialect"].split(",")[0] == ("diffusers" if name == "peft, its alpha elsewhere" else name.split(",")[0])
+        assert known["rank"] == RANK and known["ranks"] == [RANK]
+        assert known["networks"] == (["unet", "text_encoder"] if "text" in str(list(tensors)) else ["unet"])
+        assert known["kinds"] == (["lora"] if name in ("attn_procs", "DiffSynth") else ["locon"])
+        assert known["alpha"] == ("in the file" if any("alpha" in key for key in tensors) else "none")
+
+
+def test_a_file_says_what_it_was_trained_on(tmp_path: Path) -> None:
+    often = json.dumps({"10_sks cat": {"sks": 9, "a cat": 4}, "5_more": {"a cat": 3, "sunny": 1, "broken": "no"}})
+    notes = {"ss_tag_frequency": often, "ss_base_model_version": "sd_v1", "modelspec.trigger_phrase": "sks cat", "other": "x"}
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    pair = {f"{key}.lora_down.weight": torch.ones(4, 768), f"{key}.lora_up.weight": torch.ones(320, 4)}
+    save_file(pair, tmp_path / "a.safetensors", notes)
+    assert lora.describe(str(tmp_path / "a.safetensors")) == {
+        "dialect": "kohya, diffusers block names", "kinds": ["lora"], "layers": 1, "keys": 2, "rank": 4, "ranks": [4], "networks": ["unet"],
+        "alpha": "none", "base": "Stable Diffusion 1.x", "trigger": "sks cat", "tags": ["sks", "a cat", "sunny", "broken"],
+        "ss_base_model_version": "sd_v1",
+    }
