@@ -92,7 +92,7 @@ class Plain:
     def tokens(self, text: str) -> int:
         return len(text)
 
-    def encode_text(self, prompts: Sequence[str]) -> Cond:
+    def encode_text(self, prompts: Sequence[str], *, skip: int = 0, negative: bool = False) -> Cond:
         return Cond(torch.tensor([[[len(p) / 10.0]] for p in prompts]))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -112,6 +112,9 @@ class Plain:
 
     def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def inpainting(self, pixels: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
+        return {}
 
     def trainable(self) -> Mapping[str, nn.Module]:
         return {}

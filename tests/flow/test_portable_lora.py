@@ -24,7 +24,8 @@ def test_diffusers_reads_our_file_to_the_same_output(tmp_path: Path, layout: str
         ours = lora_file.probe(family, ["a red apple", ""])
     plain = lora_file.probe(family, ["a red apple", ""])
     scheduler = DDIMScheduler(steps_offset=1, clip_sample=False)
-    parts = family.vae, family.text_encoder, family.text.tokenizer, family.unet, scheduler
+    networks = family.trainable()
+    parts = networks["vae"], networks["text_encoder"], family.text.tokenizer, networks["unet"], scheduler
     pipeline = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
     pipeline.load_lora_weights(file)
     theirs = lora_file.probe(family, ["a red apple", ""])

@@ -4,13 +4,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
+
+from safelight.values import digest
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from safelight.families.layouts import Layout
     from safelight.families.sources import Parts
+    from safelight.families.weight_file import WeightFile
     from safelight.values import Cond
 
 
@@ -35,8 +41,12 @@ class Family(Protocol):
         """How many tokens the text takes, without begin and end marks."""
         ...
 
-    def encode_text(self, prompts: Sequence[str]) -> Cond:
-        """Prompts, with `(word:1.2)` weights, to a condition batch; long prompts take several chunks."""
+    def encode_text(self, prompts: Sequence[str], *, skip: int = 0, negative: bool = False) -> Cond:
+        """Prompts, with `(word:1.2)` weights, to a condition batch; long prompts take several chunks.
+
+        `skip` leaves out that many last layers of the text encoders beyond what the family does (clip skip); `negative` says that the
+        prompts are what pictures should not be like.
+        """
         ...
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -67,8 +77,12 @@ class Family(Protocol):
         """x at sigma (B,), from a clean latent and unit noise."""
         ...
 
+    def inpainting(self, pixels: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
+        """What the network wants to see of pixels (B, H, W, 3) to be painted over where mask (B, 1, H, W) is 1: a condition's extras."""
+        ...
+
     def trainable(self) -> Mapping[str, nn.Module]:
-        """The networks by name: `unet`, `text_encoder`, `vae`, ..."""
+        """The networks by diffusers' names, the denoiser first: `unet` or `transformer`, `text_encoder`, `vae`, ..."""
         ...
 
     def for_training(self) -> None:
@@ -83,6 +97,14 @@ class Loader(Protocol):
     """
 
     pipelines: tuple[str, ...]
+
+    @staticmethod
+    def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
+        """The parts of this family's models in a single file, by its tensors' names and shapes; None when it is no file of this family.
+
+        A part that is not in the file and may be given beside it has a layout without tensors, with what only the family knows of it.
+        """
+        ...
 
     def __call__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> Family:
         """Build the networks on `device` in `dtype`, frozen and in eval mode."""
@@ -116,6 +138,13 @@ def known() -> Mapping[str, Loader]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return FAMILIES
+
+
+@cache
+def edition() -> str:
+    """Changes whenever a family's file does: what was found out about models with other families may no longer hold."""
+    seen = ((f.name, f.stat()) for f in sorted(Path(__file__).parent.glob("*.py")))
+    return digest(*[f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in seen])
 
 
 def of_pipeline(pipeline: str) -> str:

@@ -1,15 +1,18 @@
-"""Prompts through a CLIP text tower: weights on words, prompts of any length."""
+"""Prompts through a text tower that reads a window at a time (CLIP, OpenCLIP, BERT): weights on words, prompts of any length."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import BertTokenizer, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerFast
 
 from safelight.families.prompt import parse
+from safelight.families.sources import Parts
 
 KEEP_TOGETHER = 8
 """A word of fewer tokens than this is not cut at the end of a chunk; ComfyUI's figure."""
@@ -25,6 +28,16 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A spelling that stands for tokens of its own, whatever the tokenizer makes of it: a regular expression without groups, the ids, and a
+    factor on the weight."""
+
+    pattern: str
+    ids: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Chunk:
     """What the tower reads at once: `ids` and `weights` with begin, end and padding, all of the window's length."""
 
@@ -32,29 +45,41 @@ class Chunk:
     weights: tuple[float, ...]
 
 
-class ClipText:
-    """A tokenizer and a `CLIPTextModel`. `window` is the length of a chunk with its two marks (77 in CLIP)."""
+@dataclass(frozen=True)
+class Read:
+    """What a tower says of prompts: `tokens` (B, n * window, D), and `pooled` (B, P) of each prompt's first chunk where it projects one."""
 
-    def __init__(self, tokenizer: Any, model: nn.Module) -> None:
-        self.tokenizer, self.model = tokenizer, model
+    tokens: Tensor
+    pooled: Tensor | None
+
+
+class ClipText:
+    """A tokenizer and a text model. `window` is the length of a chunk with its two marks (77 in CLIP, 512 in Taiyi's BERT).
+
+    `base` last layers are always left out (SDXL: 1); `normed` says whether an earlier layer passes the final normalisation. `words` are
+    spellings that a patch added.
+    """
+
+    words: tuple[Word, ...] = ()
+
+    def __init__(self, tokenizer: Any, model: nn.Module, *, base: int = 0, normed: bool = True) -> None:
+        self.tokenizer, self.model, self.base, self.normed = tokenizer, model, base, normed
         config: Any = model.config
         self.layers = int(config.num_hidden_layers)
         self.window = min(int(tokenizer.model_max_length), int(config.max_position_embeddings))
-        self.begin, self.end = _mark(tokenizer, "bos"), _mark(tokenizer, "eos")
+        self.begin, self.end = _mark(tokenizer, "bos", "cls"), _mark(tokenizer, "eos", "sep")
         self.pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else self.end
 
     def tokens(self, text: str) -> list[Token]:
-        """The text's tokens. It is tokenized whole, so `(red:1.0)` gives the very ids of `red`; a token has its last letter's weight."""
-        pieces = parse(text)
-        plain = "".join(piece for piece, _ in pieces)
-        weights = [w for piece, w in pieces for _ in piece]
-        read = self.tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
-        out: list[Token] = []
-        for token, (start, stop) in zip(read["input_ids"], read["offset_mapping"], strict=True):
-            weight = weights[max(stop - 1, 0)] if weights else 1.0
-            spaced = start == 0 or plain[start - 1].isspace() or plain[start : start + 1].isspace()
-            out.append(Token(int(token), weight, not out or spaced or weight != out[-1].weight))
-        return out
+        """The text's tokens, with the weights its brackets say."""
+        return tokens(self.tokenizer, text, self.words)
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The table of the tokens' vectors."""
+        model: Any = self.model
+        table: nn.Embedding = model.get_input_embeddings()
+        return table
 
     def chunks(self, text: str) -> list[Chunk]:
         """At least one chunk; words stay whole where they fit."""
@@ -77,34 +102,105 @@ class ClipText:
         return Chunk(ids, (1.0, *(t.weight for t in row), 1.0, *([1.0] * fill)))
 
     def encode(self, prompts: Sequence[str], *, skip: int = 0) -> Tensor:
-        """(B, n * window, D) float32; `skip` leaves out that many last layers. Gradients flow.
+        """The tokens of `read`."""
+        return self.read(prompts, skip=skip).tokens
 
-        A weighted token is moved along the line from the empty prompt's vector to its own, as ComfyUI does. Prompts of fewer chunks are
-        repeated up to the common multiple: attention over repeated keys gives what it gives over one of each, so a prompt
-        means the same alone and in a batch.
+    def read(self, prompts: Sequence[str], *, skip: int = 0) -> Read:
+        """Float32; `skip` leaves out that many last layers more. Gradients flow.
+
+        A weighted token is moved along the line from the empty prompt's vector to its own, as ComfyUI does; `pooled` knows no weights.
+        Prompts of fewer chunks are repeated up to the common multiple: attention over repeated keys gives what it gives over one of each,
+        so a prompt means the same alone and in a batch.
         """
-        if not 0 <= skip < self.layers:
-            raise ValueError(f"encode_text: skip is {skip}; this text tower has {self.layers} layers, so it must be 0 to {self.layers - 1}")
+        left_out = self.base + skip
+        if not 0 <= left_out < self.layers:
+            last = self.layers - 1 - self.base
+            raise ValueError(f"encode_text: skip is {skip}; this text tower has {self.layers} layers, so it must be {-self.base} to {last}")
         rows = [self.chunks(p) for p in prompts]
         flat = [c for row in rows for c in row]
-        weighted = any(w != 1.0 for c in flat for w in c.weights)
-        hidden = self._hidden(torch.tensor([c.ids for c in (*flat, self._framed([]))[: len(flat) + weighted]]), skip)
-        if weighted:
-            empty, w = hidden[-1:], torch.tensor([c.weights for c in flat], device=hidden.device)[..., None]
-            hidden = torch.where(w == 1.0, hidden[:-1], empty + (hidden[:-1] - empty) * w)
-        longest = math.lcm(*[len(row) for row in rows])
-        parts = hidden.split([len(row) for row in rows])  # each (chunks, window, D)
-        return torch.stack([p.flatten(0, 1).repeat(longest // len(p), 1) for p in parts])
+        told = any(w != 1.0 for c in flat for w in c.weights)
+        hidden, pooled = self._hidden(torch.tensor([c.ids for c in (*flat, self._framed([]))[: len(flat) + told]]), left_out)
+        if told:
+            hidden = weighted(hidden[:-1], hidden[-1:], [c.weights for c in flat])
+        counts = [len(row) for row in rows]
+        longest = math.lcm(*counts)
+        parts = hidden.split(counts)  # each (chunks, window, D)
+        first = None if pooled is None else torch.stack([p[0] for p in pooled[: len(flat)].split(counts)])
+        return Read(torch.stack([p.flatten(0, 1).repeat(longest // len(p), 1) for p in parts]), first)
 
-    def _hidden(self, ids: Tensor, skip: int) -> Tensor:
+    def plain_attention(self) -> None:
+        """Attention whose backward pass is fast on a CPU."""
+        model: Any = self.model
+        model.set_attn_implementation("eager")
+
+    def _hidden(self, ids: Tensor, left_out: int) -> tuple[Tensor, Tensor | None]:
         model: Any = self.model
         ids = ids.to(next(self.model.parameters()).device)
-        if not skip:
+        if self.normed and not left_out:
             last: Tensor = model(input_ids=ids).last_hidden_state
-            return last.float()
-        states = model(input_ids=ids, output_hidden_states=True).hidden_states
-        normed: Tensor = model.final_layer_norm(states[-1 - skip])
-        return normed.float()
+            return last.float(), None
+        out = model(input_ids=ids, output_hidden_states=True)
+        state: Tensor = out.hidden_states[-1 - left_out]
+        if self.normed:
+            state = model.final_layer_norm(state)
+        return state.float(), out.text_embeds.float() if isinstance(model, CLIPTextModelWithProjection) else None
+
+
+def tokens(tokenizer: Any, text: str, words: Sequence[Word] = ()) -> list[Token]:
+    """A prompt's tokens. What lies between `words` is tokenized whole, so `(red:1.0)` gives the very ids of `red`; a token has its last
+    letter's weight."""
+    pieces = parse(text)
+    plain = "".join(piece for piece, _ in pieces)
+    weights = [w for piece, w in pieces for _ in piece]
+    out: list[Token] = []
+    for start, stop, word in _stretches(plain, words):
+        if word is not None:
+            out += [Token(id, weights[stop - 1] * word.weight, i == 0) for i, id in enumerate(word.ids)]
+        else:
+            out += _spelled(tokenizer, plain[start:stop], weights[start:stop])
+    return out
+
+
+def _stretches(plain: str, words: Sequence[Word]) -> Iterator[tuple[int, int, Word | None]]:
+    """(start, stop, the word it is) from the first letter to the last; of several words that fit, the one with the longest pattern."""
+    known, at = sorted(words, key=lambda w: -len(w.pattern)), 0
+    for found in re.finditer("|".join(f"({w.pattern})" for w in known), plain) if known else ():
+        yield at, found.start(), None
+        yield found.start(), found.end(), known[(found.lastindex or 1) - 1]
+        at = found.end()
+    yield at, len(plain), None
+
+
+def _spelled(tokenizer: Any, plain: str, weights: Sequence[float]) -> list[Token]:
+    read = tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
+    out: list[Token] = []
+    for token, (start, stop) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+        weight = weights[max(stop - 1, 0)] if weights else 1.0
+        spaced = start == 0 or plain[start - 1].isspace() or plain[start : start + 1].isspace()
+        out.append(Token(int(token), weight, not out or spaced or weight != out[-1].weight))
+    return out
+
+
+def weighted(hidden: Tensor, empty: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
+    """(N, L, D) moved from the empty prompt's (1, L, D) to beyond or before its own, each token by its weight; 1 is left as it is."""
+    w = torch.tensor(weights, device=hidden.device)[..., None]
+    return torch.where(w == 1.0, hidden, empty + (hidden - empty) * w)
+
+
+def side_by_side(read: Sequence[Tensor]) -> Tensor:
+    """Several towers' tokens (B, L, D) as one, (B, L, D1 + D2); as long as the shortest, as ComfyUI."""
+    length = min(t.shape[1] for t in read)
+    return torch.cat([t[:, :length] for t in read], dim=-1)
+
+
+def tokenizer(parts: Parts, part: str = "tokenizer") -> Any:
+    """A model's fast tokenizer, in any of the layouts they are stored in. ValueError when there is none."""
+    place = parts.folder(part)
+    made: dict[str, Any] = {"tokenizer.json": PreTrainedTokenizerFast, "vocab.json": CLIPTokenizer, "vocab.txt": BertTokenizer}
+    for name, cls in made.items():
+        if (place / name).is_file():
+            return cls.from_pretrained(place, local_files_only=True)
+    raise ValueError(f"model {parts.source}: no {', '.join(made)} under {part}/")
 
 
 def _words(tokens: Sequence[Token]) -> list[list[Token]]:
@@ -116,8 +212,9 @@ def _words(tokens: Sequence[Token]) -> list[list[Token]]:
     return words
 
 
-def _mark(tokenizer: Any, which: str) -> int:
-    found = getattr(tokenizer, f"{which}_token_id")
-    if found is None:
-        raise ValueError(f"tokenizer: no {which}_token; a CLIP text tower needs begin and end marks (tokenizer_config.json)")
-    return int(found)
+def _mark(tokenizer: Any, *names: str) -> int:
+    for name in names:
+        found = getattr(tokenizer, f"{name}_token_id")
+        if found is not None:
+            return int(found)
+    raise ValueError(f"tokenizer: no {names[0]}_token; a text tower needs begin and end marks (tokenizer_config.json)")

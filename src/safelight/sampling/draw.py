@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +33,8 @@ LOOKS = 10
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to draw. `start` is a latent (1, C, h, w) to begin from, `mask` (1, 1, h, w) where it may change."""
+    """One picture to draw. `start` is a latent (1, C, h, w) to begin from, `mask` (1, 1, h, w) where it may change; `seen` is what an
+    inpainting network is shown of the picture (`Family.inpainting`)."""
 
     prompt: str
     seed: int
@@ -41,6 +42,7 @@ class Shot:
     guidance: Guidance
     start: Tensor
     mask: Tensor | None = None
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
 
     def info(self) -> dict[str, Any]:
         """What is written beside the picture."""
@@ -63,12 +65,13 @@ def draw(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Gen
 
 def walk(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Generator[Event, None, list[Tensor]]:
     """The shots' latents, (1, C, h, w) each."""
-    texts = encode(family, [t for s in shots for t in (s.prompt, s.guidance.negative)])
+    wanted = encode(family, [s.prompt for s in shots])
+    unwanted = encode(family, [s.guidance.negative for s in shots], negative=True)
     way = process(family)
     requests = [
         Request(
-            cond=texts[s.prompt],
-            negative=texts[s.guidance.negative],
+            cond=_shown(wanted[s.prompt], s),
+            negative=_shown(unwanted[s.guidance.negative], s),
             latent=s.start,
             sigmas=plan(way, s.sampling.steps, schedule=s.sampling.schedule, sampler=s.sampling.sampler, denoise=s.sampling.denoise),
             seed=s.seed,
@@ -83,9 +86,13 @@ def walk(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Gen
 
 
 @torch.no_grad()
-def encode(family: Family, texts: Sequence[str]) -> Mapping[str, Cond]:
+def encode(family: Family, texts: Sequence[str], *, negative: bool = False) -> Mapping[str, Cond]:
     """Each different text's condition."""
-    return {t: family.encode_text([t]) for t in dict.fromkeys(texts)}
+    return {t: family.encode_text([t], negative=negative) for t in dict.fromkeys(texts)}
+
+
+def _shown(cond: Cond, shot: Shot) -> Cond:
+    return replace(cond, extras={**cond.extras, **shot.seen}) if shot.seen else cond
 
 
 def guide(g: Guidance) -> guides.Guidance:
@@ -117,6 +124,16 @@ def starts(family: Family, size: Size, count: int, image: Image | None, mask: Ma
         return [(z, None) for z in latents]
     shown = cover(mask.values[..., None], size).permute(0, 3, 1, 2)  # (B, 1, H, W)
     return list(zip(latents, _each("mask", shown.split(1), count), strict=True))
+
+
+def seen(family: Family, size: Size, count: int, image: Image | None, mask: Mask | None) -> list[Mapping[str, Tensor]]:
+    """For each of `count` pictures what an inpainting network is shown of `image`; nothing where there is no mask."""
+    if image is None or mask is None:
+        return [{}] * count
+    size = fitting(family, size, image)
+    pixels, covered = cover(image.pixels, size), cover(mask.values[..., None], size).permute(0, 3, 1, 2)
+    rows = zip(_each("image", pixels.split(1), count), _each("mask", covered.split(1), count), strict=True)
+    return [family.inpainting(p, m) for p, m in rows]
 
 
 def _each(name: str, given: Sequence[Tensor], count: int) -> Sequence[Tensor]:

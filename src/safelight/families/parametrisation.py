@@ -1,0 +1,66 @@
+"""What a network's output means: the arithmetic between noise, x0 and the eps, v or flow a network was trained to say."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safelight.families.noise_levels import prediction, sigma_table
+
+
+@dataclass(frozen=True, eq=False)
+class Parametrisation:
+    """`prediction` is "eps", "v" or "flow"; `sigmas` (T,) float32 is the training table, rising. Everything is per row: sigma is (B,)."""
+
+    prediction: str
+    sigmas: Tensor
+    device: torch.device
+
+    @classmethod
+    def read(cls, scheduler: Mapping[str, Any], device: torch.device) -> Parametrisation:
+        """From a scheduler_config.json. ValueError for one that is not known."""
+        return cls(prediction(scheduler), sigma_table(scheduler), device)
+
+    @cached_property
+    def _log_sigmas(self) -> Tensor:
+        return self.sigmas.log().to(self.device)
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """(B,) sigma -> what the network is told: the nearest level's index by log sigma, as ComfyUI; 1000 sigma for flow."""
+        if self.prediction == "flow":
+            return sigma.to(self.device) * 1000
+        return (sigma.to(self.device).log()[:, None] - self._log_sigmas).abs().argmin(dim=1)
+
+    def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x / sqrt(sigma^2 + 1), unit variance; flow models are fed x itself."""
+        return x if self.prediction == "flow" else x / (rows(sigma, x) ** 2 + 1).sqrt()
+
+    def x0(self, x: Tensor, out: Tensor, sigma: Tensor) -> Tensor:
+        """What is left of x (B, C, h, w) without its noise, by the network's output."""
+        s = rows(sigma, x)
+        if self.prediction == "v":
+            return x / (s**2 + 1) - out * s / (s**2 + 1).sqrt()
+        return x - s * out
+
+    def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """x at sigma (B,): x0 + sigma * noise; for flow (1 - sigma) x0 + sigma * noise."""
+        s = rows(sigma, x0)
+        return (1 - s) * x0 + s * noise if self.prediction == "flow" else x0 + s * noise
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """noise (eps); (noise - sigma x0) / sqrt(sigma^2 + 1) (v, arXiv:2202.00512); noise - x0 (flow, arXiv:2210.02747)."""
+        if self.prediction == "eps":
+            return noise
+        if self.prediction == "flow":
+            return noise - x0
+        s = rows(sigma, x0)
+        return (noise - s * x0) / (s**2 + 1).sqrt()
+
+
+def rows(sigma: Tensor, x: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1) on x's device."""
+    return sigma.to(x.device, torch.float32).view(-1, *[1] * (x.ndim - 1))

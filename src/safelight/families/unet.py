@@ -1,0 +1,100 @@
+"""A U-Net and all it is told besides the latent: the noise level, the text, the picture's size, the picture that is painted over."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from safelight.families.latents import Autoencoder
+from safelight.families.parametrisation import Parametrisation
+from safelight.families.sources import Parts
+from safelight.values import Cond
+
+EMBEDDED_GUIDANCE = 8.0
+"""The guidance a network with guidance built in (arXiv:2310.04378) is told when the condition has none."""
+
+
+class UNet:
+    """The part `unet`. What it reads of a condition's `extras`, each (B, ...):
+
+    `pooled` (D,) and `time_ids` (6,): original height and width, crop's top and left, target height and width (SDXL, arXiv:2307.01952);
+    without time_ids the latent's own size, not cropped. `aesthetic` (1,): a refiner's score, in place of the target size.
+    `inpaint` (1 + C, h, w): mask and masked picture of a U-Net of 2C + 1 channels; without it everything is painted over.
+    `guidance` (1,): the scale a network with guidance built in is told.
+    """
+
+    def __init__(self, parts: Parts, way: Parametrisation, images: Autoencoder, *, device: torch.device, dtype: torch.dtype) -> None:
+        """ValueError when its channels are neither the latent's nor those of an inpainting U-Net."""
+        self.way, self.images, self.device, self.dtype = way, images, device, dtype
+        self.net: Any = parts.build("unet", UNet2DConditionModel, device=device, dtype=dtype)
+        self.net.to(memory_format=torch.channels_last)
+        took, plain, inpainting = int(self.net.config.in_channels), images.channels, 2 * images.channels + 1
+        if took not in (plain, inpainting):
+            raise ValueError(f"model {parts.source}: the U-Net takes {took} channels; expected {plain}, or {inpainting} for inpainting")
+        self.inpaints = took == inpainting
+        self.size = int(self.net.config.sample_size) * images.factor
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """Its own output for x (B, C, h, w) at sigma (B,), float32; gradients flow."""
+        fed = self.way.scale_input(x.to(self.device), sigma)
+        if self.inpaints:
+            fed = torch.cat([fed, self._painted(x, cond)], dim=1)
+        text = cond.tokens.to(self.device, self.dtype)  # (B, L, D)
+        out: Tensor = self.net(
+            fed.to(self.dtype),
+            self.way.timestep(sigma),
+            encoder_hidden_states=text,
+            timestep_cond=self._guidance(cond),
+            added_cond_kwargs=self._size(x, cond),
+            return_dict=False,
+        )[0]
+        return out.float()
+
+    def inpainting(self, pixels: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
+        """`inpaint` for pixels (B, H, W, 3) to be painted over where mask (B, 1, H, W) is 1; nothing for a U-Net that does not inpaint.
+
+        As ComfyUI: the mask is rounded, and what it covers is grey for the VAE.
+        """
+        if not self.inpaints:
+            return {}
+        kept = 1 - mask.round().movedim(1, -1)  # (B, H, W, 1)
+        latent = self.images.encode((pixels - 0.5) * kept + 0.5)
+        shown = torch.nn.functional.interpolate(mask, latent.shape[-2:], mode="bilinear").round().to(latent)
+        return {"inpaint": torch.cat([shown, latent], dim=1)}
+
+    def plain_attention(self) -> None:
+        """Attention whose backward pass is fast on a CPU: that of the fused one costs about a third of a small U-Net's step there."""
+        self.net.set_attn_processor(AttnProcessor())
+
+    def _painted(self, x: Tensor, cond: Cond) -> Tensor:
+        given = cond.extras.get("inpaint")
+        if given is None:
+            h, w = (n * self.images.factor for n in x.shape[-2:])
+            given = self.inpainting(torch.full((1, h, w, 3), 0.5), torch.ones(1, 1, h, w))["inpaint"]
+        return given.to(self.device).expand(len(x), -1, -1, -1)
+
+    def _size(self, x: Tensor, cond: Cond) -> dict[str, Tensor] | None:
+        if self.net.config.addition_embed_type != "text_time":
+            return None
+        pooled = cond.extras["pooled"].to(self.device, self.dtype)
+        ids = cond.extras.get("time_ids")
+        if ids is None:
+            h, w = (n * self.images.factor for n in x.shape[-2:])
+            score = cond.extras.get("aesthetic")
+            ids = torch.tensor([h, w, 0, 0, *([h, w] if score is None else [])], dtype=torch.float32).expand(len(x), -1)
+            ids = ids if score is None else torch.cat([ids, score.cpu().expand(len(x), -1)], dim=1)
+        return {"text_embeds": pooled, "time_ids": ids.to(self.device)}
+
+    def _guidance(self, cond: Cond) -> Tensor | None:
+        width = self.net.config.time_cond_proj_dim
+        if width is None:
+            return None
+        scale = cond.extras.get("guidance", torch.full((len(cond.tokens), 1), EMBEDDED_GUIDANCE)).to(self.device).flatten()
+        # Sines first, of a thousand times the scale's distance from 1: as it was distilled.
+        told: Tensor = get_timestep_embedding((scale - 1) * 1000, width, downscale_freq_shift=1.0)
+        return told.to(self.dtype)
