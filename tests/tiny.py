@@ -2,12 +2,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+)
 
 from safelight.families import Family, find
 from safelight.families.sources import open_source
@@ -24,23 +34,25 @@ def tokenizer(window: int) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(SAYINGS, trainer)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $0 </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     named = dict(zip(("pad_token", "bos_token", "eos_token"), marks, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=window, clean_up_tokenization_spaces=False, **named)
 
 
-def unet(channels: int, sample: int, width: int = 32) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=sample,
-        in_channels=channels,
-        out_channels=channels,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(width, 2 * width),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
+def unet(channels: int, sample: int, width: int = 32, **changes: Any) -> UNet2DConditionModel:
+    usual: dict[str, Any] = {
+        "sample_size": sample,
+        "in_channels": channels,
+        "out_channels": channels,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (width, 2 * width),
+        "layers_per_block": 1,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**usual | changes)
 
 
 def vae(channels: int, factor: int, scale: float) -> AutoencoderKL:
@@ -59,20 +71,23 @@ def vae(channels: int, factor: int, scale: float) -> AutoencoderKL:
     )
 
 
+def clip_config(words: PreTrainedTokenizerFast, **changes: Any) -> CLIPTextConfig:
+    usual: dict[str, Any] = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": words.model_max_length,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    return CLIPTextConfig(**usual | changes)
+
+
 def text_encoder(words: PreTrainedTokenizerFast) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=words.model_max_length,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-        )
-    )
+    return CLIPTextModel(clip_config(words))
 
 
 def write(folder: Path, *, prediction: str = "v_prediction", channels: int = 16, factor: int = 8, sample: int = 8, seed: int = 0) -> Path:
@@ -84,19 +99,36 @@ def write(folder: Path, *, prediction: str = "v_prediction", channels: int = 16,
         vae(channels, factor, 1.0 if channels == 16 else 0.18215).save_pretrained(folder / "vae")
         text_encoder(words).save_pretrained(folder / "text_encoder")
         words.save_pretrained(folder / "tokenizer")
-    scheduler = {
+    schedule(folder, prediction, rescale_betas_zero_snr=prediction == "v_prediction")
+    return finish(folder, "StableDiffusionPipeline")
+
+
+def schedule(folder: Path, prediction: str, **changes: Any) -> None:
+    """scheduler/ with SD's table of noise levels."""
+    usual = {
         "_class_name": "FlowMatchEulerDiscreteScheduler" if prediction == "flow" else "DDIMScheduler",
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "prediction_type": prediction,
-        "rescale_betas_zero_snr": prediction == "v_prediction",
     }
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(usual | changes))
+
+
+def finish(folder: Path, pipeline: str) -> Path:
+    """model_index.json."""
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     return folder
+
+
+def save(folder: Path, seed: int, parts: dict[str, Callable[[], Any]]) -> None:
+    """Make each part, its weights drawn from the seed, and write it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for name, make in parts.items():
+            make().save_pretrained(folder / name)
 
 
 def mini(folder: Path, *, seed: int = 0) -> Path:
@@ -114,7 +146,92 @@ def flow(folder: Path, *, seed: int = 0) -> Path:
     return write(folder, prediction="flow", channels=4, factor=4, sample=8, seed=seed)
 
 
-LAYOUTS = {"mini": mini, "sd1": sd1, "flow": flow}
+def sd2(folder: Path, *, seed: int = 0) -> Path:
+    """SD 2.x's layout: v-prediction on SD 1.x's table, OpenCLIP text (gelu), linear projections, f4, 32 px."""
+    words = tokenizer(48)
+    save(folder, seed, {
+        "unet": lambda: unet(4, 8, use_linear_projection=True, attention_head_dim=[4, 8]),
+        "vae": lambda: vae(4, 4, 0.18215),
+        "text_encoder": lambda: CLIPTextModel(clip_config(words, hidden_act="gelu")),
+        "tokenizer": lambda: words,
+    })
+    schedule(folder, "v_prediction")
+    return finish(folder, "StableDiffusionPipeline")
+
+
+def inpaint(folder: Path, *, seed: int = 0) -> Path:
+    """An inpainting U-Net of 9 channels; the rest as SD 1.x."""
+    words = tokenizer(48)
+    save(folder, seed, {
+        "unet": lambda: unet(4, 8, in_channels=9),
+        "vae": lambda: vae(4, 4, 0.18215),
+        "text_encoder": lambda: text_encoder(words),
+        "tokenizer": lambda: words,
+    })
+    schedule(folder, "epsilon")
+    return finish(folder, "StableDiffusionInpaintPipeline")
+
+
+def taiyi(folder: Path, *, seed: int = 0) -> Path:
+    """Taiyi's layout: Chinese BERT text, a window of 64 here; the rest as SD 1.x."""
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = sorted({c for saying in SAYINGS for c in saying if c != " "} | set("abcdefghijklmnopqrstuvwxyz,.()"))
+    words = BertTokenizer(vocab={w: i for i, w in enumerate([*marks, *letters, *(f"##{c}" for c in letters)])}, model_max_length=64)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64
+    )
+    save(folder, seed, {
+        "unet": lambda: unet(4, 8),
+        "vae": lambda: vae(4, 4, 0.18215),
+        "text_encoder": lambda: BertModel(config),
+        "tokenizer": lambda: words,
+    })
+    (folder / "tokenizer" / "tokenizer.json").unlink()  # Taiyi's own folder has the older file
+    (folder / "tokenizer" / "vocab.txt").write_text("\n".join(sorted(words.get_vocab(), key=words.get_vocab().__getitem__)))
+    schedule(folder, "epsilon")
+    return finish(folder, "StableDiffusionPipeline")
+
+
+def projected(words: PreTrainedTokenizerFast, width: int) -> CLIPTextModelWithProjection:
+    """A CLIP tower with a projection, as SDXL's second and SD3's two."""
+    return CLIPTextModelWithProjection(clip_config(words, hidden_size=width, num_hidden_layers=3, projection_dim=width, hidden_act="gelu"))
+
+
+def sized(**changes: Any) -> UNet2DConditionModel:
+    """A U-Net that is told the picture's size: a pooled text of 48 and six numbers."""
+    told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 48 + 6 * 8}
+    return unet(4, 8, **{"cross_attention_dim": 32 + 48, "use_linear_projection": True, **told, **changes})
+
+
+def sdxl(folder: Path, *, seed: int = 0) -> Path:
+    """SDXL's layout: two towers, size conditioning, f4, 32 px."""
+    words = tokenizer(48)
+    save(folder, seed, {
+        "unet": sized,
+        "vae": lambda: vae(4, 4, 0.13025),
+        "text_encoder": lambda: CLIPTextModel(clip_config(words, num_hidden_layers=3)),
+        "text_encoder_2": lambda: projected(words, 48),
+        "tokenizer": lambda: words,
+        "tokenizer_2": lambda: words,
+    })
+    schedule(folder, "epsilon")
+    return finish(folder, "StableDiffusionXLPipeline")
+
+
+def refiner(folder: Path, *, seed: int = 0) -> Path:
+    """SDXL's refiner: the second tower alone, and an aesthetic score instead of the target size."""
+    words = tokenizer(48)
+    save(folder, seed, {
+        "unet": lambda: sized(cross_attention_dim=48, projection_class_embeddings_input_dim=48 + 5 * 8),
+        "vae": lambda: vae(4, 4, 0.13025),
+        "text_encoder_2": lambda: projected(words, 48),
+        "tokenizer_2": lambda: words,
+    })
+    schedule(folder, "epsilon")
+    return finish(folder, "StableDiffusionXLImg2ImgPipeline")
+
+
+LAYOUTS = {"mini": mini, "sd1": sd1, "flow": flow, "sd2": sd2, "inpaint": inpaint, "taiyi": taiyi, "sdxl": sdxl, "refiner": refiner}
 
 
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Family:
