@@ -44,7 +44,9 @@ def about(value: Value) -> dict[str, Any]:
         case Patch():
             return {"kind": value.kind, "sha256": value.weights.sha256, "strength": value.strength}
         case Model():
-            base = {"family": value.family, "source": Path(value.source).name, "fingerprint": value.fingerprint}
+            base: dict[str, Any] = {"family": value.family, "source": Path(value.source).name, "fingerprint": value.fingerprint}
+            if value.parts:
+                base["parts"] = [{"part": p.name, "source": Path(p.source).name, "fingerprint": p.fingerprint} for p in value.parts]
             return base | {"patches": [about(p) for p in value.patches]}
         case Scores():
             return {"metrics": list(value.values), "pictures": len(value.image)}

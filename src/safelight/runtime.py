@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from safelight import families, patches
 from safelight.families import Family
-from safelight.families.sources import open_source
+from safelight.families.sources import open_model
 from safelight.patches import preserved
 from safelight.values import Model, digest
 
@@ -128,7 +128,7 @@ def _refuse_conflict(loan: _Loan, model: Model, wanted: str, train: bool) -> Non
 
 def _load(base: _Base, model: Model) -> Family:
     name, _, device, dtype = base
-    parts = open_source(model.source)
+    parts = open_model(model)
     if parts.fingerprint() != model.fingerprint:
         raise ValueError(f"lease: {model.source} is no longer what the model value was made from; call model({model.source!r}) again")
     log.info("loading %s on %s in %s", model.source, device, dtype)

@@ -114,14 +114,30 @@ class Patch(Value):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a model that comes from elsewhere: which (`vae`, `text_encoder`, ...), where from, the content hash of what is there.
+
+    The source of `scheduler` is what the network is said to predict: eps, v or v-zsnr.
+    """
+
+    name: str
+    source: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Model(Value):
-    """A recipe for a network, never its weights: family, where it comes from, the content hash of the files there, patches."""
+    """A recipe for a network, never its weights: family, where it comes from, the content hash of the files there, patches.
+
+    `parts` are those that come from elsewhere; `fingerprint` covers them.
+    """
 
     type_name: ClassVar[str] = "MODEL"
     family: str
     source: str
     fingerprint: str
     patches: tuple[Patch, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     @property
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""The command line. Every op is a command made from its declaration; `run`, `ops`, `why`, `reproduce` and `store` stand beside them."""
+"""The command line. Every op is a command made from its declaration; `run`, `ops`, `models`, `why`, ... stand beside them."""
 from __future__ import annotations
 
 import logging
@@ -14,12 +14,13 @@ import click
 
 from safelight.cli.commands import ops_command, reproduce_command, run_command, store_group, why_command
 from safelight.cli.develop import develop_command
+from safelight.cli.models import models_command
 from safelight.cli.op_command import op_command
 from safelight.op import Op, load_ops
 from safelight.store import Missing
 
 OWN: dict[str, click.Command] = {
-    "develop": develop_command, "run": run_command, "ops": ops_command,
+    "develop": develop_command, "run": run_command, "ops": ops_command, "models": models_command,
     "why": why_command, "reproduce": reproduce_command, "store": store_group,
 }
 ELSEWHERE = {"serve": "safelight.server.command"}

@@ -2,18 +2,32 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from safelight.families import of_pipeline
-from safelight.values import Blob, digest
+from safelight import index
+from safelight.families import edition, of_pipeline
+from safelight.families.checkpoint import Checkpoint, Loose, beyond_shapes, pickled
+from safelight.values import Model, Part, canonical, digest
 
 if TYPE_CHECKING:
     import torch
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
 READ = (".safetensors", ".json", ".txt", ".model")
+WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+
+REFUSED = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
+"""Entries of configurations that make libraries run code from the model's own files."""
+
+PREDICTIONS: dict[str, dict[str, Any]] = {
+    "eps": {"prediction_type": "epsilon", "rescale_betas_zero_snr": False},
+    "v": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False},
+    "v-zsnr": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+}
+"""What a user may say that a network predicts, where its files say nothing or something else (zero-terminal SNR: arXiv:2305.08891)."""
 
 
 class Parts(Protocol):
@@ -39,9 +53,34 @@ class Parts(Protocol):
         ...
 
 
-def open_source(source: str | Path) -> Parts:
-    """The parts of a model on disk. ValueError when it is no model we know."""
-    return Folder(Path(source))
+def open_source(source: str | Path, parts: Iterable[Part] = ()) -> Parts:
+    """The parts of a model on disk: a folder in diffusers layout or a single file, with `parts` taken from elsewhere.
+
+    ValueError when it is no model we know.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"model: there is no file or folder {path}")
+    whole: Parts = Folder(path) if path.is_dir() else Checkpoint(path)
+    given = tuple(parts)
+    return Assembled(whole, given) if given else whole
+
+
+def open_model(model: Model) -> Parts:
+    """The parts that a model value names."""
+    return open_source(model.source, model.parts)
+
+
+def open_part(part: Part) -> Parts:
+    """What a part is taken from: a file, a folder of this part alone, or a whole model."""
+    path = Path(part.source)
+    if path.is_file():
+        return Loose(path, part.name)
+    if (path / "model_index.json").is_file():
+        return Folder(path)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"model: {part.name}={path}: expected a file, a folder with config.json, or a whole model's folder")
+    return Component(path)
 
 
 class Folder:
@@ -49,58 +88,162 @@ class Folder:
 
     def __init__(self, folder: Path) -> None:
         """ValueError when the folder is no model we know."""
-        self.path, self.source, self.family = folder, str(folder), _family(folder)
+        self.path, self.source, self.family = folder, str(folder), self._family(folder)
+
+    def _family(self, folder: Path) -> str:
+        place = folder / "model_index.json"
+        if not place.is_file():
+            raise ValueError(f"model: {folder} has no model_index.json; expected a folder in diffusers layout")
+        try:
+            name = read_config(place).get("_class_name", "")
+            return index.remember(place, "family", lambda _: of_pipeline(str(name)), version=edition())
+        except ValueError as e:
+            raise ValueError(f"model: {place}: {e}") from e
+
+    def at(self, part: str) -> Path:
+        """Where a part's files lie."""
+        return self.path / part
 
     def fingerprint(self, *parts: str) -> str:
         """Every weight, configuration and vocabulary file of the parts, by name and content."""
         named = parts or PARTS
-        files = sorted(f for part in named for f in (self.path / part).rglob("*") if f.suffix in READ and f.is_file())
+        files = sorted(f for part in named for f in self._read(self.at(part)))
         if not files:
             raise ValueError(f"model: {self.path} has nothing under {', '.join(named)}")
-        return digest(*[p for f in files for p in (f.relative_to(self.path).as_posix(), _sha(f))])
+        return digest(*[p for f in files for p in (f.relative_to(self.path).as_posix(), index.sha256(f))])
+
+    def _read(self, at: Path) -> list[Path]:
+        found = [f for f in at.rglob("*") if f.suffix in READ and f.is_file()]
+        return found if any(f.suffix == ".safetensors" for f in found) else [*found, *at.glob("*.bin")]
 
     def config(self, part: str) -> dict[str, Any]:
         """config.json of the part; scheduler_config.json of the scheduler."""
-        path = self.path / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        path = self.at(part) / ("scheduler_config.json" if part == "scheduler" else "config.json")
         if not path.is_file():
             raise ValueError(f"model folder {self.path}: no {path.name} under {part}/; expected a folder in diffusers layout")
-        return dict(json.loads(path.read_text("utf-8")))
+        return read_config(path)
 
     def folder(self, part: str) -> Path:
         """The part's own folder."""
-        if not (self.path / part).is_dir():
+        if not self.at(part).is_dir():
             raise ValueError(f"model folder {self.path}: no {part}/; expected a folder in diffusers layout")
-        return self.path / part
+        for path in self.at(part).glob("*config.json"):
+            read_config(path)
+        return self.at(part)
 
-    def build(self, part: str, cls: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
+    def build(
+        self, part: str, cls: Any, *, device: torch.device, dtype: torch.dtype, settings: Mapping[str, Any] | None = None
+    ) -> Any:
         """By the library's own loader, which knows shards, variants and old names."""
-        config = self.config(part)
+        config, at = self.config(part), self.at(part)
         named = config.get("_class_name") or (config.get("architectures") or [cls.__name__])[0]
         if named not in (cls.__name__, "CLIPModel"):
             raise ValueError(f"model folder {self.path}: {part} is a {named}; this family expects {cls.__name__}")
-        if not any((self.path / part).glob("*.safetensors")):
-            raise ValueError(f"model folder {self.path}: no .safetensors under {part}/; convert its weights to safetensors first")
-        kind = {"torch_dtype": dtype} if "_class_name" in config else {"dtype": dtype}
-        net = cls.from_pretrained(self.path / part, use_safetensors=True, local_files_only=True, **kind)
+        settled = settings or {}
+        if (old := _pickle(at)) is not None:
+            return pickled(old, part, cls, {**config, **settled}, device=device, dtype=dtype)
+        options: dict[str, Any] = {"torch_dtype" if "_class_name" in config else "dtype": dtype, **_variant(at), **settled}
+        try:
+            net, told = cls.from_pretrained(at, use_safetensors=True, local_files_only=True, output_loading_info=True, **options)
+        except OSError as e:
+            raise ValueError(f"model folder {self.path}: {part} cannot be read: {e}") from e
+        missing = sorted(told["missing_keys"])
+        if missing:
+            raise ValueError(f"model folder {self.path}: {part} lacks {len(missing)} tensors, such as {', '.join(missing[:3])}")
         return net.to(device).eval().requires_grad_(False)
 
 
-def _family(folder: Path) -> str:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"model: {folder} has no model_index.json; expected a folder in diffusers layout")
+class Component(Folder):
+    """A folder that holds one part alone: config.json and weights, and perhaps a text encoder's words."""
+
+    def _family(self, folder: Path) -> str:
+        return ""
+
+    def at(self, part: str) -> Path:
+        """The folder itself, whatever the part."""
+        return self.path
+
+    def fingerprint(self, *parts: str) -> str:
+        """Of all files in it."""
+        return super().fingerprint("unet")
+
+
+class Assembled:
+    """A model with some parts from elsewhere."""
+
+    def __init__(self, whole: Parts, parts: tuple[Part, ...]) -> None:
+        self.whole, self.source, self.family = whole, whole.source, whole.family
+        self.settings = {p.name: PREDICTIONS[p.source] for p in parts if p.name == "scheduler"}
+        self.others = {p.name: open_part(p) for p in parts if p.name != "scheduler"}
+
+    def _from(self, part: str) -> Parts:
+        """Who has the part; words come with the text encoder that reads them where its folder has them."""
+        reader = self.others.get(part.replace("tokenizer", "text_encoder"))
+        if part.startswith("tokenizer") and isinstance(reader, Component) and any((reader.path / name).is_file() for name in WORDS):
+            return reader
+        return self.others.get(part, self.whole)
+
+    def fingerprint(self, *parts: str) -> str:
+        """Of the parts where they come from."""
+        told = {p: self._from(p).fingerprint(p) for p in parts or self.others if self._from(p) is not self.whole}
+        told |= {f"{p} settings": canonical(s) for p, s in self.settings.items() if not parts or p in parts}
+        rest = [p for p in parts if self._from(p) is self.whole]
+        base = self.whole.fingerprint(*rest) if rest or not parts else ""
+        return digest(base, *[x for pair in sorted(told.items()) for x in pair]) if told else base
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The part's configuration with what the model says of it."""
+        return self._from(part).config(part) | self._told(part)
+
+    def _told(self, part: str) -> dict[str, Any]:
+        """What the model, not the part's file, knows: units of latents, what is predicted."""
+        if part in self.settings:
+            return self.settings[part]
+        return beyond_shapes(self.whole.config(part)) if isinstance(self.others.get(part), Loose) else {}
+
+    def folder(self, part: str) -> Path:
+        """The part's folder."""
+        return self._from(part).folder(part)
+
+    def build(self, part: str, cls: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """The part, from where it comes."""
+        found = self._from(part)
+        if isinstance(found, Loose):
+            return found.build(part, cls, device=device, dtype=dtype, settings=self._told(part))
+        return found.build(part, cls, device=device, dtype=dtype)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON table from a model's folder. ValueError when it is none, or asks for code to be run."""
     try:
-        return of_pipeline(str(json.loads(index.read_text("utf-8")).get("_class_name", "")))
-    except ValueError as e:
-        raise ValueError(f"model: {index}: {e}") from e
+        data = json.loads(path.read_text("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        raise ValueError(f"{path} is no JSON: {e}") from e
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: expected a table of settings, got a {type(data).__name__}")
+    asked = next((name for name in REFUSED if _asks(data, name)), None)
+    if asked:
+        raise ValueError(f"{path} has {asked}, which runs code that comes with the model; it is refused")
+    return data
 
 
-def _sha(path: Path) -> str:
-    stat = path.stat()
-    return _sha_at(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+def _asks(data: Any, name: str) -> bool:
+    """Whether the entry is anywhere in it."""
+    if isinstance(data, dict):
+        return name in data or any(_asks(v, name) for v in data.values())
+    return isinstance(data, list) and any(_asks(v, name) for v in data)
 
 
-@lru_cache(maxsize=4096)
-def _sha_at(path: str, size: int, mtime: int) -> str:
-    del size, mtime  # part of the cache's key: a file that changed is read again
-    return Blob.of(path).sha256
+def _pickle(folder: Path) -> Path | None:
+    """The one pickle with a folder's weights; nothing when there are safetensors. ValueError when there is neither, or several."""
+    if any(folder.glob("*.safetensors")):
+        return None
+    found = [f for f in sorted(folder.glob("*.bin")) if ".fp16." not in f.name and f.name != "training_args.bin"]
+    if len(found) != 1:
+        raise ValueError(f"model folder {folder}: no .safetensors and {len(found)} .bin files; convert its weights to safetensors first")
+    return found[0]
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    """Nothing where a folder has plain weights, else the half-precision ones it has."""
+    return {} if any(".fp16." not in f.name for f in folder.glob("*.safetensors")) else {"variant": "fp16"}

@@ -11,31 +11,6 @@ from safelight.sampling.settings import GUIDANCE, SAMPLING, SIZE, Guidance, Samp
 from safelight.values import Blob, Image, Latent, Mask, Model, Patch
 
 
-def _folder(name: str) -> Path:
-    from safelight.embedded import WEIGHTS
-
-    return WEIGHTS if name == "mini" else Path(name).expanduser()
-
-
-def _files(given: Mapping[str, Any]) -> str:
-    from safelight.families.sources import open_source
-
-    return open_source(_folder(given["name"])).fingerprint()
-
-
-@op(group="model", store=False, loads=True, fingerprint=_files)
-def model(name: str = "mini") -> Model:
-    """Name a model: `mini`, which ships with Safelight, or a folder in diffusers layout. Nothing is loaded before it is used.
-
-    Args:
-        name: mini, or the path of a folder with model_index.json
-    """
-    from safelight.families.sources import open_source
-
-    parts = open_source(_folder(name).absolute())
-    return Model(parts.family, parts.source, parts.fingerprint())
-
-
 def _file(given: Mapping[str, Any]) -> str:
     path = Path(given["path"])
     if not path.is_file():

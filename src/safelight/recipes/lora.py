@@ -20,7 +20,7 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from safelight.events import Note, Preview, Progress
-from safelight.families.sources import open_source
+from safelight.families.sources import open_model
 from safelight.patches import lora as lora_patch
 from safelight.runtime import choose_device, choose_dtype, lease
 from safelight.sampling.draw import Shot, draw, starts, walk
@@ -122,7 +122,7 @@ def prepare(family: Family, model: Model, data: Dataset, plan: Plan) -> Work[Les
         raise ValueError(f"train_lora: size {side}; expected a multiple of {family.factor} for this model")
     trigger = plan.objective.trigger or found_trigger([row.caption for row in rows])
     captions = [captioned(row, trigger) for row in rows]
-    parts, patches = open_source(model.source), [p.key for p in model.patches]
+    parts, patches = open_model(model), [p.key for p in model.patches]
     shelf = cache.Shelf(current().folder("encoded"))
     eye, ear = parts.fingerprint("vae"), digest(parts.fingerprint("text_encoder", "tokenizer"), *patches)
     latents = yield from cache.latents(family, eye, rows, side, shelf)

@@ -1,0 +1,80 @@
+"""A model, by name, file or folder, and parts of it from elsewhere."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safelight.op import op
+from safelight.values import Model, Part
+
+if TYPE_CHECKING:
+    from safelight.families.sources import Parts
+
+WHOLE = ("checkpoints", "diffusers", "diffusion_models")
+PARTS = {"vae": ("vae",), "unet": ("diffusion_models",), "text_encoder": ("text_encoders", "LLM"), "text_encoder_2": ("text_encoders",)}
+"""Which folders the name of a part is looked for in."""
+
+
+def _place(name: str, kinds: tuple[str, ...]) -> Path:
+    from safelight import folders
+    from safelight.embedded import WEIGHTS
+
+    if name == "mini":
+        return WEIGHTS
+    if name.startswith("hf:"):
+        return folders.hub_snapshot(name)
+    path = Path(name).expanduser()
+    if path.exists():
+        return path.absolute()
+    try:
+        return folders.current().first(kinds, name)
+    except ValueError as e:
+        raise ValueError(f"model: {name!r} is no file or folder here, nor in the models folders ({str(e).removeprefix('models: ')})") from e
+
+
+def _parts(given: Mapping[str, Any]) -> tuple[Part, ...]:
+    from safelight.families.sources import open_part
+    from safelight.values import digest
+
+    named = [Part(part, str(_place(given[part], kinds)), "") for part, kinds in PARTS.items() if given.get(part)]
+    found = [Part(p.name, p.source, open_part(p).fingerprint(p.name)) for p in named]
+    told = given.get("prediction") or "auto"
+    return (*found, *([Part("scheduler", told, digest(told))] if told != "auto" else []))
+
+
+def _open(given: Mapping[str, Any]) -> tuple[Parts, tuple[Part, ...]]:
+    from safelight.families.sources import open_source
+
+    parts = _parts(given)
+    return open_source(_place(given["name"], WHOLE), parts), parts
+
+
+def _files(given: Mapping[str, Any]) -> str:
+    return _open(given)[0].fingerprint()
+
+
+@op(group="model", store=False, loads=True, fingerprint=_files)
+def model(
+    name: str = "mini", *,
+    vae: str | None = None,
+    unet: str | None = None,
+    text_encoder: str | None = None,
+    text_encoder_2: str | None = None,
+    prediction: Literal["auto", "eps", "v", "v-zsnr"] = "auto",
+) -> Model:
+    """Name a model: `mini`, which ships with Safelight, a checkpoint, or a folder in diffusers layout. Nothing is loaded before it is used.
+
+    The family is found from the file. Parts may come from elsewhere: a file, a folder with config.json, or another whole model.
+
+    Args:
+        name: mini, a path, a name in the models folders (`safelight models` lists them), or hf:owner/name in the Hugging Face cache
+        vae: another autoencoder, for instance SDXL's repaired for half precision
+        unet: another U-Net
+        text_encoder: another text encoder; its words come with it where its folder has them
+        text_encoder_2: another second text encoder, where the model has two
+        prediction: what the network predicts, when its file does not say or is wrong; v-zsnr is v down to pure noise
+    """
+    others = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+    found, parts = _open({"name": name, **others, "prediction": prediction})
+    return Model(found.family, found.source, found.fingerprint(), parts=parts)
