@@ -5,14 +5,14 @@ A file that does not fit the model is refused, never half used.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from safelight.patches import patch, preserved
-from safelight.patches.lora.beside import Beside, bias_of, original, weight_of
+from safelight.patches import kept, patch
+from safelight.patches.lora.beside import Beside, original, own, weight_of
 from safelight.patches.lora.describe import describe
 from safelight.patches.lora.file import read
 from safelight.patches.lora.kinds import Change
@@ -46,7 +46,7 @@ def lora(family: Family, what: Patch) -> Iterator[None]:
     keys = sum(len(changes[name].keys) for name in where)
     log.info("lora %s: %d of %d keys matched, %d layers", path, keys, sum(len(c.keys) for c in changes.values()), len(where))
     networks = family.trainable()
-    with preserved(networks):
+    with kept(_touched(networks, where.values())):
         for name, place in where.items():
             strength = what.strength if place.part in DENOISERS else text_strength
             # What lies around a layer was put on before: the order stays only if this goes around it too.
@@ -55,6 +55,12 @@ def lora(family: Family, what: Patch) -> Iterator[None]:
             elif strength:
                 _set_module(networks[place.part], place.path, Beside(place.layer, changes[name], strength))
         yield
+
+
+def _touched(networks: Mapping[str, nn.Module], where: Collection[Place]) -> list[nn.Module]:
+    """The layers, whose weights change, and the modules that hold them, whose children do."""
+    holders = {(place.part, place.path.rpartition(".")[0]) for place in where}
+    return [*(place.layer for place in where), *(networks[part].get_submodule(path) for part, path in holders)]
 
 
 def match(family: Family, changes: Mapping[str, Change], path: str, *, text: bool = True) -> dict[str, Place]:
@@ -82,7 +88,7 @@ def match(family: Family, changes: Mapping[str, Change], path: str, *, text: boo
 
 
 def _misfit(change: Change, place: Place) -> str:
-    able = bias_of(place.layer) is not None or isinstance(original(place.layer), nn.Linear | nn.Conv2d)
+    able = own(place.layer, "bias") is not None or isinstance(original(place.layer), nn.Linear | nn.Conv2d)
     return change.misfit(weight_of(place.layer)) or ("the layer has no bias" if change.bias is not None and not able else "")
 
 
@@ -102,7 +108,7 @@ def _refusal(family: Family, changes: Mapping[str, Change], path: str, *, lost: 
 
 
 def _merge(layer: nn.Module, change: Change, strength: float) -> None:
-    weight, bias = weight_of(layer), bias_of(layer)
+    weight, bias = weight_of(layer), own(layer, "bias")
     new_weight, new_bias = change.applied(weight.detach(), None if bias is None else bias.detach(), strength)
     if change.weight is not None:
         layer.register_parameter("weight", _like(weight, new_weight.contiguous(memory_format=_layout(weight))))

@@ -41,7 +41,7 @@ class Beside(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """The layer's own."""
-        return bias_of(self)
+        return own(self, "bias")
 
 
 def original(layer: nn.Module) -> nn.Module:
@@ -51,14 +51,17 @@ def original(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def own(layer: nn.Module, name: str) -> Tensor | None:
+    """The untouched layer's `weight` or `bias`; None when it has none."""
+    held: Tensor | None = vars(original(layer))["_parameters"].get(name)
+    return held
+
+
 def weight_of(layer: nn.Module) -> Tensor:
     """The untouched weight."""
-    return original(layer).get_parameter("weight")
-
-
-def bias_of(layer: nn.Module) -> Tensor | None:
-    """The untouched bias; None when the layer has none."""
-    return dict(original(layer).named_parameters(recurse=False)).get("bias")
+    weight = own(layer, "weight")
+    assert weight is not None
+    return weight
 
 
 def effective(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -66,7 +69,7 @@ def effective(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     if isinstance(layer, Beside):
         weight, bias = effective(layer.base)
         return layer.change.applied(weight, bias, layer.strength)
-    return weight_of(layer), bias_of(layer)
+    return weight_of(layer), own(layer, "bias")
 
 
 def _pair(layer: nn.Module, change: Change) -> nn.Module | None:

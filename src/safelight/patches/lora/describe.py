@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from safelight.patches.lora.file import ASIDE, Header, header, settings, split
+from safelight.patches.lora.file import ASIDE, opened, settings, split
+from safelight.weights.header import Header
 
 TOLD = ("modelspec.title", "modelspec.architecture", "ss_base_model_version", "ss_sd_model_name", "ss_network_alpha", "safelight.trigger")
 """Notes of a file that are worth telling."""
@@ -30,27 +31,27 @@ def describe(path: str) -> dict[str, Any]:
     """`dialect`, `kinds`, `layers`, `keys`, `rank` (the largest), `ranks`, `networks`, `alpha` (where it is from), `base` (a guess at the
     model), `trigger`, `tags` (the most frequent of the training captions) and the notes worth telling; what is unknown is left out.
     ValueError when it is no safetensors file or no adapter."""
-    read = header(path)
-    parts = {key: split(path, key) for key in read.shapes if not key.startswith(ASIDE)}
+    read = opened(path)
+    parts = {key: split(path, key) for key in read.tensors if not key.startswith(ASIDE)}
     if not parts:
         raise ValueError(f"lora {path}: there is no adapter in it; expected LoRA, LoCon, LoHa, LoKr, DoRA or full differences")
     roles = {role for _, role in parts.values()}
     names = {name.replace(".", "_") for name, _ in parts.values()}
-    ranks = Counter(rank for key, (_, role) in parts.items() if (rank := _rank(role, read.shapes[key])))
+    ranks = Counter(rank for key, (_, role) in parts.items() if (rank := _rank(role, read.tensors[key].shape)))
     told: dict[str, Any] = {
         "dialect": dialect(read), "kinds": kinds(read, roles), "layers": len(names), "keys": len(parts), "rank": max(ranks, default=0),
-        "ranks": sorted(ranks), "networks": networks([*read.shapes]), "alpha": _alpha(path, read, roles),
-        "base": _base(read, parts), "trigger": _trigger(read.notes), "tags": _tags(read.notes),
-        "embeddings": sorted({key.split(".")[1] for key in read.shapes if key.startswith("bundle_emb.")}),
+        "ranks": sorted(ranks), "networks": networks([*read.tensors]), "alpha": _alpha(path, read, roles),
+        "base": _base(read, parts), "trigger": _trigger(read.metadata), "tags": _tags(read.metadata),
+        "embeddings": sorted({key.split(".")[1] for key in read.tensors if key.startswith("bundle_emb.")}),
     }
-    return {k: v for k, v in told.items() if v or k == "rank"} | {k: v for k, v in read.notes.items() if k in TOLD}
+    return {k: v for k, v in told.items() if v or k == "rank"} | {k: v for k, v in read.metadata.items() if k in TOLD}
 
 
 def dialect(read: Header) -> str:
     """Which program's names these are."""
-    text = " ".join(read.shapes)
+    text = " ".join(read.tensors)
     blocks = ", LDM block names" if any(f"{b}_block" in text for b in ("input", "middle", "output")) else ""
-    if "ot_revision" in read.notes or "bundle_emb." in text:
+    if "ot_revision" in read.metadata or "bundle_emb." in text:
         return f"OneTrainer{blocks}"
     if "lora_unet_" in text or "lora_te" in text or "lora_transformer_" in text:
         return f"kohya{blocks or (', diffusers block names' if '_blocks_' in text else '')}"
@@ -69,7 +70,7 @@ def dialect(read: Header) -> str:
 
 def kinds(read: Header, roles: set[str]) -> list[str]:
     """Of lora, locon, loha, lokr, dora and full, those in the file."""
-    convolutions = any(len(shape) == 4 and shape[-1] > 1 for shape in read.shapes.values())
+    convolutions = any(len(shape) == 4 and shape[-1] > 1 for shape in (e.shape for e in read.tensors.values()))
     found = {
         "lora": "down" in roles and not convolutions,
         "locon": "down" in roles and convolutions,
@@ -95,13 +96,13 @@ def _rank(role: str, shape: tuple[int, ...]) -> int:
 def _alpha(path: str, read: Header, roles: set[str]) -> str:
     if "alpha" in roles:
         return "in the file"
-    return "in its notes" if any(k.endswith("lora_alpha") for k in settings(path, read.notes)) else "none"
+    return "in its notes" if any(k.endswith("lora_alpha") for k in settings(path, read.metadata)) else "none"
 
 
 def _base(read: Header, parts: Mapping[str, tuple[str, str]]) -> str:
     for key, (name, role) in parts.items():
-        if role == "down" and name.endswith("to_k") and "attn2" in name and len(read.shapes[key]) > 1:
-            return WIDTHS.get(read.shapes[key][1], "")
+        if role == "down" and name.endswith("to_k") and "attn2" in name and len(read.tensors[key].shape) > 1:
+            return WIDTHS.get(read.tensors[key].shape[1], "")
     return ""
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from safelight.patches.lora.kinds import Change, Dora, Factor, Full, Kind, Loha, Lokr, Lora
+from safelight.weights import header
 
 END = re.compile(
     r"(?:(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<pair>down|up|mid|A|B)(?:\.(?!weight|bias)\w+)?(?P<what>\.weight|\.bias)?"
@@ -35,14 +36,6 @@ ASIDE = ("bundle_emb.", "_aux.")
 
 CONFIG = "lora_adapter_metadata"
 """Where diffusers keeps peft's settings in a file's header, JSON, every name with the network before it or none."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """A file without its tensors: shapes by key, and the notes."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    notes: Mapping[str, str]
 
 
 @dataclass
@@ -93,20 +86,12 @@ class Scales:
         return value
 
 
-@contextmanager
-def opened(path: str) -> Iterator[Any]:
-    """The file, mapped. ValueError when it is no safetensors file."""
+def opened(path: str) -> header.Header:
+    """The checked header. ValueError when it is no sound safetensors file."""
     try:
-        with safe_open(path, "pt") as f:
-            yield f
-    except SafetensorError as e:
+        return header.read(path)
+    except ValueError as e:
         raise ValueError(f"lora {path}: not a safetensors file ({e}); convert it first") from e
-
-
-def header(path: str) -> Header:
-    """Shapes and notes, without reading a tensor. ValueError when it is no safetensors file."""
-    with opened(path) as f:
-        return Header({key: tuple(f.get_slice(key).get_shape()) for key in f.keys()}, f.metadata() or {})  # noqa: SIM118, it is no mapping
 
 
 def read(path: str, *, alpha: float | None = None) -> dict[str, Change]:
@@ -115,17 +100,16 @@ def read(path: str, *, alpha: float | None = None) -> dict[str, Change]:
     ValueError for a tensor that is no part of an adapter we know, for half an adapter, and for two tensors of one meaning.
     """
     layers: dict[str, Layer] = {}
-    with opened(path) as f:
-        config = settings(path, f.metadata() or {})
-        for key in f.keys():  # noqa: SIM118, it is no mapping
-            if key.startswith(ASIDE):
-                continue
-            name, role = split(path, key)
-            layer = layers.setdefault(name.replace(".", "_"), Layer(name))
-            if role in layer.roles:
-                raise ValueError(f"lora {path}: {key!r} and another key say the same of one layer; the file holds more than one adapter")
-            layer.roles[role] = f.get_tensor(key)
-            layer.keys.append(key)
+    config = settings(path, opened(path).metadata)
+    for key, tensor in load(Path(path).read_bytes()).items():  # at once: tensor by tensor takes four times as long
+        if key.startswith(ASIDE):
+            continue
+        name, role = split(path, key)
+        layer = layers.setdefault(name.replace(".", "_"), Layer(name))
+        if role in layer.roles:
+            raise ValueError(f"lora {path}: {key!r} and another key say the same of one layer; the file holds more than one adapter")
+        layer.roles[role] = tensor
+        layer.keys.append(key)
     if not layers:
         raise ValueError(f"lora {path}: there is no adapter in it")
     return {flat: _change(path, layer, Scales(path, config, alpha)) for flat, layer in layers.items()}

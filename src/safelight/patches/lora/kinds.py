@@ -56,9 +56,9 @@ class Factor:
             return None
         return _columns(self.a), _columns(self.b) * self.core[0, 0].numel()
 
-    def matrix(self, device: torch.device) -> Tensor:
-        """(rows, columns) float32."""
-        a = _flat(self.a, device)
+    def matrix(self, device: torch.device, scale: float = 1.0) -> Tensor:
+        """(rows, columns) float32, times `scale`."""
+        a = _flat(self.a, device) * scale  # the smaller tensor to multiply
         if self.b is None:
             return a
         b = _flat(self.b, device)
@@ -82,7 +82,7 @@ class Lora:
 
     def delta(self, weight: Tensor) -> Tensor:
         """scale * up @ down."""
-        return (self.factor.matrix(weight.device) * self.scale).view(weight.shape)
+        return self.factor.matrix(weight.device, self.scale).view(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Loha:
 
     def delta(self, weight: Tensor) -> Tensor:
         """scale * first * second."""
-        return (self.first.matrix(weight.device) * self.second.matrix(weight.device) * self.scale).view(weight.shape)
+        return (self.first.matrix(weight.device, self.scale) * self.second.matrix(weight.device)).view(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Lokr:
 
     def delta(self, weight: Tensor) -> Tensor:
         """scale * kron(small, large)."""
-        return (torch.kron(self.small.matrix(weight.device), self.large.matrix(weight.device)) * self.scale).view(weight.shape)
+        return torch.kron(self.small.matrix(weight.device, self.scale), self.large.matrix(weight.device)).view(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Change:
     def applied(self, weight: Tensor, bias: Tensor | None, strength: float) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with the change in them, float32; what is not changed comes back as it is."""
         if self.weight is not None:
-            weight = weight.float() + self.weight.delta(weight) * strength
+            weight = torch.add(weight, self.weight.delta(weight), alpha=strength)
         if self.bias is not None:
             added = self.bias.to(weight.device, torch.float32) * strength
             bias = added if bias is None else bias.float() + added

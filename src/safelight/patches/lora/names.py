@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from safelight.patches.lora.beside import Beside, original
+from safelight.patches.lora.beside import Beside, original, own
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -205,7 +205,7 @@ def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        weight = dict(original(module).named_parameters(recurse=False)).get("weight")
+        weight = own(module, "weight")
         if weight is not None and weight.is_floating_point() and path:
             yield path, module
         if not isinstance(module, Beside):
