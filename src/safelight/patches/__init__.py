@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -39,6 +39,8 @@ def find(kind: str) -> Apply:
             importlib.import_module(f"{__name__}.{kind}")
         except ModuleNotFoundError as e:
             raise ValueError(f"patch: no kind {kind!r}") from e
+    if kind not in PATCHES:  # a module of another use
+        raise ValueError(f"patch: no kind {kind!r}")
     return PATCHES[kind]
 
 
@@ -46,7 +48,14 @@ def find(kind: str) -> Apply:
 def preserved(networks: Mapping[str, nn.Module]) -> Iterator[None]:
     """Whatever is done to the module trees inside is undone on the way out, however that happens: submodules, parameters, buffers,
     hooks, attributes, gradients and what needs them. Only a write into a tensor in place is beyond it."""
-    found = [_Found(m) for network in networks.values() for m in network.modules()]
+    with kept(m for network in networks.values() for m in network.modules()):
+        yield
+
+
+@contextmanager
+def kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """The same for single modules, without what is below them: for a patch that knows which ones it touches."""
+    found = [_Found(m) for m in modules]
     try:
         yield
     finally:
@@ -60,23 +69,26 @@ class _Found:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.attributes = dict(vars(module))
-        self.contents = {name: value.copy() for name, value in self.attributes.items() if type(value) in CONTAINERS}
-        config = self.attributes.get("config")
-        self.config: dict[str, Any] | None = dict(vars(config)) if config is not None else None
+        self.contents = {n: value.copy() if value else () for n, value in self.attributes.items() if type(value) in CONTAINERS}
+        self.settings: Any = self.attributes.get("config", self.attributes.get("_internal_dict"))  # transformers', diffusers'
+        self.config: dict[str, Any] | None = dict(vars(self.settings)) if self.settings is not None else None
         self.flags = [(p, p.requires_grad, p.grad) for p in module.parameters(recurse=False)]
 
     def put_back(self) -> None:
         for name, was in self.contents.items():
             held = self.attributes[name]
+            if not held and not was:
+                continue
             held.clear()
             held.extend(was) if isinstance(held, list) else held.update(was)
         now = vars(self.module)
         now.clear()
         now.update(self.attributes)
         if self.config is not None:
-            settings = vars(self.attributes["config"])
+            settings = vars(self.settings)
             settings.clear()
             settings.update(self.config)
         for p, needed, grad in self.flags:
-            p.requires_grad_(needed)
+            if p.requires_grad != needed:
+                p.requires_grad_(needed)
             p.grad = grad
