@@ -1,14 +1,18 @@
-"""Random LoRAs for the tiny models, and a look at everything a patch could leave behind."""
+"""Random patches for the tiny models, and a look at everything a patch could leave behind."""
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from safelight.families import Family
-from safelight.patches import lora
-from safelight.values import Blob, Patch
+from safelight.patches import control, embedding, lora
+from safelight.values import NO_FILE, Blob, Patch
 
 
 def tensors(family: Family, *, rank: int = 2, alpha: float = 1.0) -> dict[str, torch.Tensor]:
@@ -36,7 +40,8 @@ def look(family: Family) -> dict[str, Any]:
         for name, m in network.named_modules():
             own = {k: v for k, v in vars(m).items() if not k.startswith("_")}
             seen[f"{part}.{name}"] = (sorted(vars(m)), copy.copy(own), len(m._forward_hooks), len(m._forward_pre_hooks))
-            seen[f"{part}.{name}.config"] = dict(vars(own["config"])) if "config" in own else None
+            config = vars(m).get("config", vars(m).get("_internal_dict"))
+            seen[f"{part}.{name}.config"] = None if config is None else dict(vars(config))
         seen[f"{part}.flags"] = [(n, p.requires_grad, p.grad is None, id(p)) for n, p in network.named_parameters()]
         seen[f"{part}.state"] = {k: v.clone() for k, v in network.state_dict().items()}
     return seen
@@ -46,3 +51,86 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     states = [k for k in a if k.endswith(".state")]
     equal = all(a[k].keys() == b[k].keys() and all(torch.equal(a[k][n], b[k][n]) for n in a[k]) for k in states)
     return equal and {k: v for k, v in a.items() if k not in states} == {k: v for k, v in b.items() if k not in states}
+
+
+def a_net(family: Family, seed: int = 0) -> Any:
+    """A ControlNet that is not zero."""
+    torch.manual_seed(seed)
+    net = control.fresh(family)
+    for block in [*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out]:
+        nn.init.normal_(block.weight, std=0.1)
+    return net
+
+
+def with_hint(p: Patch, hint: torch.Tensor, folder: Path, **options: float) -> Patch:
+    """The patch with other hint pictures (B, H, W, 3) and other options."""
+    path = folder / f"hint{hash(hint.numpy().tobytes())}.safetensors"
+    save_file({"hint": hint.contiguous()}, path)
+    blob = Blob.of(path)
+    return replace(p, options={**p.options, **options, "hint": blob.sha256}, files={"hint.safetensors": blob})
+
+
+def a_control(family: Family, path: Path, *, seed: int = 0) -> Patch:
+    """A ControlNet of random weights and a random hint."""
+    save_file(a_net(family, seed).state_dict(), path)
+    side = 8 * family.factor
+    return with_hint(Patch("control", Blob.of(path)), torch.rand(1, side, side, 3), path.parent)
+
+
+def a_freeu(family: Family, path: Path) -> Patch:
+    """FreeU at strong scales."""
+    return Patch("freeu", NO_FILE, options={"b1": 2.0, "b2": 2.0, "s1": 0.2, "s2": 0.2})
+
+
+def an_adapter(family: Family, path: Path, *, plus: bool = False, seed: int = 0, wide: int = 16) -> Patch:
+    """An IP-Adapter of random weights in the original layout, that has seen a random picture; `wide` is the encoder's vector."""
+    torch.manual_seed(seed)
+    unet: Any = family.trainable()["unet"]
+    text = unet.config.cross_attention_dim
+    crossed = [unet.get_submodule(n.removesuffix(".processor")) for n in unet.attn_processors if n.endswith("attn2.processor")]
+    out = {f"ip_adapter.{2 * i + 1}.to_{kv}_ip.weight": torch.randn(a.inner_dim, text) for i, a in enumerate(crossed) for kv in "kv"}
+    out |= {f"image_proj.{name}": t for name, t in (_resampler(text, wide) if plus else _projection(text, wide)).items()}
+    save_file(out, path)
+    seen = {name: torch.randn(1, 1, *([5] if plus else []), wide) for name in ("picture", "nothing")}
+    save_file(seen, path.with_suffix(".seen.safetensors"))
+    blob = Blob.of(path.with_suffix(".seen.safetensors"))
+    return Patch("ip_adapter", Blob.of(path), options={"picture": blob.sha256}, files={"picture.safetensors": blob})
+
+
+def _projection(text: int, wide: int) -> dict[str, torch.Tensor]:
+    return {"proj.weight": torch.randn(4 * text, wide), "proj.bias": torch.randn(4 * text), "norm.weight": torch.ones(text),
+            "norm.bias": torch.zeros(text)}
+
+
+def _resampler(text: int, wide: int, hidden: int = 64) -> dict[str, torch.Tensor]:
+    shapes = {"latents": (1, 4, hidden), "proj_in.weight": (hidden, wide), "proj_in.bias": (hidden,), "proj_out.weight": (text, hidden)}
+    shapes |= {"proj_out.bias": (text,), "norm_out.weight": (text,), "norm_out.bias": (text,)}
+    for i in range(4):
+        norms = [f"layers.{i}.{name}.{kind}" for name in ("0.norm1", "0.norm2", "1.0") for kind in ("weight", "bias")]
+        shapes |= dict.fromkeys(norms, (hidden,))
+        shapes |= {f"layers.{i}.0.to_q.weight": (64, hidden), f"layers.{i}.0.to_kv.weight": (128, hidden)}
+        shapes |= {f"layers.{i}.0.to_out.weight": (hidden, 64), f"layers.{i}.1.1.weight": (256, hidden)}
+        shapes |= {f"layers.{i}.1.3.weight": (hidden, 256)}
+    return {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+
+
+def a_vision(folder: Path, wide: int = 16) -> Path:
+    """A tiny CLIP vision model."""
+    torch.manual_seed(2)
+    shape: dict[str, int] = {"hidden_size": wide, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**shape, image_size=32, patch_size=8, projection_dim=wide)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    return folder
+
+
+def an_embedding(family: Family, path: Path, *, key: str = "red", count: int = 2, width: int = 32) -> Patch:
+    """A textual inversion that prompts call by `embedding:NAME`, and by its key in diffusers' way."""
+    torch.manual_seed(4)
+    save_file({key: torch.randn(count, width)}, path)
+    return Patch("embedding", Blob.of(path), options={"words": embedding.describe(str(path), path.stem)["words"]})
+
+
+MAKERS: dict[str, Callable[[Family, Path], Patch]] = {
+    "lora": write, "control": a_control, "freeu": a_freeu, "ip_adapter": an_adapter, "embedding": an_embedding,
+}
+"""One maker a kind: a patch of random weights that changes what the network says of `a red apple`."""

@@ -1,4 +1,6 @@
 """The algebra of patches: whatever the exit, nothing is left; strength 0 changes nothing; both forms of a LoRA agree."""
+import importlib
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from safelight import patches
 from safelight.families import Family
 from safelight.patches import PATCHES, lora, preserved
 from safelight.patches import find as find_patch
 from safelight.values import Blob, Patch
 from tests import tiny
-from tests.patching import look, same, tensors, write
+from tests.patching import MAKERS, look, same, tensors, write
 
 CPU = torch.device("cpu")
 
@@ -23,10 +26,6 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     return tiny.load(tiny.mini(tmp_path_factory.mktemp("m") / "mini"), device=CPU, dtype=torch.float32)
 
 
-MAKERS = {"lora": write}
-"""One maker a kind: a patch of small random weights that changes the output."""
-
-
 def said(family: Family) -> torch.Tensor:
     torch.manual_seed(1)
     x = torch.randn(2, family.channels, 8, 8)
@@ -34,6 +33,8 @@ def said(family: Family) -> torch.Tensor:
 
 
 def test_every_kind_has_a_maker() -> None:
+    for module in pkgutil.iter_modules(patches.__path__):
+        importlib.import_module(f"safelight.patches.{module.name}")
     assert set(PATCHES) == set(MAKERS)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from safelight.events import Event, Note, Progress
+from safelight.patches.rows import NEGATIVE, PICTURE
 from safelight.sampling import guidance as guides
 from safelight.sampling.driver import drive
 from safelight.sampling.noise import draw_seed
@@ -70,8 +71,8 @@ def walk(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Gen
     way = process(family)
     requests = [
         Request(
-            cond=_shown(wanted[s.prompt], s),
-            negative=_shown(unwanted[s.guidance.negative], s),
+            cond=_shown(wanted[s.prompt], s, i),
+            negative=_shown(unwanted[s.guidance.negative], s, i, negative=True),
             latent=s.start,
             sigmas=plan(way, s.sampling.steps, schedule=s.sampling.schedule, sampler=s.sampling.sampler, denoise=s.sampling.denoise),
             seed=s.seed,
@@ -80,7 +81,7 @@ def walk(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Gen
             mask=s.mask,
             preview=-(-s.sampling.steps // LOOKS) if previews else 0,
         )
-        for s in shots
+        for i, s in enumerate(shots)
     ]
     return (yield from drive(family, requests))
 
@@ -91,8 +92,9 @@ def encode(family: Family, texts: Sequence[str], *, negative: bool = False) -> M
     return {t: family.encode_text([t], negative=negative) for t in dict.fromkeys(texts)}
 
 
-def _shown(cond: Cond, shot: Shot) -> Cond:
-    return replace(cond, extras={**cond.extras, **shot.seen}) if shot.seen else cond
+def _shown(cond: Cond, shot: Shot, picture: int, *, negative: bool = False) -> Cond:
+    marks = {PICTURE: torch.tensor([picture]), NEGATIVE: torch.tensor([negative])}
+    return replace(cond, extras={**cond.extras, **shot.seen, **marks})
 
 
 def guide(g: Guidance) -> guides.Guidance:

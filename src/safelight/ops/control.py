@@ -1,0 +1,196 @@
+"""What steers a model besides its prompt: hint pictures, picture prompts, words of their own."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from safelight.op import Knob, OneOf, op
+from safelight.values import NO_FILE, Blob, Image, Model, Patch
+
+
+def _hints() -> Iterable[str]:
+    from safelight.data.hints import HINTS
+
+    return sorted(HINTS)
+
+
+@op(group="image", version=1)
+def hint(
+    image: Image, *,
+    by: Annotated[str, OneOf(_hints)] = "canny",
+    size: Annotated[float | None, Knob(0.1, 512, step=0.5)] = None,
+    low: Annotated[float, Knob(0.0, 6.0, step=0.05)] = 0.4,
+    high: Annotated[float, Knob(0.0, 6.0, step=0.05)] = 0.8,
+) -> Image:
+    """Make of a picture what a ControlNet follows: lines, tones or colours. None of these needs a model.
+
+    Args:
+        by: `canny` edges of one pixel, `scribble` thick strokes, `lineart` soft lines (all white on black), `tile` the picture at a low
+            resolution, `blur` out of focus, `colour` a grid of colours, `invert` black for white
+        size: how coarse, in pixels of a picture of 512; nothing is each one's usual: scribble 5, lineart 6, tile 8, blur 9, colour 64
+        low: for canny: the least slope along an edge; a step from black to white has 4, and 0.4 is OpenCV's 100
+        high: for canny: the least slope somewhere on an edge; 0.8 is OpenCV's 200
+    """
+    from safelight.data.hints import Asked, make
+
+    return Image(make(image.pixels, by, Asked(size, low, high)))
+
+
+def _weights(name: str, path: Path) -> Path:
+    """The file itself, or the one in a diffusers folder. ValueError when there is none, or several."""
+    path = path.expanduser()
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.safetensors"))
+    usual = [p for p in found if p.name == "diffusion_pytorch_model.safetensors"] or found
+    if len(usual) != 1:
+        raise ValueError(f"{name}: path: got {path} with {len(found)} .safetensors files; expected a file, or a folder with one")
+    return usual[0]
+
+
+def _control_file(given: Mapping[str, Any]) -> str:
+    file = _weights("load_control", Path(given["path"]))
+    beside = file.with_name("config.json")
+    return Blob.of(file).sha256 + (Blob.of(beside).sha256 if beside.is_file() else "")
+
+
+@op(group="model", version=1, fingerprint=_control_file)
+def load_control(path: Path) -> Patch:
+    """Read a ControlNet: a safetensors file in diffusers' or the original layout, or diffusers' folder. It stays where it is.
+
+    Args:
+        path: the file or the folder
+    """
+    from safelight.patches.control import describe, read
+
+    file = _weights("load_control", path).absolute()
+    read(str(file))
+    config = describe(file)
+    return Patch("control", Blob.of(file), options={"config": config} if config else {}, info={"name": path.stem})
+
+
+@op(group="model", store=False, exact=True)
+def with_control(
+    model: Model, control: Patch, *,
+    image: Image,
+    strength: Annotated[float, Knob(0, 10, step=0.05)] = 1.0,
+    start: Annotated[float, Knob(0, 1, step=0.01)] = 0.0,
+    end: Annotated[float, Knob(0, 1, step=0.01)] = 1.0,
+) -> Model:
+    """Let a ControlNet steer a model by a hint picture. Several add up.
+
+    Args:
+        control: from `load_control`
+        image: what it follows (see `hint`); one for all pictures, or one for each that is drawn
+        strength: how closely; 0 changes nothing, 1 is as trained
+        start: from which share of the way on, 0 is the first step
+        end: up to which share of the way, 1 is the last step
+    """
+    from safetensors.numpy import save
+
+    _expect("with_control", "control", control, "load_control")
+    if not start <= end:
+        raise ValueError(f"with_control: start: got {start:g}, expected at most end, which is {end:g}")
+    picture = _kept(save({"hint": image.pixels}))
+    options = {**control.options, "hint": picture.sha256, "start": start, "end": end}
+    files = {**control.files, "hint.safetensors": picture}
+    return model.with_patch(dataclasses.replace(control, strength=strength, options=options, files=files))
+
+
+@op(group="model", store=False, exact=True)
+def with_freeu(
+    model: Model, *,
+    b1: Annotated[float, Knob(0, 10, step=0.01)] = 1.3,
+    b2: Annotated[float, Knob(0, 10, step=0.01)] = 1.4,
+    s1: Annotated[float, Knob(0, 10, step=0.01)] = 0.9,
+    s2: Annotated[float, Knob(0, 10, step=0.01)] = 0.2,
+    method: Literal["v2", "v1"] = "v2",
+) -> Model:
+    """Let the decoder of a U-Net count more and its skips less: often better structure, for nothing (FreeU, arXiv:2309.11497).
+
+    Args:
+        b1: how much more the decoder's deepest stage counts
+        b2: the same for the next stage
+        s1: how much of the skips' low frequencies is left at the deepest stage
+        s2: the same for the next stage
+        method: v2 raises features where they stand out, v1 everywhere; its usual b1 and b2 are 1.1 and 1.2
+    """
+    options = {"b1": b1, "b2": b2, "s1": s1, "s2": s2, "version": int(method[1:])}
+    return model.with_patch(Patch("freeu", NO_FILE, options=options))
+
+
+def _embedding_file(given: Mapping[str, Any]) -> str:
+    return Blob.of(_weights("load_embedding", Path(given["path"]))).sha256
+
+
+@op(group="model", version=1, fingerprint=_embedding_file)
+def load_embedding(path: Path, *, name: str = "") -> Patch:
+    """Read a textual inversion (safetensors; AUTOMATIC1111's, SDXL's or diffusers' names). A copy is kept in the store.
+
+    Args:
+        path: the .safetensors file
+        name: prompts call it by `embedding:name`, and by the file's own token if it has one; nothing: the file's name
+    """
+    from safelight.patches.embedding import describe
+    from safelight.store import current
+
+    file = _weights("load_embedding", path)
+    told = describe(str(file), name or file.stem)
+    return Patch("embedding", current().blob(file), options={"words": told.pop("words")}, info={"name": name or file.stem, **told})
+
+
+@op(group="model", store=False, exact=True)
+def with_embedding(model: Model, embedding: Patch, *, strength: Annotated[float, Knob(0, 10, step=0.05)] = 1.0) -> Model:
+    """Teach a model's text encoder a word: prompts may then say `embedding:name`.
+
+    Args:
+        embedding: from `load_embedding`
+        strength: a weight on the word, wherever it stands; 0 leaves it unknown
+    """
+    _expect("with_embedding", "embedding", embedding, "load_embedding")
+    return model.with_patch(dataclasses.replace(embedding, strength=strength))
+
+
+def _adapter_files(given: Mapping[str, Any]) -> str:
+    from safelight.values import digest
+
+    encoder = Path(given["encoder"]).expanduser()
+    read = [_weights("with_ip_adapter", Path(given["path"])), *sorted(encoder.glob("*.json")), *sorted(encoder.glob("*.safetensors"))]
+    return digest(*[Blob.of(file).sha256 for file in read])
+
+
+@op(group="model", version=1, exact=True, fingerprint=_adapter_files)
+def with_ip_adapter(
+    model: Model, image: Image, *,
+    path: Path,
+    encoder: Path,
+    strength: Annotated[float, Knob(0, 10, step=0.05)] = 1.0,
+) -> Model:
+    """Let pictures be part of the prompt: an IP-Adapter (arXiv:2308.06721) on a model. Several add up.
+
+    Args:
+        image: what the drawn pictures are to be like; several are looked at together
+        path: the adapter's .safetensors file, in its original layout (`image_proj.*`, `ip_adapter.*`)
+        encoder: a folder with the CLIP vision model that the adapter was trained with
+        strength: how much the pictures count beside the words; 0 changes nothing
+    """
+    from safelight.patches.ip_adapter import encode
+
+    file = _weights("with_ip_adapter", path).absolute()
+    seen = _kept(encode(str(file), encoder.expanduser(), image.pixels))
+    options, files = {"picture": seen.sha256}, {"picture.safetensors": seen}
+    return model.with_patch(Patch("ip_adapter", Blob.of(file), strength, options, files, {"name": file.stem}))
+
+
+def _kept(content: bytes) -> Blob:
+    from safelight.store import current
+
+    return current().blob(content, ".safetensors")
+
+
+def _expect(name: str, port: str, given: Patch, maker: str) -> None:
+    kind = maker.removeprefix("load_")
+    if given.kind != kind:
+        raise ValueError(f"{name}: {port}: got a patch of the kind {given.kind!r}, expected one from {maker}")

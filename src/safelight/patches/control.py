@@ -1,0 +1,256 @@
+"""ControlNet (arXiv:2302.05543): a copy of the U-Net's encoder reads a picture beside the latent and adds to the U-Net's skips.
+
+Read layouts: diffusers' `ControlNetModel` and the original one, `control_model.*` or without that prefix. A file that does not fit the
+model is refused, never half used.
+"""
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from safelight.patches import patch, preserved
+from safelight.patches.rows import Rows, watched
+
+if TYPE_CHECKING:
+    from safelight.families import Family
+    from safelight.values import Patch
+
+WIDTHS = (16, 32, 96, 256)
+"""Channels of the layers that bring a hint from pixels down to the latent's size, each after the first at half the size."""
+
+KEPT = 2
+"""How many ControlNets stay loaded with a model."""
+
+FIRST = "controlnet_cond_embedding.conv_in.weight"
+ORIGINAL = ("control_model.zero_convs.0.0.weight", "zero_convs.0.0.weight")
+
+_loaded: WeakKeyDictionary[Family, OrderedDict[str, Any]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of the way from noise (0) to picture (1) on which a ControlNet acts. ValueError when `end` is before `start`."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"control: got start={self.start:g}, end={self.end:g}; expected 0 <= start <= end <= 1")
+
+    def rows(self, family: Family, sigma: Tensor | None) -> Tensor | None:
+        """(B,) bool, the rows at sigma (B,) that it acts on; None for all of them."""
+        if (self.start, self.end) == (0, 1):
+            return None
+        if sigma is None:
+            raise ValueError("control: start and end need the rows' sigma; call the family's predict, not its network")
+        return (sigma <= level(family, self.start)) & (sigma >= level(family, self.end))
+
+
+ALL = Span()
+
+
+def level(family: Family, share: float) -> float:
+    """Sigma at a share of the way, as ComfyUI counts: even in the training table's time, log sigma linear between its entries (a flow's
+    sigma itself); infinity at 0 and zero at 1."""
+    if not 0 < share < 1:
+        return math.inf if share <= 0 else 0.0
+    table = family.sigmas.detach().cpu()
+    flow = family.prediction == "flow"
+    at = torch.tensor((1 - share) * len(table) - 1 if flow else (1 - share) * (len(table) - 1)).clamp(min=0)
+    below, above = (table[int(i)] if flow else table[int(i)].log() for i in (at.floor(), at.ceil()))
+    between = (1 - at.frac()) * below + at.frac() * above
+    return float(between if flow else between.exp())
+
+
+def fresh(family: Family) -> Any:
+    """A ControlNet to train, float32: the U-Net's encoder copied, its outputs zero, so that it changes nothing yet. Its hint is as many
+    times larger than the latent as the picture is. The layers that read it are random: torch's generator seeds them."""
+    unet = family.trainable()["unet"]
+    steps = family.factor.bit_length()
+    widths = (*WIDTHS[:steps], *[WIDTHS[-1]] * (steps - len(WIDTHS)))
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+    return net.to(family.device)
+
+
+def read(path: str, layers: int = 2) -> dict[str, Tensor]:
+    """A file's tensors by diffusers' names. `layers` is how many each level of the U-Net has; the original layout does not say."""
+    try:
+        tensors = load_file(path)
+    except SafetensorError as e:
+        raise ValueError(f"control {path}: not a safetensors file ({e}); convert it first") from e
+    if any(key in tensors for key in ORIGINAL):
+        converted = convert_controlnet_checkpoint(tensors, {"layers_per_block": layers})
+        tensors = {name: tensor for name, tensor in converted.items() if tensor is not None}
+    if FIRST not in tensors:
+        raise ValueError(f"control {path}: no ControlNet, its first tensor is {min(tensors, default='missing')!r}; expected {FIRST!r}")
+    return tensors
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What diffusers' config.json beside a file says of its shape; empty when there is none, and the U-Net's own shape is meant."""
+    beside = Path(path).with_name("config.json")
+    told = json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
+    return _shape(told) if told.get("_class_name") == ControlNetModel.__name__ else {}
+
+
+def load(family: Family, path: str, config: Mapping[str, Any]) -> Any:
+    """The file's ControlNet for this family, frozen. ValueError with matched/total when it was made for another model."""
+    unet: Any = family.trainable()["unet"]
+    shape = _shape(dict(unet.config)) | dict(config)
+    tensors = read(path, int(shape["layers_per_block"]))
+    widths = [tensors[FIRST].shape[0], *(t.shape[0] for name, t in tensors.items() if _halves(name))]
+    shape |= {"conditioning_channels": tensors[FIRST].shape[1], "conditioning_embedding_out_channels": widths}
+    first = tensors.get("conv_in.weight")
+    if first is not None and first.shape[1] == family.channels:  # an inpainting U-Net takes more
+        shape["in_channels"] = family.channels
+    with torch.device("meta"):
+        net = ControlNetModel(**shape)
+    wanted = {name: t.shape for name, t in net.state_dict().items()}
+    lost = [name for name, s in wanted.items() if name not in tensors or tensors[name].shape != s]
+    lost += [name for name in tensors if name not in wanted]
+    if lost:
+        matched = len(set(wanted) - set(lost))
+        raise ValueError(
+            f"control {path}: {matched} of {len(wanted)} tensors fit this {family.name} model; first misfit {lost[0]}; "
+            "use a ControlNet that was trained for this model"
+        )
+    net.load_state_dict({name: t.to(family.device, family.dtype) for name, t in tensors.items()}, assign=True)
+    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = inspect.signature(ControlNetModel.__init__).parameters
+    return {name: value for name, value in config.items() if name in names}
+
+
+def _halves(name: str) -> bool:
+    """The hint's convolutions come in pairs; the second of each halves the size and widens."""
+    parts = name.split(".")
+    return parts[:2] == ["controlnet_cond_embedding", "blocks"] and parts[-1] == "weight" and int(parts[2]) % 2 == 1
+
+
+def _kept(family: Family, what: Patch) -> Any:
+    known = _loaded.setdefault(family, OrderedDict())
+    config = what.options.get("config", {})
+    name = f"{what.weights.sha256} {json.dumps(config, sort_keys=True)}"
+    if name not in known:
+        while len(known) >= KEPT:
+            known.popitem(last=False)
+        known[name] = load(family, what.weights.path, config)
+    known.move_to_end(name)
+    return known[name]
+
+
+def read_hint(what: Patch) -> Tensor:
+    """(1 or B, H, W, 3) in [0, 1]: the file whose hash is the option `hint`."""
+    blob = next((b for b in what.files.values() if b.sha256 == what.options.get("hint")), None)
+    if blob is None:
+        raise ValueError(f"control: the hint picture {what.options.get('hint')} is not among the patch's files; put one on by with_control")
+    return load_file(blob.path)["hint"]
+
+
+@patch
+def control(family: Family, what: Patch) -> Iterator[None]:
+    """Let a ControlNet steer at `what.strength`; several add up. Options: `hint` (hash of the picture, which lies in `files`), `start` and
+    `end` (see `Span`), `config` (see `describe`). Strength 0 changes nothing and loads nothing."""
+    if not what.strength:
+        yield
+        return
+    span = Span(float(what.options.get("start", 0)), float(what.options.get("end", 1)))
+    with attached(family, _kept(family, what), read_hint(what), strength=what.strength, span=span):
+        yield
+
+
+@contextmanager
+def attached(family: Family, net: nn.Module, hint: Tensor, *, strength: float = 1.0, span: Span = ALL) -> Iterator[None]:
+    """Add a loaded ControlNet's output to the U-Net's skips; gradients flow into the net. `hint` (1 or B, H, W, 3) in [0, 1] is cut to the
+    latent's shape about its middle and scaled to `factor` times its size; with B pictures each row takes its own picture's."""
+    unet = family.trainable()["unet"]
+    with preserved({"unet": unet}), watched(family) as rows:
+        vars(unet)["forward"] = _Steered(family, net, hint, strength=strength, span=span, rows=rows)
+        yield
+
+
+class _Steered:
+    """The U-Net's forward with a ControlNet beside it."""
+
+    def __init__(self, family: Family, net: nn.Module, hint: Tensor, *, strength: float, span: Span, rows: Rows) -> None:
+        self.family, self.net, self.strength, self.span, self.rows = family, net, strength, span, rows
+        self.plain = family.trainable()["unet"].forward
+        self.hint = hint.to(family.device).permute(0, 3, 1, 2)  # (1 or B, 3, H, W)
+        self.sized: Tensor | None = None
+
+    def __call__(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **rest: Any) -> Any:
+        on = self.span.rows(self.family, self.rows.sigma)
+        if on is None or bool(on.any()):
+            added = self._added(sample, torch.as_tensor(timestep).expand(len(sample)), encoder_hidden_states, rest, on)
+            rest = rest | _sum(rest, added)
+        return self.plain(sample, timestep, encoder_hidden_states, **rest)
+
+    def _added(self, sample: Tensor, time: Tensor, text: Tensor, rest: Mapping[str, Any], on: Tensor | None) -> list[Tensor]:
+        """What the net adds to each skip and, last, to the middle; nothing in the rows that are not `on`."""
+        net: Any = self.net
+        at = None if on is None or bool(on.all()) else on.to(sample.device).nonzero()[:, 0]
+        more = {name: _take(t, at) for name, t in (rest.get("added_cond_kwargs") or {}).items() if isinstance(t, Tensor)}
+        labels = rest.get("class_labels")
+        fed = sample[:, : net.config.in_channels]  # an inpainting U-Net's mask and picture come after
+        down, mid = net(
+            _take(fed, at), _take(time, at), _take(text, at), controlnet_cond=_take(self._hints(sample), at),
+            conditioning_scale=self.strength, class_labels=None if labels is None else _take(labels, at),
+            added_cond_kwargs=more or None, return_dict=False,
+        )
+        found = [*down, mid]
+        return found if at is None else [r.new_zeros((len(sample), *r.shape[1:])).index_copy(0, at, r) for r in found]
+
+    def _hints(self, sample: Tensor) -> Tensor:
+        """(rows, 3, h * factor, w * factor)."""
+        size = (sample.shape[2] * self.family.factor, sample.shape[3] * self.family.factor)
+        if self.sized is None or self.sized.shape[2:] != size or self.sized.dtype != sample.dtype:
+            self.sized = fitted(self.hint, size).to(sample.dtype)
+        if len(self.sized) == 1:
+            return self.sized.expand(len(sample), -1, -1, -1)
+        if self.rows.picture is not None and int(self.rows.picture.max()) < len(self.sized):
+            return self.sized[self.rows.picture.to(self.sized.device)]
+        if self.rows.picture is None and len(self.sized) == len(sample):
+            return self.sized
+        raise ValueError(f"control: the hint is a batch of {len(self.sized)}; expected one picture, or one for every picture that is drawn")
+
+
+def _take(t: Tensor, at: Tensor | None) -> Tensor:
+    return t if at is None else t.index_select(0, at.to(t.device))
+
+
+def _sum(rest: Mapping[str, Any], added: list[Tensor]) -> dict[str, Any]:
+    """The two arguments of a U-Net that takes residuals, with what another ControlNet put there."""
+    down, mid = rest.get("down_block_additional_residuals"), rest.get("mid_block_additional_residual")
+    if down is not None:
+        added = [a + b for a, b in zip(added, [*down, mid], strict=True)]
+    return {"down_block_additional_residuals": tuple(added[:-1]), "mid_block_additional_residual": added[-1]}
+
+
+def fitted(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) cut about the middle to the shape of `size` (height, width) and brought to it by the nearest pixel, as ComfyUI does."""
+    (high, wide), (height, width) = pictures.shape[2:], size
+    top = left = 0
+    if wide / high > width / height:
+        left = round((wide - wide * (width / height) / (wide / high)) / 2)
+    else:
+        top = round((high - high * (wide / high) / (width / height)) / 2)
+    middle = pictures[:, :, top : high - top, left : wide - left]
+    return middle if middle.shape[2:] == size else nn.functional.interpolate(middle, size, mode="nearest-exact")

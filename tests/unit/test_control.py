@@ -1,0 +1,453 @@
+"""ControlNet, FreeU, IP-Adapter and textual inversion against diffusers, transformers and closed forms; the ops that put them on."""
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ControlNetModel, EulerDiscreteScheduler, StableDiffusionControlNetPipeline
+from diffusers.utils.torch_utils import fourier_filter
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+import safelight as sl
+from safelight.codec import decode, encode
+from safelight.families import Family
+from safelight.families.clip_text import ClipText
+from safelight.patches import control as controls
+from safelight.patches import embedding as embeddings
+from safelight.patches import freeu as freeus
+from safelight.patches import ip_adapter as adapters
+from safelight.patches import rows
+from safelight.patches.control import control
+from safelight.patches.embedding import embedding
+from safelight.patches.freeu import freeu
+from safelight.patches.ip_adapter import ip_adapter
+from safelight.sampling.driver import drive
+from safelight.sampling.guidance import CFG
+from safelight.sampling.process import process
+from safelight.sampling.request import Request
+from safelight.sampling.schedules import plan
+from safelight.values import NO_FILE, Blob, Cond, Patch
+from tests import tiny
+from tests.patching import a_control, a_net, a_vision, an_adapter, an_embedding, with_hint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.mini(tmp_path_factory.mktemp("m") / "mini")
+
+
+@pytest.fixture(scope="module")
+def family(folder: Path) -> Family:
+    return tiny.load(folder, device=CPU, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return tiny.load(tiny.sd1(tmp_path_factory.mktemp("s") / "sd1"), device=CPU, dtype=torch.float32)
+
+
+def asked(family: Family, n: int = 2, **extras: Tensor) -> tuple[Tensor, Tensor, Cond]:
+    torch.manual_seed(1)
+    sigma = family.sigmas[torch.linspace(100, 900, n).long()]
+    return torch.randn(n, family.channels, 8, 8), sigma, Cond(torch.randn(n, 6, 32), extras)
+
+
+def by_hand(family: Family, nets: list[tuple[Any, Tensor, float]], n: int = 2) -> Tensor:
+    """The U-Net with the nets' outputs given to it as diffusers wants them."""
+    unet: Any = family.trainable()["unet"]
+    x, sigma, cond = asked(family, n)
+    fed, t = family.scale_input(x, sigma), (sigma[:, None] - family.sigmas).abs().argmin(1)
+    found: list[Tensor] = []
+    for net, hint, strength in nets:
+        shown = hint.permute(0, 3, 1, 2).expand(n, -1, -1, -1)
+        down, mid = net(fed, t, cond.tokens, controlnet_cond=shown, conditioning_scale=strength, return_dict=False)
+        found = [a + b for a, b in zip(found, [*down, mid], strict=True)] if found else [*down, mid]
+    return unet(
+        fed, t, cond.tokens, down_block_additional_residuals=tuple(found[:-1]), mid_block_additional_residual=found[-1], return_dict=False
+    )[0]
+
+
+def pictures(n: int, side: int = 64, seed: int = 3) -> Tensor:
+    return torch.rand(n, side, side, 3, generator=torch.Generator().manual_seed(seed))
+
+
+# ControlNet
+
+
+def test_a_control_does_what_diffusers_does(family: Family, tmp_path: Path) -> None:
+    p = a_control(family, tmp_path / "c.safetensors")
+    net, hint = controls.load(family, p.weights.path, {}), controls.read_hint(p)
+    plain = family.predict(*asked(family))
+    with control(family, replace(p, strength=0.7)):
+        steered = family.predict(*asked(family))
+    assert torch.allclose(steered, by_hand(family, [(net, hint, 0.7)]), atol=1e-6)
+    assert (steered - plain).abs().max() > 0.01
+
+
+def test_several_controls_add_up(family: Family, tmp_path: Path) -> None:
+    one, two = (a_control(family, tmp_path / f"{i}.safetensors", seed=i) for i in range(2))
+    two = with_hint(two, pictures(1, seed=8), tmp_path, start=0.0)
+    nets = [(controls.load(family, p.weights.path, {}), controls.read_hint(p), s) for p, s in ((one, 0.5), (two, 1.5))]
+    wanted = by_hand(family, nets)
+    with control(family, replace(one, strength=0.5)), control(family, replace(two, strength=1.5)):
+        assert torch.allclose(family.predict(*asked(family)), wanted, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
+def test_a_picture_is_the_one_diffusers_draws(sd1: Family, tmp_path: Path) -> None:
+    """The whole pipeline with classifier-free guidance and a part of the way, four Euler steps, latents compared."""
+    p = with_hint(a_control(sd1, tmp_path / "c.safetensors"), pictures(1, 32), tmp_path, start=0.0, end=0.6)
+    nets: Any = sd1.trainable()
+    text, none, start = (torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(i)) for i in (1, 2, 3))
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="linspace")
+    pipe = StableDiffusionControlNetPipeline(
+        vae=copy.deepcopy(nets["vae"]), text_encoder=None, tokenizer=None, unet=copy.deepcopy(nets["unet"]),
+        controlnet=controls.load(sd1, p.weights.path, {}), scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    scheduler.set_timesteps(4)
+    sigmas = [float(s) for s in scheduler.sigmas]
+    theirs = pipe(
+        prompt_embeds=text, negative_prompt_embeds=none, image=controls.read_hint(p).permute(0, 3, 1, 2), num_inference_steps=4,
+        guidance_scale=3.0, latents=start * (1 + sigmas[0] ** 2) ** 0.5 / scheduler.init_noise_sigma, height=32, width=32,
+        controlnet_conditioning_scale=0.8, control_guidance_end=0.5, output_type="latent",
+    ).images  # fmt: skip
+    assert plan(process(sd1), 4, schedule="normal") == pytest.approx(sigmas, rel=1e-4)
+    with control(sd1, replace(p, strength=0.8)):
+        blank = torch.zeros(1, 4, 8, 8)
+        request = Request(cond=Cond(text), negative=Cond(none), latent=blank, sigmas=sigmas, noise=start, guidance=CFG(3.0))
+        ours = finish(drive(sd1, [request]))[0]
+    assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
+
+
+def finish(work: Iterator[Any]) -> Any:
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+def test_a_part_of_the_way_counts_row_by_row(family: Family, tmp_path: Path) -> None:
+    p = a_control(family, tmp_path / "c.safetensors")
+    x, sigma, cond = asked(family, 3)  # at 100, 500 and 900 of 999
+    plain = family.predict(x, sigma, cond)
+    with control(family, p):
+        always = family.predict(x, sigma, cond)
+    for start, end, on in ((0.0, 0.3, [2]), (0.3, 0.7, [1]), (0.7, 1.0, [0]), (0.2, 0.25, [])):
+        with control(family, replace(p, options={**p.options, "start": start, "end": end})):
+            steered = family.predict(x, sigma, cond)
+        for row in range(3):
+            assert torch.allclose(steered[row], (always if row in on else plain)[row], atol=1e-5)
+            assert (row in on) == bool((steered[row] - plain[row]).abs().max() > 1e-3)
+
+
+def test_the_way_is_counted_as_comfyui_counts(family: Family, tmp_path_factory: pytest.TempPathFactory) -> None:
+    table = family.sigmas.double()
+    at = 0.7 * 999
+    assert controls.level(family, 0.3) == pytest.approx(float((table[699].log() * 0.7 + table[700].log() * 0.3).exp()), rel=1e-5), at
+    assert (controls.level(family, 0.0), controls.level(family, 1.0)) == (float("inf"), 0.0)
+    flow = tiny.load(tiny.flow(tmp_path_factory.mktemp("f") / "flow"), device=CPU, dtype=torch.float32)
+    assert controls.level(flow, 0.25) == pytest.approx(0.75, abs=1e-6)
+
+
+def test_every_picture_may_have_its_own_hint(family: Family, tmp_path: Path) -> None:
+    p = with_hint(a_control(family, tmp_path / "c.safetensors"), pictures(2), tmp_path)
+    x, sigma, cond = asked(family, 3)
+    single = []
+    for i, row in ((1, 0), (0, 1), (1, 2)):
+        with control(family, with_hint(p, pictures(2)[i : i + 1], tmp_path)):
+            single.append(family.predict(x, sigma, cond)[row])
+    with control(family, p):
+        marked = family.predict(x, sigma, Cond(cond.tokens, {rows.PICTURE: torch.tensor([1, 0, 1])}))
+        with pytest.raises(ValueError, match="one for every picture"):
+            family.predict(x, sigma, cond)
+    assert torch.allclose(marked, torch.stack(single), atol=1e-5)
+
+
+def test_a_hint_of_another_shape_is_cut_about_its_middle(family: Family, tmp_path: Path) -> None:
+    wide = torch.zeros(1, 32, 48, 3)
+    wide[:, :, 8:40] = pictures(1, 32)
+    said = []
+    for hint in (wide, pictures(1, 32).repeat_interleave(2, 1).repeat_interleave(2, 2)):
+        with control(family, with_hint(a_control(family, tmp_path / "c.safetensors"), hint, tmp_path)):
+            said.append(family.predict(*asked(family)))
+    assert torch.equal(*said)
+
+
+def test_a_fresh_control_changes_nothing_and_learns(family: Family) -> None:
+    plain = family.predict(*asked(family))
+    net = controls.fresh(family)
+    with controls.attached(family, net, pictures(1)):
+        said = family.predict(*asked(family))
+    assert torch.equal(said, plain)
+    said.square().mean().backward()
+    assert all(block.weight.grad.abs().sum() > 0 for block in [*net.controlnet_down_blocks, net.controlnet_mid_block])
+
+
+@pytest.mark.parametrize("prefix", ["control_model.", ""])
+def test_the_original_layout_is_read(family: Family, tmp_path: Path, prefix: str) -> None:
+    p = a_control(family, tmp_path / "c.safetensors")
+    original = {prefix + name: t for name, t in in_original_layout(load_file(p.weights.path)).items()}
+    save_file(original, tmp_path / "o.safetensors")
+    theirs = controls.load(family, str(tmp_path / "o.safetensors"), {}).state_dict()
+    ours = controls.load(family, p.weights.path, {}).state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[k], ours[k]) for k in ours)
+
+
+def in_original_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Blocks of one layer each: input 0 is the first convolution, 1 and 3 are layers, 2 makes smaller."""
+    blocks = {"down_blocks.0.resnets.0": "input_blocks.1.0", "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op"}
+    blocks |= {"down_blocks.1.resnets.0": "input_blocks.3.0", "down_blocks.1.attentions.0": "input_blocks.3.1"}
+    blocks |= {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}
+    blocks |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0"}
+    blocks |= {"controlnet_cond_embedding.conv_in": "input_hint_block.0", "controlnet_cond_embedding.conv_out": "input_hint_block.14"}
+    blocks |= {f"controlnet_cond_embedding.blocks.{i}": f"input_hint_block.{2 * i + 2}" for i in range(6)}
+    blocks |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(4)} | {"controlnet_mid_block": "middle_block_out.0"}
+    layers = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
+    layers |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+    out = {}
+    for name, t in tensors.items():
+        block = next(b for b in blocks if name.startswith(f"{b}."))
+        rest = name.removeprefix(f"{block}.")
+        first, _, last = rest.partition(".")
+        out[f"{blocks[block]}.{layers[first]}.{last}" if "resnets" in block else f"{blocks[block]}.{rest}"] = t
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: {k.replace("mid_block.resnets", "nowhere"): v for k, v in t.items()}, r"control .*: \d+ of \d+ tensors fit"),
+        (lambda t: {**t, "conv_in.weight": torch.zeros(32, 5, 3, 3)}, "first misfit conv_in.weight"),
+        (lambda t: {"lora_unet_x.lora_up.weight": torch.zeros(2)}, "no ControlNet"),
+    ],
+)
+def test_a_control_that_does_not_fit_is_refused(family: Family, tmp_path: Path, change: Any, says: str) -> None:
+    p = a_control(family, tmp_path / "c.safetensors")
+    save_file(change(load_file(p.weights.path)), tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=says), control(family, replace(p, weights=Blob.of(tmp_path / "bad.safetensors"))):
+        pass
+
+
+def test_a_net_stays_loaded_with_its_model(family: Family, tmp_path: Path) -> None:
+    p = a_control(family, tmp_path / "c.safetensors")
+    kept = [controls._kept(family, q) for q in (p, replace(p, strength=0.3))]
+    assert kept[0] is kept[1]
+
+
+# FreeU
+
+
+def test_freeu_v1_does_what_diffusers_does(family: Family) -> None:
+    """diffusers goes by blocks and ComfyUI by channels; with equal scales on both stages the two rules mean the same here."""
+    theirs: Any = copy.deepcopy(family.trainable()["unet"])
+    theirs.enable_freeu(s1=0.7, s2=0.7, b1=1.3, b2=1.3)
+    x, sigma, cond = asked(family)
+    t = (sigma[:, None] - family.sigmas).abs().argmin(1)
+    wanted = theirs(family.scale_input(x, sigma), t, cond.tokens, return_dict=False)[0]
+    with freeu(family, Patch("freeu", NO_FILE, options={"version": 1, "b1": 1.3, "b2": 1.3, "s1": 0.7, "s2": 0.7})):
+        assert torch.allclose(family.predict(x, sigma, cond), wanted, atol=1e-6)
+    assert not torch.allclose(family.predict(x, sigma, cond), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 9), (16, 12)])
+def test_quieter_is_the_reference_filter(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(freeus.quieter(x, 0.2), fourier_filter(x, threshold=1, scale=0.2), atol=1e-6)
+
+
+def test_freeu_goes_by_channels(family: Family) -> None:
+    """64 from the middle into all of block 0 and the first resnet of block 1, 32 into its second: ComfyUI's rule, there 1280 and 640."""
+    assert [width for _, width in freeus._joins(family.trainable()["unet"])] == [64, 64, 64, 32]
+
+
+def test_freeu_v2_goes_by_what_stands_out() -> None:
+    h = torch.tensor([[[[0.0, 1.0]], [[0.0, 3.0]]]])  # means 0 and 2: the second place stands out wholly
+    joined, *_ = freeus._Join(2, 1.5, 1.0, 2)(None, (torch.cat([h, h], dim=1),))
+    assert torch.allclose(joined[:, :2], torch.tensor([[[[0.0, 1.5]], [[0.0, 3.0]]]]))
+    assert torch.allclose(joined[:, 2:], h, atol=1e-6)
+
+
+# IP-Adapter
+
+
+def prompted(family: Family, made: list[Patch], scales: list[float], embeds: list[Tensor]) -> Tensor:
+    """diffusers' own U-Net with its own loader."""
+    theirs: Any = copy.deepcopy(family.trainable()["unet"])
+    theirs._load_ip_adapter_weights([adapters.read(p.weights.path) for p in made])
+    for name, processor in theirs.attn_processors.items():
+        if name.endswith("attn2.processor") and not name.startswith("encoder_hid_proj"):
+            processor.scale = list(scales)
+    x, sigma, cond = asked(family)
+    t = (sigma[:, None] - family.sigmas).abs().argmin(1)
+    out: Tensor = theirs(family.scale_input(x, sigma), t, cond.tokens, added_cond_kwargs={"image_embeds": embeds}, return_dict=False)[0]
+    return out
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_an_adapter_does_what_diffusers_does(family: Family, tmp_path: Path, plus: bool) -> None:
+    p = an_adapter(family, tmp_path / "a.safetensors", plus=plus)
+    told = load_file(p.files["picture.safetensors"].path)
+    embeds = torch.cat([told["picture"], told["nothing"]])
+    x, sigma, cond = asked(family, negative=torch.tensor([False, True]))
+    with ip_adapter(family, replace(p, strength=0.6)):
+        said = family.predict(x, sigma, cond)
+        both = family.predict(*asked(family))
+    assert torch.allclose(said, prompted(family, [p], [0.6], [embeds]), atol=1e-6)
+    assert torch.allclose(both, prompted(family, [p], [0.6], [torch.cat([told["picture"]] * 2)]), atol=1e-6)
+    assert (said - both).abs().max() > 1e-3
+
+
+def test_several_adapters_add_up(family: Family, tmp_path: Path) -> None:
+    made = [an_adapter(family, tmp_path / f"{i}.safetensors", plus=bool(i), seed=i) for i in range(2)]
+    embeds = [torch.cat([load_file(p.files["picture.safetensors"].path)["picture"]] * 2) for p in made]
+    with ip_adapter(family, replace(made[0], strength=0.4)), ip_adapter(family, replace(made[1], strength=0.9)):
+        said = family.predict(*asked(family))
+    assert torch.allclose(said, prompted(family, made, [0.4, 0.9], embeds), atol=1e-6)
+
+
+def test_an_adapter_of_another_model_is_refused(family: Family, sd1: Family, tmp_path: Path) -> None:
+    p = an_adapter(sd1, tmp_path / "a.safetensors")
+    tensors = load_file(p.weights.path)
+    few = {k: v for k, v in tensors.items() if not k.startswith("ip_adapter.5.")}
+    save_file(few, tmp_path / "few.safetensors")
+    with pytest.raises(ValueError, match="attention layers"), ip_adapter(family, replace(p, weights=Blob.of(tmp_path / "few.safetensors"))):
+        pass
+    save_file({**tensors, "unet.x": torch.zeros(1)}, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=r"unet\.x"), ip_adapter(family, replace(p, weights=Blob.of(tmp_path / "odd.safetensors"))):
+        pass
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_pictures_are_seen_as_transformers_sees_them(family: Family, tmp_path: Path, plus: bool) -> None:
+    p = an_adapter(family, tmp_path / "a.safetensors", plus=plus)
+    folder = a_vision(tmp_path / "vision")
+    net = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
+    pixels = (pictures(2, 40) * 255).round() / 255
+    prepare = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
+    x = prepare(list((pixels * 255).round().byte().numpy()), return_tensors="pt").pixel_values
+    (tmp_path / "e.safetensors").write_bytes(adapters.encode(p.weights.path, folder, pixels.numpy()))
+    told = load_file(tmp_path / "e.safetensors")
+    out = net(x, output_hidden_states=True)
+    assert torch.allclose(told["picture"][0], out.hidden_states[-2] if plus else out.image_embeds, atol=1e-6)
+    assert told["picture"].shape == ((1, 2, 17, 16) if plus else (1, 2, 16))
+    other = an_adapter(family, tmp_path / "o.safetensors", plus=plus, wide=24)
+    with pytest.raises(ValueError, match="vectors of 16 and the adapter reads 24"):
+        adapters.encode(other.weights.path, folder, pixels.numpy())
+
+
+# Textual inversion
+
+
+def test_an_embedding_does_what_added_tokens_do(family: Family, tmp_path: Path) -> None:
+    p = an_embedding(family, tmp_path / "cat.safetensors", key="<cat>", count=2)
+    tower: Any = family.text  # type: ignore[attr-defined]
+    model, words = copy.deepcopy(tower.model), copy.deepcopy(tower.tokenizer)
+    words.add_tokens(["<cat-0>", "<cat-1>"])
+    before = len(tower.embedding.weight)
+    model.resize_token_embeddings(before + 2, mean_resizing=False)
+    model.get_input_embeddings().weight.data[before:] = load_file(p.weights.path)["<cat>"]
+    theirs = ClipText(words, model).encode(["a <cat-0><cat-1> apple, red", "(<cat-0><cat-1>:1.3)"])
+    with embedding(family, p):
+        for prompts in (["a <cat> apple, red", "(<cat>:1.3)"], ["a embedding:cat apple, red", "(embedding:cat.safetensors:1.3)"]):
+            assert torch.allclose(family.encode_text(prompts).tokens, theirs, atol=1e-6)
+        assert family.tokens("embedding:cat") == 2 < family.tokens("embedding:cats")
+    assert family.tokens("<cat>") > 2 and len(tower.tokenizer) == before
+
+
+def test_an_embeddings_strength_is_a_weight(family: Family, tmp_path: Path) -> None:
+    p = an_embedding(family, tmp_path / "cat.safetensors")
+    with embedding(family, p):
+        weighed = family.encode_text(["a (embedding:cat:0.5)"]).tokens
+    with embedding(family, replace(p, strength=0.5)):
+        assert torch.allclose(family.encode_text(["a embedding:cat"]).tokens, weighed, atol=1e-6)
+
+
+def test_two_embeddings_keep_their_words(family: Family, tmp_path: Path) -> None:
+    one, two = (an_embedding(family, tmp_path / f"{n}.safetensors", key=k) for n, k in (("cat", "emb_params"), ("cat-two", "*")))
+    with embedding(family, one):
+        alone = family.encode_text(["embedding:cat"]).tokens
+        with embedding(family, replace(two, options={"words": ["embedding:cat-two"]})):
+            assert torch.equal(family.encode_text(["embedding:cat"]).tokens, alone)
+            assert family.tokens("embedding:cat-two") == 2
+
+
+def test_an_embedding_of_another_width_is_refused(family: Family, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vectors of 24"), embedding(family, an_embedding(family, tmp_path / "e.safetensors", width=24)):
+        pass
+    save_file({"a": torch.zeros(3), "b": torch.zeros(3)}, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match="one token's vectors"):
+        embeddings.read(str(tmp_path / "odd.safetensors"))
+
+
+# Ops
+
+
+def draw(model: sl.Model, prompt: str = "a red apple", n: int = 2) -> Any:
+    return sl.generate(model, prompt, seeds=range(n), width=64, height=64, steps=3).pixels
+
+
+def test_the_ops_put_everything_on_a_model(folder: Path, family: Family, tmp_path: Path) -> None:
+    model = sl.model(str(folder))
+    plain = draw(model)
+    a_control(family, tmp_path / "c.safetensors")
+    an_embedding(family, tmp_path / "cat.safetensors", key="emb_params")
+    an_adapter(family, tmp_path / "a.safetensors")
+    net = sl.load_control(str(tmp_path / "c.safetensors"))
+    picture = sl.Image(plain[:1])
+    made = {
+        "control": sl.with_control(model, net, image=sl.hint(picture, by="lineart"), strength=0.8, end=0.9),
+        "freeu": sl.with_freeu(model),
+        "adapter": sl.with_ip_adapter(model, picture, path=tmp_path / "a.safetensors", encoder=a_vision(tmp_path / "vision")),
+        "embedding": sl.with_embedding(model, sl.load_embedding(str(tmp_path / "cat.safetensors"))),
+    }
+    prompts = {"embedding": "a embedding:cat"}
+    plains = {"embedding": draw(model, "a embedding:cat")}
+    for name, changed in made.items():
+        held = encode(changed)
+        assert decode(held.tree, held.arrays, held.blobs.__getitem__) == changed
+        assert abs(draw(changed, prompts.get(name, "a red apple")) - plains.get(name, plain)).max() > 1e-3, name
+    assert len({m.key for m in made.values()}) == len(made)
+    both = sl.with_control(made["control"], net, image=sl.hint(picture, by="blur"), strength=0.0)
+    assert (draw(both) == draw(made["control"])).all()
+    assert (draw(model) == plain).all()
+
+
+def test_each_drawn_picture_may_have_its_own_hint(folder: Path, family: Family, tmp_path: Path) -> None:
+    model = sl.model(str(folder))
+    a_control(family, tmp_path / "c.safetensors")
+    net = sl.load_control(str(tmp_path / "c.safetensors"))
+    hints = sl.Image(pictures(2).numpy())
+    together = draw(sl.with_control(model, net, image=hints))
+    for i in range(2):
+        alone = sl.with_control(model, net, image=sl.pick(hints, [i]))
+        assert abs(draw(alone)[i] - together[i]).max() < 1e-4
+        assert abs(draw(alone)[1 - i] - together[1 - i]).max() > 1e-4
+
+
+def test_a_diffusers_folder_says_its_own_shape(family: Family, tmp_path: Path) -> None:
+    """A net with fewer layers than the U-Net's encoder has, as SDXL's small ControlNets."""
+    net = ControlNetModel.from_config({**a_net(family).config, "mid_block_type": "UNetMidBlock2D"})
+    net.save_pretrained(tmp_path / "small")
+    p = sl.load_control(str(tmp_path / "small"))
+    assert p.options["config"]["mid_block_type"] == "UNetMidBlock2D"
+    again = controls.load(family, p.weights.path, p.options["config"])
+    assert all(torch.equal(t, net.state_dict()[name]) for name, t in again.state_dict().items())
+
+
+def test_a_patch_of_another_kind_is_refused(folder: Path, family: Family, tmp_path: Path) -> None:
+    p = an_embedding(family, tmp_path / "e.safetensors")
+    with pytest.raises(ValueError, match="got a patch of the kind 'embedding', expected one from load_control"):
+        sl.with_control(sl.model(str(folder)), p, image=sl.Image(pictures(1).numpy()))
+    with pytest.raises(ValueError, match=r"0 \.safetensors files"):
+        sl.load_control(str(tmp_path / "nowhere"))
