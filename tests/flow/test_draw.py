@@ -123,7 +123,7 @@ def test_a_lora_counts_by_its_strength(model: Model, tmp_path: Path) -> None:
 
 def test_lora_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no")
-    for name, says in (("text", "not a safetensors file"), ("nothing", "there is no file")):
+    for name, says in (("text", "no checkpoint that can be read"), ("nothing", "there is no file")):
         with pytest.raises(ValueError, match=says):
             OPS["load_lora"](tmp_path / f"{name}.safetensors")
 

@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from safelight.op import load_ops
 from safelight.patches import lora
 from safelight.patches.lora.file import read
 from safelight.patches.lora.names import LDM_INNER, LDM_TOP, block_names
 from safelight.values import Blob, Patch
 from tests.patching import look, same
 
+OPS = load_ops()
 RANK, ALPHA = 2, 3.0
 Tensors = dict[str, Tensor]
 Pairs = dict[tuple[str, str], tuple[Tensor, Tensor]]
@@ -494,3 +496,22 @@ def test_a_file_says_what_it_was_trained_on(tmp_path: Path) -> None:
         "alpha": "none", "base": "Stable Diffusion 1.x", "trigger": "sks cat", "tags": ["sks", "a cat", "sunny", "broken"],
         "ss_base_model_version": "sd_v1",
     }
+
+
+def test_load_lora_takes_alpha_from_the_user_from_peft_or_from_neither(sd: Any, tmp_path: Path) -> None:
+    pairs = adapter(sd, ".attn")
+    for folder in ("bare", "peft", "full"):
+        (tmp_path / folder).mkdir()
+    tensors = written(pairs, lambda p, n: f"base_model.model.{n}", A_B, True)
+    torch.save(without_alpha(tensors), tmp_path / "bare" / "epoch=0-step=500.ckpt")
+    save_file(without_alpha(tensors), tmp_path / "peft" / "adapter_model.safetensors")
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": ALPHA, "peft_type": "LORA"}))
+    save_file(tensors, tmp_path / "full" / "a.safetensors")
+    wanted = closed_form(sd, pairs)
+    for path in ("bare/epoch=0-step=500.ckpt", "peft/adapter_model.safetensors", "full/a.safetensors"):
+        patch: Patch = OPS["load_lora"](tmp_path / path, **({"alpha": ALPHA} if "bare" in path else {}))
+        with lora.lora(sd, patch):
+            assert float((said(sd) - wanted).abs().max()) < 1e-5
+    for path in ("peft/adapter_model.safetensors", "full/a.safetensors"):
+        with pytest.raises(ValueError, match="leave alpha out"):
+            OPS["load_lora"](tmp_path / path, alpha=2.0)

@@ -11,25 +11,45 @@ from safelight.sampling.settings import GUIDANCE, SAMPLING, SIZE, Guidance, Samp
 from safelight.values import Blob, Image, Latent, Mask, Model, Patch
 
 
+def _lora(path: Path) -> Path:
+    """Where the file lies. ValueError when there is none, here or in the models folders."""
+    from safelight import folders
+
+    here = Path(path).expanduser()
+    if here.is_file():
+        return here
+    try:
+        return folders.current().find("loras", str(path))
+    except ValueError as e:
+        raise ValueError(f"load_lora: there is no file {path}, and {str(e).removeprefix('models: ')}") from e
+
+
 def _file(given: Mapping[str, Any]) -> str:
-    path = Path(given["path"])
-    if not path.is_file():
-        raise ValueError(f"load_lora: there is no file {path}")
-    return Blob.of(path).sha256
+    file = _lora(given["path"])
+    beside = file.with_name("adapter_config.json")
+    return Blob.of(file).sha256 + (Blob.of(beside).sha256 if beside.is_file() else "")
 
 
-@op(group="model", loads=True, fingerprint=_file)
-def load_lora(path: Path) -> Patch:
-    """Read a LoRA file (safetensors; kohya's, diffusers' or peft's names). A copy is kept in the store.
+@op(group="model", version=2, loads=True, fingerprint=_file)
+def load_lora(path: Path, *, alpha: Annotated[float | None, Knob(0, 4096, step=0.5)] = None) -> Work[Patch]:
+    """Read an adapter: LoRA, LoCon, LoHa, LoKr, DoRA or full differences, in any program's names. A copy is kept in the store.
 
     Args:
-        path: the .safetensors file
+        path: the file, or its name in models/loras: .safetensors, or .ckpt, .pt and .bin, of which only the tensors are taken
+        alpha: for a file that does not hold its own (DiffSynth's): it is as strong as alpha / rank; nothing: alpha is the rank
     """
-    from safelight.patches.lora import describe
+    from safelight.patches.lora import describe, peft_settings
     from safelight.store import current
+    from safelight.weights.pickles import convert
 
-    known = describe(str(path))
-    return Patch("lora", current().blob(path), info={"name": Path(path).stem, **known})
+    file = _lora(path)
+    sound = yield from convert(file)
+    known, options = describe(str(sound)), peft_settings(file)
+    if alpha is not None and (options or known["alpha"] != "none"):
+        raise ValueError(f"load_lora: alpha is {alpha:g}, and {file} has its own; leave alpha out, and use `strength` for less or more")
+    if alpha is not None:
+        options = {"alpha": alpha}
+    return Patch("lora", current().blob(sound), options=options, info={"name": file.stem, **known})
 
 
 @op(group="model", store=False, exact=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from safelight.patches import kept, patch
 from safelight.patches.lora.beside import Beside, original, own, weight_of
 from safelight.patches.lora.describe import describe
-from safelight.patches.lora.file import read
+from safelight.patches.lora.file import peft_settings, read
 from safelight.patches.lora.kinds import Change
 from safelight.patches.lora.names import DENOISERS, PREFIXES, Names, Place, kohya_name, places
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from safelight.families import Family
     from safelight.values import Patch
 
-__all__ = ["PREFIXES", "Beside", "Change", "Place", "describe", "kohya_name", "lora", "match", "places", "read"]
+__all__ = ["PREFIXES", "Beside", "Change", "Place", "describe", "kohya_name", "lora", "match", "peft_settings", "places", "read"]
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,14 @@ def lora(family: Family, what: Patch) -> Iterator[None]:
     """Put an adapter on at `what.strength`.
 
     Options: `merged` (true: into the weights, at no cost in drawing; false: computed beside the layers), `text_strength` (another strength
-    for the text encoders; at 0 the file's part for them need not fit), `alpha` (for files that have none). Both forms agree to float32
-    rounding; strength 0 changes nothing; several add up, and one whose result depends on the weight (DoRA) sees those put on before it.
+    for the text encoders; at 0 the file's part for them need not fit), `alpha` (for files that have none), `config` (peft's settings, for
+    files without them). Both forms agree to float32 rounding; strength 0 changes nothing; several add up, and one whose result depends on
+    the weight (DoRA) sees those put on before it.
     """
     path = what.weights.path
     given = what.options.get("alpha")
     text_strength = float(what.options.get("text_strength", what.strength))
-    changes = read(path, alpha=None if given is None else float(given))
+    changes = read(path, alpha=None if given is None else float(given), config=what.options.get("config"))
     where = match(family, changes, path, text=text_strength != 0.0)
     keys = sum(len(changes[name].keys) for name in where)
     log.info("lora %s: %d of %d keys matched, %d layers", path, keys, sum(len(c.keys) for c in changes.values()), len(where))

@@ -94,13 +94,15 @@ def opened(path: str) -> header.Header:
         raise ValueError(f"lora {path}: not a safetensors file ({e}); convert it first") from e
 
 
-def read(path: str, *, alpha: float | None = None) -> dict[str, Change]:
-    """What a file does to each layer, by the layer's name in it, every dot a `_`. `alpha` is for layers that have none of their own.
+def read(path: str, *, alpha: float | None = None, config: Mapping[str, Any] | None = None) -> dict[str, Change]:
+    """What a file does to each layer, by the layer's name in it, every dot a `_`.
+
+    `alpha` is for layers that have none of their own, `config` peft's settings when they are not in the file's header.
 
     ValueError for a tensor that is no part of an adapter we know, for half an adapter, and for two tensors of one meaning.
     """
     layers: dict[str, Layer] = {}
-    config = settings(path, opened(path).metadata)
+    config = settings(path, opened(path).metadata) or config or {}
     for key, tensor in load(Path(path).read_bytes()).items():  # at once: tensor by tensor takes four times as long
         if key.startswith(ASIDE):
             continue
@@ -124,6 +126,17 @@ def settings(path: str, notes: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(known, dict):
         raise ValueError(f"lora {path}: {CONFIG} in its header is no table")
     return known
+
+
+def peft_settings(file: Path) -> dict[str, Any]:
+    """Options for the patch of a file that peft wrote, `config`, from the adapter_config.json beside it; empty when there is none.
+    ValueError when it cannot be read."""
+    beside = file.with_name("adapter_config.json")
+    if file.stem != "adapter_model" or not beside.is_file():
+        return {}
+    known = settings(str(beside), {CONFIG: beside.read_text(encoding="utf-8")})
+    told = {name: known[name] for name in ("r", "lora_alpha", "alpha", "alpha_pattern", "use_rslora") if known.get(name)}
+    return {"config": told} if told else {}
 
 
 def split(path: str, key: str) -> tuple[str, str]:
