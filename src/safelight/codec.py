@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safelight.values import VALUES, Blob, Caption, Part, Row, Value, canonical, digest
+from safelight.values import VALUES, Blob, Caption, Part, Region, Row, Value, canonical, digest
 
-RECORDS: dict[str, type] = {"Row": Row, "Caption": Caption, "Part": Part}
+RECORDS: dict[str, type] = {"Row": Row, "Caption": Caption, "Region": Region, "Part": Part}
 ORIGIN = "made"
 """The one key of a picture's `info` that the engine owns: [recipe key, index in its batch]. It is no part of the exact key."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image as Pil
-from PIL import ImageOps
+from PIL import ImageOps, ImageSequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,10 +43,44 @@ def read(path: str | Path, *, least: int = 0) -> NDArray[np.uint8]:
         raise Unreadable(str(error) or type(error).__name__) from error
 
 
+def layers(path: str | Path) -> tuple[list[NDArray[np.uint8]], bool]:
+    """All frames of the first one's size, (H, W, 4) uint8 RGBA, and whether any has transparency; the colours below it as they lie there.
+
+    EXIF orientation applied, 16 bit scaled to 8. Raises Unreadable.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Pil.open(path) as picture:
+                _bounded(picture)
+                return _layers(picture)
+    except Unreadable:
+        raise
+    except BROKEN as error:
+        raise Unreadable(str(error) or type(error).__name__) from error
+
+
+def _layers(picture: Pil.Image) -> tuple[list[NDArray[np.uint8]], bool]:
+    frames: list[NDArray[np.uint8]] = []
+    clear = False
+    for frame in ImageSequence.Iterator(picture):
+        shown = ImageOps.exif_transpose(frame)
+        clear = clear or shown.has_transparency_data
+        flat = shown if shown.mode in ("RGB", "RGBA", "P", "PA", "LA") else rgb(shown)
+        found = np.asarray(flat.convert("RGBA"))
+        if not frames or found.shape == frames[0].shape:
+            frames.append(found)
+    return frames, clear
+
+
+def _bounded(picture: Pil.Image) -> None:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise Unreadable(f"{picture.width} x {picture.height} pixels is over the limit of {MAX_PIXELS // 10**6} million")
+
+
 def _decode(path: str | Path, least: int) -> NDArray[np.uint8]:
     with Pil.open(path) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise Unreadable(f"{picture.width} x {picture.height} pixels is over the limit of {MAX_PIXELS // 10**6} million")
+        _bounded(picture)
         if least > 0:
             picture.draft("RGB", _box(picture.size, least))
         return np.asarray(rgb(ImageOps.exif_transpose(picture)))

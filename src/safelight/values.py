@@ -94,10 +94,15 @@ class Blob:
         return hash(self.sha256)
 
 
+NO_FILE = Blob("", "")
+"""The weights of a patch that has none."""
+
+
 @dataclass(frozen=True)
 class Patch(Value):
-    """A reversible change of a model: what kind, the weights, how strong. `files` holds what training left beside the weights
-    (`record.json`: curves and settings; sample pictures by name) and does not enter the key; neither does `info`."""
+    """A reversible change of a model: what kind, the weights (or NO_FILE), how strong. `files` holds what training left beside the weights
+    (`record.json`: curves and settings; sample pictures by name) and what the kind reads besides them (a hint picture; `options` then has
+    its hash). It does not enter the key; neither does `info`."""
 
     type_name: ClassVar[str] = "PATCH"
     kind: str
@@ -264,17 +269,24 @@ class Mask(Value):
 
 @dataclass(frozen=True, eq=False)
 class Latent(Value):
-    """`samples` (B, C, h, w) float32 tensor in the model's own latent units (already scaled); `mask` (B, 1, h, w) or None."""
+    """`samples` (B, C, h, w) float32 tensor in the model's own latent units (already scaled).
+
+    `mask` (1 or B, 1, H, W) of any size says where it may change. `rows` says which pictures of a larger batch these are: a latent cut out
+    of a batch is drawn with the noise it had there.
+    """
 
     type_name: ClassVar[str] = "LATENT"
     samples: Tensor
     family: str = ""
     mask: Tensor | None = None
+    rows: tuple[int, ...] | None = None
 
     @cached_property
     def _key(self) -> str:
         raw = [self.samples] if self.mask is None else [self.samples, self.mask]
-        return digest("latent", self.family, *[p for t in raw for p in (str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())])
+        rows = [] if self.rows is None else ["rows", canonical(self.rows)]
+        held = [p for t in raw for p in (str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())]
+        return digest("latent", self.family, *held, *rows)
 
     @property
     def key(self) -> str:
@@ -282,23 +294,63 @@ class Latent(Value):
         return self._key
 
 
+@dataclass(frozen=True)
+class Region:
+    """Where, when and how much a condition counts.
+
+    `start` and `end` are shares of the way from noise (0) to picture (1). `area` is width, height, x and y, in pixels or, with `shares`, in
+    shares of the picture. `mask` of any size weighs each place, times `mask_strength`; with `bounds` its bounding box is the area.
+    """
+
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    area: tuple[float, ...] | None = None
+    shares: bool = False
+    mask: Mask | None = None
+    mask_strength: float = 1.0
+    bounds: bool = False
+
+    @property
+    def key(self) -> str:
+        """The numbers and the mask's key."""
+        told = [self.strength, self.start, self.end, self.area, self.shares, self.mask_strength, self.bounds]
+        return digest("region", canonical(told), "" if self.mask is None else self.mask.key)
+
+
+WHOLE = Region()
+
+
 @dataclass(frozen=True, eq=False)
 class Cond(Value):
-    """Text condition of one family: `tokens` (B, L, D) tensor; `extras` are tensors only that family reads (pooled, time ids, ...)."""
+    """Text condition of one family: `tokens` (B, L, D) tensor; `extras` are tensors only that family reads (pooled, time ids, ...).
+
+    An extra of four dimensions is (B, C, h, w) and belongs to the latent's places. `others` count beside this one, each in its own region,
+    and have no others of their own.
+    """
 
     type_name: ClassVar[str] = "CONDITIONING"
     tokens: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    region: Region = WHOLE
+    others: tuple[Cond, ...] = ()
 
     @cached_property
     def _key(self) -> str:
         named = [("tokens", self.tokens), *sorted(self.extras.items())]
-        return digest("cond", *[p for n, t in named for p in (n, str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())])
+        held = [p for n, t in named for p in (n, str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())]
+        where = [] if self.region == WHOLE else [self.region.key]
+        return digest("cond", *held, *where, *[o.key for o in self.others])
 
     @property
     def key(self) -> str:
-        """Names, shapes and bytes of the tensors."""
+        """Names, shapes and bytes of the tensors; the region and the others where there are any."""
         return self._key
+
+    @property
+    def parts(self) -> tuple[Cond, ...]:
+        """This condition without the others, then the others."""
+        return (dataclasses.replace(self, others=()), *self.others) if self.others else (self,)
 
 
 @dataclass(frozen=True)

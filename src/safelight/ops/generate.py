@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from safelight.op import Knob, Work, op
 from safelight.sampling.settings import GUIDANCE, SAMPLING, SIZE, Guidance, Sampling, Size
-from safelight.values import Blob, Image, Latent, Mask, Model, Patch
+from safelight.values import Blob, Image, Mask, Model, Patch
 
 
 def _lora(path: Path) -> Path:
@@ -92,12 +92,13 @@ def generate(
         mask: where 1, the image is drawn over
     """
     from safelight.runtime import lease
-    from safelight.sampling.draw import Shot, draw, painted_over, starts, warnings
+    from safelight.sampling.draw import Shot, draw, painted_over, seen, starts, warnings
 
     yield from warnings(image, sampling)
     with lease(model, holder="generate") as family:
         begun = starts(family, size, len(seeds), image, mask)
-        shots = [Shot(prompt, seed, sampling, guidance, z, m) for seed, (z, m) in zip(seeds, begun, strict=True)]
+        shown = seen(family, size, len(seeds), image, mask)
+        shots = [Shot(prompt, seed, sampling, guidance, z, m, e) for seed, (z, m), e in zip(seeds, begun, shown, strict=True)]
         drawn = yield from draw(family, shots)
     if image is not None and mask is not None:
         drawn = painted_over(image, drawn, mask)
@@ -137,27 +138,6 @@ def storyboard(
             shots.append(Shot(line.prompt, line.seed, steps, dataclasses.replace(guidance, negative=against, scale=scale), start))
         drawn = yield from draw(family, shots)
     return _named(drawn, model)
-
-
-@op(group="latent")
-def encode(model: Model, image: Image, *, size: Size = SIZE) -> Latent:
-    """Pictures to latents, by the model's own encoder; cut to a multiple of its factor, or to `width` and `height`."""
-    from safelight.runtime import lease
-    from safelight.sampling.draw import starts
-
-    with lease(model, holder="encode") as family:
-        import torch
-
-        return Latent(torch.cat([z for z, _ in starts(family, size, len(image), image, None)]), family.name)
-
-
-@op(group="latent")
-def decode(model: Model, latent: Latent) -> Image:
-    """Latents to pictures, by the model's own decoder."""
-    from safelight.runtime import lease
-
-    with lease(model, holder="decode") as family:
-        return Image(family.decode(latent.samples).cpu().numpy())
 
 
 def _named(drawn: Image, model: Model) -> Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from safelight.sampling.core import Noise, Sampler, Sampling
 from safelight.sampling.guidance import CFG, Guidance
 from safelight.sampling.noise import Fresh, Tree, draw_seed, start_noise
 from safelight.sampling.process import Process, process
+from safelight.sampling.regions import Side, ask, gather, sides
 from safelight.sampling.samplers import SAMPLERS
 from safelight.values import Cond
 
@@ -25,9 +26,10 @@ class Request:
 
     `latent` (B, C, h, w) is where an image-to-image trajectory starts; zeros (`blank`) for text alone. `sigmas` fall strictly, usually to 0
     (`schedules.plan`; its `denoise` makes image-to-image of it); none at all gives the latent back. `cond` and `negative` have a batch of
-    1 or B. A seed of -1 is replaced by a drawn one, which the request then shows. `mask` (1 or B, 1, H, W) in [0, 1] of any size: 1 is
-    repainted, 0 stays exactly. `noise` replaces the seed's start noise: zeros go on with a latent that is noisy already; `rows` takes the
-    noise of those pictures of a larger batch. A preview is made every `preview` steps, never for 0.
+    1 or B; they may be of several parts, each with its region (see `regions`). A seed of -1 is replaced by a drawn one, which the request
+    then shows. `mask` (1 or B, 1, H, W) in [0, 1] of any size: 1 is repainted, 0 stays exactly. `noise` replaces the seed's start noise:
+    zeros go on with a latent that is noisy already; `rows` takes the noise of those pictures of a larger batch. A preview is made every
+    `preview` steps, never for 0.
     """
 
     cond: Cond
@@ -54,8 +56,9 @@ class Request:
             raise ValueError(f"sampling: got a latent of shape {tuple(self.latent.shape)}; expected (B, C, h, w)")
         batch = len(self.latent)
         for name, cond in (("cond", self.cond), ("negative", self.negative)):
-            if cond is not None and len(cond.tokens) not in (1, batch):
-                raise ValueError(f"sampling: {name} is a batch of {len(cond.tokens)} for {batch} latents; expected 1 or {batch}")
+            sizes = {len(part.tokens) for part in cond.parts} - {1, batch} if cond is not None else set()
+            if sizes:
+                raise ValueError(f"sampling: {name} is a batch of {min(sizes)} for {batch} latents; expected 1 or {batch}")
         if self.mask is not None and (self.mask.ndim != 4 or len(self.mask) not in (1, batch) or self.mask.shape[1] != 1):
             raise ValueError(f"sampling: got a mask of shape {tuple(self.mask.shape)}; expected (1 or {batch}, 1, H, W)")
         self.guidance.conds(self.cond, self.negative)
@@ -68,7 +71,7 @@ class Request:
     @property
     def asked_rows(self) -> int:
         """Rows of a forward pass each ask takes: pictures times conditions."""
-        return len(self.latent) * len(self.guidance.conds(self.cond, self.negative))
+        return len(self.latent) * sum(len(c.parts) for c in self.guidance.conds(self.cond, self.negative))
 
 
 def blank(family: Family, width: int, height: int, count: int = 1) -> Tensor:
@@ -103,18 +106,35 @@ def trajectory(family: Family, request: Request) -> Trajectory:
     region = _region(request, latent, noise, way)
     x = way.start(latent, noise, sigmas[0])
     walk = sampler.run(x, sigmas, way, _noise_of(sampler, x, request))
-    conds = request.guidance.conds(request.cond, request.negative)
+    both = _sides(request, family, way)
     x0: Tensor | None = None
     try:
         asked = _advance(walk, None)
         while not isinstance(asked, Tensor):
             at, sigma = region.enter(asked[0], asked[1]), asked[1]
-            answers = yield Turn(tuple(Query(at, sigma, c) for c in conds), _step(sigmas, sigma), x0)
-            x0 = region.leave(request.guidance.combine(at, sigma, answers, way))
+            found = yield from _answers(both, at, sigma, _step(sigmas, sigma), x0)
+            x0 = region.leave(request.guidance.combine(at, sigma, found, way))
             asked = _advance(walk, x0)
-        return region.settle(way.finish(asked, sigmas[-1]))
+        done = way.finish(asked, sigmas[-1])
+        return region.settle(done) if sigmas[-1] == 0 else done
     finally:
         walk.close()
+
+
+def _answers(
+    both: Sequence[Side], x: Tensor, sigma: float, step: int, x0: Tensor | None
+) -> Generator[Turn, Sequence[Tensor], list[Tensor]]:
+    """One x0 a side, of one turn's answers; where nothing is to be asked, there is no turn."""
+    queries = [ask(side, x, sigma) for side in both]
+    flat = tuple(q for side in queries for q in side)
+    answers = iter((yield Turn(flat, step, x0)) if flat else ())
+    return [gather(side, x, sigma, list(islice(answers, len(q)))) for side, q in zip(both, queries, strict=True)]
+
+
+def _sides(request: Request, family: Family, way: Process) -> list[Side]:
+    """The places of each condition that the guidance asks, in its order."""
+    wanted, unwanted = sides(request.cond, request.negative, family, request.latent.shape, way)
+    return [unwanted if c is request.negative else wanted for c in request.guidance.conds(request.cond, request.negative)]
 
 
 def _advance(walk: Sampling, answer: Tensor | None) -> tuple[Tensor, float] | Tensor:
@@ -136,7 +156,7 @@ def _step(sigmas: Sequence[float], sigma: float) -> int:
 
 
 class _Region:
-    """Where the picture may change: the whole of it."""
+    """Where the picture may change: the whole of it. (Not a condition's region, which says where a prompt counts.)"""
 
     def enter(self, x: Tensor, sigma: float) -> Tensor:
         """What the network is asked about instead of x."""
@@ -147,7 +167,7 @@ class _Region:
         return x0
 
     def settle(self, x: Tensor) -> Tensor:
-        """The result instead of the sampler's."""
+        """The result instead of the sampler's, when it has no noise left."""
         return x
 
 

@@ -48,6 +48,39 @@ class Sampling(Knobs):
 
 
 @dataclass(frozen=True)
+class Scale(Knobs):
+    """How much a prompt counts, where its opposite is an input of its own."""
+
+    scale: Annotated[float, Knob(0, 100, step=0.1, help="1 is the prompt as the model takes it; more follows it more closely")] = 4.0
+    guide: Annotated[str, OneOf(_guidances, help="cfg; rescale keeps its contrast down; off asks the prompt alone")] = "cfg"
+    rescale: Annotated[float, Knob(0, 1, step=0.05, help="for guide=rescale: how much")] = 0.7
+
+
+@dataclass(frozen=True)
+class Stage(Knobs):
+    """Which part of the way is walked, where several samplers share it."""
+
+    add_noise: Annotated[bool, "start from the latent with the seed's noise on it; no: it is noisy already"] = True
+    start_at_step: Annotated[int, Knob(0, 10000, help="leave out the steps before this one")] = 0
+    end_at_step: Annotated[int, Knob(0, 10000, help="stop after this step")] = 10000
+    leftover_noise: Annotated[bool, "stopping early, leave the noise in; no: the last step goes to the end"] = False
+    sigmas: Annotated[tuple[float, ...], "noise levels to walk along instead of the schedule's, falling; none: the schedule's"] = ()
+
+
+@dataclass(frozen=True)
+class Canvas(Knobs):
+    """The size a picture is said to have, to models that are told one (SDXL and its refiner)."""
+
+    width: Annotated[int, Knob(0, 16384, step=8, help="of the picture that this is said to be cut from; 0: the size it is drawn at")] = 0
+    height: Annotated[int, Knob(0, 16384, step=8, help="as width")] = 0
+    crop_x: Annotated[int, Knob(0, 16384, step=8, help="how far from the left it is said to be cut")] = 0
+    crop_y: Annotated[int, Knob(0, 16384, step=8, help="how far from the top")] = 0
+    target_width: Annotated[int, Knob(0, 16384, step=8, help="of the picture it is said to be made for; 0: as width")] = 0
+    target_height: Annotated[int, Knob(0, 16384, step=8, help="as target_width")] = 0
+    score: Annotated[float | None, Knob(0, 1000, step=0.1, help="for a refiner, how good it looks; nothing: 6, if negative 2.5")] = None
+
+
+@dataclass(frozen=True)
 class Guidance(Knobs):
     """How much the prompt counts, and against what."""
 
@@ -57,4 +90,4 @@ class Guidance(Knobs):
     rescale: Annotated[float, Knob(0, 1, step=0.05, help="for guide=rescale: how much")] = 0.7
 
 
-SIZE, SAMPLING, GUIDANCE = Size(), Sampling(), Guidance()
+SIZE, SAMPLING, GUIDANCE, SCALE, STAGE, CANVAS = Size(), Sampling(), Guidance(), Scale(), Stage(), Canvas()

@@ -1,0 +1,76 @@
+"""Pictures to latents and back by a family's autoencoder: whole or in tiles, with a hole to be painted over or without."""
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safelight.events import Event, Progress
+from safelight.families import Family
+from safelight.sampling.draw import AT_ONCE, cover, fitting
+from safelight.sampling.resize import grown, scaled
+from safelight.sampling.settings import Size
+from safelight.sampling.tiles import three_ways
+from safelight.values import Image, Mask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def encoded(family: Family, image: Image, *, size: Size, tile: int, overlap: int) -> Tensor:
+    """(B, C, h, w) of the pictures, their edges cut to whole cells; with a size, of what covers it."""
+    if size.width or size.height:
+        pixels = cover(image.pixels, fitting(family, size, image))
+    else:
+        pixels = whole_cells(torch.from_numpy(np.array(image.pixels)), family.factor)
+    if not tile:
+        return torch.cat([family.encode_image(p).cpu() for p in pixels.split(AT_ONCE)])
+    x, f = pixels.movedim(-1, 1), family.factor
+    tile, overlap = _tiles(tile, overlap, f)
+    return three_ways(x, lambda t: family.encode_image(t.movedim(1, -1)).cpu(), tile=tile, overlap=overlap, scale=1 / f)
+
+
+def decoded(family: Family, latent: Tensor, *, tile: int, overlap: int) -> Generator[Event, None, NDArray[np.float32]]:
+    """(B, H, W, 3) float32 in [0, 1]."""
+    out: list[Tensor] = []
+    f = family.factor
+    for rows in latent.split(1 if tile else AT_ONCE):
+        if tile:
+            side, shared = (n // f for n in _tiles(tile, overlap, f))
+            made = three_ways(rows, lambda t: family.decode(t).cpu().movedim(-1, 1), tile=side, overlap=shared, scale=f).movedim(1, -1)
+        else:
+            made = family.decode(rows).cpu()
+        out += made
+        yield Progress(step=len(out), total=len(latent), what="decode", unit="picture")
+    return torch.stack(out).contiguous().numpy()
+
+
+def holed(family: Family, image: Image, mask: Mask, *, grow: int, soft: bool) -> tuple[Tensor, Tensor]:
+    """The latent (B, C, h, w) of the pictures with grey where the mask rounds to 1, and the mask (B, 1, H, W) `grow` pixels larger, rounded
+    unless `soft`. Both without what does not fill a cell."""
+    pixels = torch.from_numpy(np.array(image.pixels))
+    over = scaled(torch.from_numpy(np.array(mask.values))[:, None], pixels.shape[2], pixels.shape[1])
+    pixels, over = whole_cells(pixels, family.factor), whole_cells(over.movedim(1, -1), family.factor)
+    painted = (pixels - 0.5) * (1.0 - over.round()) + 0.5
+    over = over.movedim(-1, 1)
+    kept = over if soft else (grown(over.round(), grow) if grow else over).round()
+    return torch.cat([family.encode_image(p).cpu() for p in painted.split(AT_ONCE)]), kept
+
+
+def whole_cells(pixels: Tensor, factor: int) -> Tensor:
+    """(B, H, W, C) without the rows and columns that fill no cell, half of them off each edge. ValueError when nothing is left."""
+    for dim in (1, 2):
+        n = pixels.shape[dim]
+        if n < factor:
+            raise ValueError(f"encode: image: got {pixels.shape[2]} x {pixels.shape[1]} pixels, expected at least {factor} a side")
+        pixels = pixels.narrow(dim, n % factor // 2, n // factor * factor)
+    return pixels
+
+
+def _tiles(tile: int, overlap: int, factor: int) -> tuple[int, int]:
+    """Side and overlap in pixels, both whole cells of tiles half as high; an overlap of more than a quarter of the side becomes that."""
+    tile = max(tile // (2 * factor) * 2 * factor, 2 * factor)
+    return tile, min(overlap, tile // 4) // factor * factor

@@ -1,0 +1,145 @@
+"""Scaling, pasting and soft edges of anything on a grid: (B, C, H, W) tensors, in torch's and Pillow's arithmetic as ComfyUI uses it."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+METHODS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos", "bislerp")
+ALIKE = 1e-5
+"""Directions whose cosine is within this of 1 or -1 are taken for one line."""
+
+
+def scaled(x: Tensor, width: int, height: int, *, method: str = "bilinear", crop: bool = False) -> Tensor:
+    """(B, C, H, W) -> (B, C, height, width). `crop` first cuts the middle to the new shape; without it the picture is stretched.
+
+    Torch's interpolation without antialiasing, but for `lanczos` (Pillow's, on bytes) and `bislerp` (see there).
+    """
+    if min(width, height) < 1:
+        raise ValueError(f"scale: got {width} x {height}; expected at least one pixel a side")
+    if crop:
+        x = _middle(x, width / height)
+    if method == "bislerp":
+        return bislerp(x, width, height)
+    if method == "lanczos":
+        return _lanczos(x, width, height)
+    return torch.nn.functional.interpolate(x, (height, width), mode=method)
+
+
+def _middle(x: Tensor, wanted: float) -> Tensor:
+    high, wide = x.shape[-2:]
+    have = wide / high
+    left = round((wide - wide * (wanted / have)) / 2) if have > wanted else 0
+    top = round((high - high * (have / wanted)) / 2) if have < wanted else 0
+    return x[..., top : high - top, left : wide - left]
+
+
+def _lanczos(x: Tensor, width: int, height: int) -> Tensor:
+    grey = x.shape[1] == 1
+    rows = (np.clip(255.0 * p.movedim(0, -1).cpu().numpy(), 0, 255).astype(np.uint8) for p in x)
+    made = [np.array(Image.fromarray(p[..., 0] if grey else p).resize((width, height), Image.Resampling.LANCZOS)) for p in rows]
+    found = torch.from_numpy(np.stack(made).astype(np.float32) / np.float32(255.0))
+    return (found[:, None] if grey else found.movedim(-1, 1)).to(x)
+
+
+def bislerp(x: Tensor, width: int, height: int) -> Tensor:
+    """As bilinear, but between neighbours each cell's vector of channels turns along the arc (slerp) while its length changes evenly:
+    a mean of unlike vectors is shorter than they are, and a latent of short vectors decodes to grey."""
+    across = _between(x.float().movedim(1, -1), 2, width)  # (B, H, width, C)
+    return _between(across, 1, height).movedim(-1, 1).to(x)
+
+
+def _between(x: Tensor, dim: int, size: int) -> Tensor:
+    """(B, H, W, C) brought to `size` along `dim`, each new place on the arc between its two neighbours."""
+    n = x.shape[dim]
+    places = torch.arange(n, dtype=torch.float32, device=x.device)
+    at = _line(places, size)
+    after = _line((places + 1).clamp(max=n - 1), size).long()
+    shape = [1] * x.ndim
+    shape[dim] = size
+    return _slerp(x.index_select(dim, at.long()), x.index_select(dim, after), (at - at.floor()).view(shape))
+
+
+def _line(values: Tensor, size: int) -> Tensor:
+    return torch.nn.functional.interpolate(values.view(1, 1, 1, -1), (1, size), mode="bilinear").view(-1)
+
+
+def _slerp(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
+    long_a, long_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    unit_a, unit_b = torch.nan_to_num(a / long_a, nan=0.0), torch.nan_to_num(b / long_b, nan=0.0)
+    cosine = (unit_a * unit_b).sum(dim=-1, keepdim=True)
+    angle = cosine.acos()
+    turned = ((1 - r) * angle).sin() / angle.sin() * unit_a + (r * angle).sin() / angle.sin() * unit_b
+    turned = turned * (long_a * (1 - r) + long_b * r)
+    turned = torch.where(cosine > 1 - ALIKE, a, turned)
+    return torch.where(cosine < ALIKE - 1, a * (1 - r) + b * r, turned)
+
+
+def repeated(x: Tensor, n: int) -> Tensor:
+    """The batch repeated, or cut, to n."""
+    return x if len(x) == n else x.repeat(-(-n // len(x)), *[1] * (x.ndim - 1))[:n]
+
+
+def fading(n: int, steps: int, *, first: bool, last: bool) -> Tensor:
+    """(n,) ones that rise over `steps` places at the first end, fall at the last one: 1 / steps, 2 / steps, ..., 1."""
+    line = torch.ones(n)
+    rise = torch.tensor([(1.0 / steps) * (i + 1) for i in range(steps)])[:n] if steps else line[:0]
+    if first:
+        line[: len(rise)] *= rise
+    if last:
+        line[n - len(rise) :] *= rise.flip(0)
+    return line
+
+
+def pasted(under: Tensor, over: Tensor, *, left: int, top: int, weight: Tensor | None = None) -> Tensor:
+    """`over` (1 or B, C, h, w) laid on `under` (B, C, H, W) with its corner at (left, top), as far as it lies inside.
+
+    `weight` (.., h, w) in [0, 1] says how much of it. `under` itself is not changed.
+    """
+    over = repeated(over, len(under))
+    x0, y0 = max(left, 0), max(top, 0)
+    x1, y1 = min(left + over.shape[-1], under.shape[-1]), min(top + over.shape[-2], under.shape[-2])
+    if x1 <= x0 or y1 <= y0:
+        return under
+    inside = (..., slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+    place = (..., slice(y0, y1), slice(x0, x1))
+    out = under.clone()
+    w = torch.ones_like(over[inside]) if weight is None else weight[inside]
+    out[place] = over[inside] * w + under[place] * (1 - w)
+    return out
+
+
+def grown(mask: Tensor, size: int) -> Tensor:
+    """(B, 1, H, W) of zeros and ones: one wherever a one lies in the size x size places around; for an even size there is one place more
+    below and to the right."""
+    if size < 1:
+        return mask
+    ones = torch.ones(1, 1, size, size)
+    return torch.nn.functional.conv2d(mask, ones, padding=math.ceil((size - 1) / 2)).clamp(0, 1)[..., : mask.shape[-2], : mask.shape[-1]]
+
+
+def shape_of(size: Sequence[int], *, width: int, height: int, by: float) -> tuple[int, int]:
+    """(width, height) to scale (H, W) to: both as said, one and the other in proportion, or `by` times as large when neither is."""
+    high, wide = size
+    if not width and not height:
+        return round(wide * by), round(high * by)
+    return width or max(1, round(wide * height / high)), height or max(1, round(high * width / wide))
+
+
+def turned(x: Tensor, degrees: int, mirror: str) -> Tensor:
+    """(B, C, H, W) turned clockwise by a multiple of 90 degrees, then mirrored `upside-down` or `left-right`, or with `no` left so."""
+    x = torch.rot90(x, degrees // 90, (3, 2))
+    dims = {"no": (), "upside-down": (2,), "left-right": (3,)}[mirror]
+    return x.flip(dims) if dims else x.contiguous()
+
+
+def directions(a: Tensor, b: Tensor, ratio: float) -> Tensor:
+    """The mean of two latents' directions in channel space, with the mean of their lengths; `ratio` is how much of a."""
+    long_a, long_b = (torch.linalg.vector_norm(z, dim=1, keepdim=True) for z in (a, b))
+    way = torch.nan_to_num(a / long_a) * ratio + torch.nan_to_num(b / long_b) * (1.0 - ratio)
+    unit: Tensor = torch.nan_to_num(way / torch.linalg.vector_norm(way, dim=1, keepdim=True))
+    return unit * (long_a * ratio + long_b * (1.0 - ratio))

@@ -1,0 +1,86 @@
+"""One sampler of a chain: from a latent, perhaps noisy already, to a latent, perhaps still noisy."""
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from safelight.events import Event
+from safelight.families import Family
+from safelight.sampling.draw import LOOKS, guide
+from safelight.sampling.driver import drive
+from safelight.sampling.process import process
+from safelight.sampling.request import Request
+from safelight.sampling.resize import repeated, scaled
+from safelight.sampling.schedules import part, plan
+from safelight.sampling.settings import Guidance, Sampling, Scale, Stage
+from safelight.values import Cond, Latent
+
+CELL = 8
+"""Pixels a side of a cell of a latent that was made without knowing the model."""
+
+BLANK = (0.8223, -0.6876, 0.6364, 0.1380)
+"""Middle grey as SD 1.x's autoencoder has it: what its inpainting network is shown when there is no picture; ComfyUI's figures."""
+
+
+def staged(
+    family: Family, positive: Cond, latent: Latent, *, negative: Cond | None, seed: int, sampling: Sampling, scale: Scale, stage: Stage
+) -> Generator[Event, None, Latent]:
+    """Walk the stage; the latent's mask and rows stay with the result. The batch is one draw of noise; `rows` are drawn one by one."""
+    samples = adapted(family, latent)
+    sigmas = list(stage.sigmas) or part(
+        plan(process(family), sampling.steps, schedule=sampling.schedule, sampler=sampling.sampler, denoise=sampling.denoise),
+        stage.start_at_step, stage.end_at_step, to_zero=not stage.leftover_noise,
+    )
+    mask = None if latent.mask is None else scaled(latent.mask, samples.shape[-1], samples.shape[-2])
+    if mask is not None and len(mask) != 1:
+        mask = repeated(mask, len(samples))
+    request = Request(
+        cond=_shown(family, positive, samples, mask),
+        negative=None if negative is None else _shown(family, negative, samples, mask),
+        latent=samples,
+        sigmas=sigmas,
+        seed=seed,
+        sampler=sampling.sampler,
+        guidance=guide(Guidance(scale=scale.scale, guide=scale.guide, rescale=scale.rescale)),
+        mask=mask,
+        noise=None if stage.add_noise else torch.zeros_like(samples),
+        rows=latent.rows,
+        preview=-(-len(sigmas) // LOOKS),
+    )
+    found = yield from drive(family, [request])
+    return replace(latent, samples=found[0], family=family.name)
+
+
+def adapted(family: Family, latent: Latent) -> Tensor:
+    """The samples, of the family's channels. An empty latent (all zeros) fits every family; ValueError when another one does not."""
+    samples = latent.samples
+    if samples.count_nonzero():
+        if samples.shape[1] != family.channels:
+            wanted = f"expected {family.channels} for {family.name}; encode the picture by this model"
+            raise ValueError(f"sample: latent: got {samples.shape[1]} channels, {wanted}")
+        return samples
+    h, w = samples.shape[-2:] if latent.family == family.name else (max(1, round(n * CELL / family.factor)) for n in samples.shape[-2:])
+    return samples.new_zeros(len(samples), family.channels, h, w)
+
+
+def _shown(family: Family, cond: Cond, samples: Tensor, mask: Tensor | None) -> Cond:
+    """For an inpainting network a condition without its picture is shown the latent itself and the mask, or grey and a mask of all."""
+    if all("inpaint" in part.extras for part in cond.parts) or not _inpaints(family):
+        return cond
+    if mask is not None:
+        seen = torch.cat([mask.round().expand(len(samples), -1, -1, -1), samples], dim=1)
+    elif family.channels == len(BLANK):
+        shape = samples[:, :1].shape
+        seen = torch.cat([torch.ones(shape), *(torch.full(shape, value) for value in BLANK)], dim=1)
+    else:
+        return cond
+    parts = [part if "inpaint" in part.extras else replace(part, extras={**part.extras, "inpaint": seen}) for part in cond.parts]
+    return replace(parts[0], others=tuple(parts[1:]))
+
+
+def _inpaints(family: Family) -> bool:
+    f = family.factor
+    return bool(family.inpainting(torch.full((1, f, f, 3), 0.5), torch.ones(1, 1, f, f)))
