@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -231,7 +233,55 @@ def refiner(folder: Path, *, seed: int = 0) -> Path:
     return finish(folder, "StableDiffusionXLImg2ImgPipeline")
 
 
-LAYOUTS = {"mini": mini, "sd1": sd1, "flow": flow, "sd2": sd2, "inpaint": inpaint, "taiyi": taiyi, "sdxl": sdxl, "refiner": refiner}
+def sentencepiece_model(path: Path) -> int:
+    """A sentencepiece model file (BPE, byte fallback, no normalisation) of the sayings' letters and pairs; how many pieces it has."""
+
+    def field(number: int, value: bytes | int) -> bytes:
+        return varint(number << 3) + varint(value) if isinstance(value, int) else varint(number << 3 | 2) + varint(len(value)) + value
+
+    def varint(n: int) -> bytes:
+        return bytes([n & 127 | 128]) + varint(n >> 7) if n > 127 else bytes([n])
+
+    def piece(text: str, score: float, kind: int) -> bytes:
+        return field(1, field(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score) + (field(3, kind) if kind != 1 else b""))
+
+    words = [f"▁{w}" for saying in SAYINGS for w in saying.split()]
+    letters = sorted({c for w in words for c in w})
+    longer = sorted({w[i : i + n] for w in words for n in (2, 3, 4, 5) for i in range(len(w) - n + 1)}, key=lambda t: (len(t), t))
+    normal = [*longer, *letters]
+    pieces = [piece("<unk>", 0, 2), piece("<s>", 0, 3), piece("</s>", 0, 3), *(piece(f"<0x{b:02X}>", 0, 6) for b in range(256))]
+    pieces += [piece(text, -float(i), 1) for i, text in enumerate(normal)]
+    path.write_bytes(b"".join(pieces) + field(2, field(3, 2) + field(35, 1)) + field(3, field(1, b"identity") + field(3, 1) + field(4, 0)))
+    return len(pieces)
+
+
+def chatglm(vocabulary: int) -> ChatGLMModel:
+    config = ChatGLMConfig(
+        num_layers=3, padded_vocab_size=vocabulary, hidden_size=32, ffn_hidden_size=48, kv_channels=8, num_attention_heads=4,
+        seq_length=512, multi_query_attention=True, multi_query_group_num=2, add_qkv_bias=True, original_rope=True,
+        architectures=["ChatGLMModel"],
+    )
+    model = ChatGLMModel(config, empty_init=False)
+    for name, weight in model.named_parameters():
+        torch.nn.init.ones_(weight) if "layernorm" in name else torch.nn.init.normal_(weight, std=0.2)
+    return model
+
+
+def kolors(folder: Path, *, seed: int = 0) -> Path:
+    """Kolors' layout: ChatGLM text, SDXL's U-Net with a projection of the text, 1100 noise levels, f4, 32 px."""
+    (folder / "tokenizer").mkdir(parents=True)
+    known = sentencepiece_model(folder / "tokenizer" / "tokenizer.model") + 9
+    told = {"encoder_hid_dim": 32, "encoder_hid_dim_type": "text_proj", "cross_attention_dim": 40}
+    save(folder, seed, {
+        "unet": lambda: sized(projection_class_embeddings_input_dim=32 + 6 * 8, **told),
+        "vae": lambda: vae(4, 4, 0.13025),
+        "text_encoder": lambda: chatglm(known),
+    })
+    schedule(folder, "epsilon", beta_end=0.014, num_train_timesteps=1100)
+    return finish(folder, "KolorsPipeline")
+
+
+LAYOUTS = {f.__name__: f for f in (mini, sd1, flow, sd2, inpaint, taiyi, sdxl, refiner, kolors)}
 
 
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Family:

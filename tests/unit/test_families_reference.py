@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers.pipelines.kolors.pipeline_kolors import KolorsPipeline
+from diffusers.pipelines.kolors.text_encoder import ChatGLMModel
 from torch import Tensor
 
-from safelight.families import Family
+from safelight.families import Family, sentencepieces
 from safelight.op import load_ops
 from safelight.runtime import lease
 from safelight.sampling.driver import drive
@@ -207,3 +209,44 @@ def test_a_network_with_guidance_built_in(tmp_path: Path) -> None:
     assert len(both.seen[0][1]) == 1
     assert gap(both.draw(scale=1, seen=told), drawn.images) < 1 / 255
     assert gap(both.draw(scale=1), drawn.images) > 0
+
+
+KOLORS = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL, "text_encoder": ChatGLMModel, "tokenizer": None}
+MIXED = ["一个紫色短发的女孩", "a red apple", "", "a man with red hair in a blue coat, " * 40]
+
+
+def glm_says(both: Both, prompt: str) -> tuple[Tensor, Tensor]:
+    """What diffusers' class says of the prompt's ids, filled up on the left as its tokenizer does: tokens and pooled text."""
+    words = both.ours.text.words
+    ids = [words.get_vocab_size() + 1, words.get_vocab_size() + 3, *words.encode(prompt).ids][:256]
+    n = len(ids)
+    told = {"input_ids": ids, "attention_mask": [1] * n, "position_ids": list(range(n))}
+    fed = {name: torch.tensor([[0] * (256 - n) + numbers]) for name, numbers in told.items()}
+    with torch.no_grad():
+        states = both.theirs.text_encoder(**fed, output_hidden_states=True).hidden_states
+    return states[-2].permute(1, 0, 2), states[-1][-1]
+
+
+def test_kolors(tmp_path: Path) -> None:
+    both = load(tiny.kolors(tmp_path / "m"), KolorsPipeline, **KOLORS)
+    assert len(both.ours.sigmas) == 1100
+    together = both.ours.encode_text(MIXED)
+    for i, prompt in enumerate(MIXED):
+        tokens, pooled = glm_says(both, prompt)
+        assert gap(together.tokens[i : i + 1], tokens) < 1e-5 and gap(together.extras["pooled"][i : i + 1], pooled) < 1e-5
+    (tokens, pooled), (other, other_pooled) = glm_says(both, PROMPT), glm_says(both, NEGATIVE)
+    given = {"prompt_embeds": tokens, "pooled_prompt_embeds": pooled}
+    given |= {"negative_prompt_embeds": other, "negative_pooled_prompt_embeds": other_pooled}
+    drawn = both.theirs(latents=both.start(), height=32, width=32, **given, **{k: v for k, v in ASKED.items() if k != "negative_prompt"})
+    assert gap(*both.step(both.conds()[0])) < CLOSE
+    assert gap(both.draw(), drawn.images) < 1 / 255
+
+
+def test_words_are_chatglms_own(tmp_path: Path) -> None:
+    """Against sentencepiece itself, where it is installed."""
+    pieces = pytest.importorskip("sentencepiece")
+    tiny.sentencepiece_model(tmp_path / "tokenizer.model")
+    theirs = pieces.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    ours = sentencepieces.read(tmp_path / "tokenizer.model")
+    for text in (*tiny.SAYINGS, *MIXED, " two  spaces ", "tab\tline\n", "émoji 🎨 ﬁ", "<s> <unk> </s>", "▁", "girlgirl 红"):
+        assert ours.encode(text).ids == theirs.encode(text)

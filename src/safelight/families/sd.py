@@ -10,9 +10,7 @@ from transformers import BertModel, CLIPTextModel
 
 from safelight.families import family, layouts
 from safelight.families.clip_text import ClipText, tokenizer
-from safelight.families.latents import Autoencoder
 from safelight.families.layouts import Layout
-from safelight.families.parametrisation import Parametrisation
 from safelight.families.sources import Parts
 from safelight.families.unet import UNet
 from safelight.families.weight_file import WeightFile
@@ -35,9 +33,8 @@ class SD:
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
         self.device, self.dtype = torch.device(device), dtype
-        self.way = Parametrisation.read(parts.config("scheduler"), self.device)
-        self.images = Autoencoder(parts, device=self.device, dtype=dtype)
-        self.network = UNet(parts, self.way, self.images, device=self.device, dtype=dtype)
+        self.network = UNet(parts, device=self.device, dtype=dtype)
+        self.way, self.images = self.network.way, self.network.images
         bert = "BertModel" in parts.config("text_encoder").get("architectures", ())
         reader: Any = parts.build("text_encoder", BertModel if bert else CLIPTextModel, device=self.device, dtype=dtype)
         self.text = ClipText(tokenizer(parts), reader, normed=not bert)

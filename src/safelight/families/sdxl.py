@@ -10,9 +10,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from safelight.families import family, layouts
 from safelight.families.clip_text import ClipText, side_by_side, tokenizer
-from safelight.families.latents import Autoencoder
 from safelight.families.layouts import Layout
-from safelight.families.parametrisation import Parametrisation
 from safelight.families.sources import Parts
 from safelight.families.unet import UNet
 from safelight.families.weight_file import WeightFile
@@ -39,9 +37,8 @@ class SDXL:
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
         self.device, self.dtype = torch.device(device), dtype
-        self.way = Parametrisation.read(parts.config("scheduler"), self.device)
-        self.images = Autoencoder(parts, device=self.device, dtype=dtype)
-        self.network = UNet(parts, self.way, self.images, device=self.device, dtype=dtype)
+        self.network = UNet(parts, device=self.device, dtype=dtype)
+        self.way, self.images = self.network.way, self.network.images
         second = parts.build("text_encoder_2", CLIPTextModelWithProjection, device=self.device, dtype=dtype)
         self.text_2 = ClipText(tokenizer(parts, "tokenizer_2"), second, base=1, normed=False)
         self.refines = int(self.network.net.config.cross_attention_dim) == int(second.config.hidden_size)

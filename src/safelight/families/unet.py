@@ -28,9 +28,14 @@ class UNet:
     `guidance` (1,): the scale a network with guidance built in is told.
     """
 
-    def __init__(self, parts: Parts, way: Parametrisation, images: Autoencoder, *, device: torch.device, dtype: torch.dtype) -> None:
-        """ValueError when its channels are neither the latent's nor those of an inpainting U-Net."""
-        self.way, self.images, self.device, self.dtype = way, images, device, dtype
+    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Read it, and the noise levels (`way`) and the autoencoder (`images`) it was trained with.
+
+        ValueError when a part is missing or foreign, or its channels are neither the latent's nor those of an inpainting U-Net.
+        """
+        self.device, self.dtype = device, dtype
+        self.way = Parametrisation.read(parts.config("scheduler"), device)
+        self.images = images = Autoencoder(parts, device=device, dtype=dtype)
         self.net: Any = parts.build("unet", UNet2DConditionModel, device=device, dtype=dtype)
         self.net.to(memory_format=torch.channels_last)
         took, plain, inpainting = int(self.net.config.in_channels), images.channels, 2 * images.channels + 1
