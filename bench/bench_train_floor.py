@@ -19,7 +19,8 @@ import torch
 from safelight.families import Family, find
 from safelight.families.sources import open_source
 from safelight.ops.generate import model
-from safelight.recipes.lora import Lesson, Net, Plan, training_dtype
+from safelight.recipes.lora import Lesson, Net, Plan
+from safelight.recipes.shared import training_dtype
 from safelight.runtime import choose_device
 from safelight.sampling.draw import encode
 from safelight.train import trainables

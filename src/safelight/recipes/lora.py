@@ -6,25 +6,22 @@ there (prior preservation, arXiv:2208.12242, with the model's own answers as tar
 """
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image as Pil
 from torch import Tensor
 
-from safelight.events import Note, Preview, Progress
-from safelight.families.sources import open_model
+from safelight.events import Note, Progress
 from safelight.patches import lora as lora_patch
-from safelight.runtime import choose_device, choose_dtype, lease
-from safelight.sampling.draw import Shot, draw, starts, walk
-from safelight.sampling.settings import SIZE, Guidance, Sampling, Size
+from safelight.recipes import shared
+from safelight.runtime import lease
+from safelight.sampling.draw import Shot, starts, walk
+from safelight.sampling.settings import Guidance, Size
 from safelight.spec import Work
 from safelight.store import current
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
@@ -37,12 +34,8 @@ from safelight.values import Blob, Cond, Dataset, Model, Patch, canonical, diges
 if TYPE_CHECKING:
     from safelight.families import Family
 
-SAMPLE = Sampling(steps=12)
-
 OWN = 24
 """How many pictures of its own the model is held to, at most."""
-
-CHECKPOINT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Plan:
 def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
     """The patch, with its curves, samples and proof in `files`. `work` is the run's own folder: called again after it was stopped, in any
     way, it goes on there, and ends with the very file an uninterrupted run writes. `lineage` is written into the file."""
-    with lease(model, dtype=training_dtype(), train=True, holder="train_lora") as family:
+    with lease(model, dtype=shared.training_dtype(), train=True, holder="train_lora") as family:
         lesson = yield from prepare(family, model, data, plan)
         with trainables.lora(family, plan.shape, plan.seed) as adapter:
             net = Net(family, adapter, lesson, plan)
@@ -73,7 +66,7 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
                 checkpoints=Checkpoints(work / "checkpoints"),
                 watch=Watching(net, work / "samples"),
                 every=plan.watch.every,
-                seconds=CHECKPOINT_SECONDS,
+                seconds=shared.CHECKPOINT_SECONDS,
             ))
         notes = metadata(family, model, lesson, plan, trained) | {"safelight.lineage": lineage}
     tensors = adapter.file(trained.weights)
@@ -85,12 +78,6 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
     patch = finished(file, work / "samples", trained=trained, proof=proof, plan=plan, lesson=lesson)
     shutil.rmtree(work)
     return patch
-
-
-def training_dtype() -> torch.dtype:
-    """The device's own, but never float16, whose gradients vanish without a scale."""
-    dtype = choose_dtype(choose_device())
-    return torch.float32 if dtype == torch.float16 else dtype
 
 
 @dataclass(frozen=True)
@@ -111,37 +98,26 @@ class Lesson:
 
 def prepare(family: Family, model: Model, data: Dataset, plan: Plan) -> Work[Lesson]:
     """Encode what is not yet encoded. ValueError when there is no picture."""
+    side = yield from shared.check("train_lora", family, data, plan.batches.size)
     rows = data.kept
-    if not rows:
-        raise ValueError(f"train_lora: data has no picture left ({len(data.rows)} were dropped); expected at least one")
-    bare = sum(not row.caption for row in rows)
-    if bare:
-        yield Note(text=f"train_lora: {bare} of {len(rows)} pictures have no caption", level="warning")
-    side = plan.batches.size or family.size
-    if side % family.factor:
-        raise ValueError(f"train_lora: size {side}; expected a multiple of {family.factor} for this model")
     trigger = plan.objective.trigger or found_trigger([row.caption for row in rows])
     captions = [captioned(row, trigger) for row in rows]
-    parts, patches = open_model(model), [p.key for p in model.patches]
-    shelf = cache.Shelf(current().folder("encoded"))
-    eye, ear = parts.fingerprint("vae"), digest(parts.fingerprint("text_encoder", "tokenizer"), *patches)
-    latents = yield from cache.latents(family, eye, rows, side, shelf)
-    texts = yield from cache.texts(family, ear, sorted({"", *captions, *(without(c, trigger) for c in captions)}), shelf)
-    learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
+    quiet = {without(c, trigger) for c in captions}
+    found = yield from shared.encoded(family, model, rows, captions, quiet, side=side, part=plan.watch.held_out, seed=plan.seed)
     if not trigger and plan.objective.prior:
         yield Note(text="train_lora: the captions share no trigger, so what is learned may show everywhere; `caption` can add one")
-    own_captions = [without(captions[i], trigger) for i in learn][: OWN if plan.objective.prior else 0]
-    own = yield from own_pictures(family, model, own_captions, side, shelf)
-    shown, judged = ([captions[i] for i in some] for some in (learn, held))
-    return Lesson(latents[learn], shown, own, own_captions, latents[held], judged, texts, trigger, side)
+    own_captions = [without(captions[i], trigger) for i in found.learn][: OWN if plan.objective.prior else 0]
+    own = yield from own_pictures(family, model, own_captions, side, found.shelf)
+    shown, judged = ([captions[i] for i in some] for some in (found.learn, found.held))
+    return Lesson(found.latents[found.learn], shown, own, own_captions, found.latents[found.held], judged, found.texts, trigger, side)
 
 
 def own_pictures(family: Family, model: Model, captions: Sequence[str], side: int, shelf: cache.Shelf) -> Work[Tensor]:
     """(N, C, h, w): latents of what the model draws of the captions, picture i with seed i. Drawn once, then kept."""
-    keys = [digest("drawn", model.key, c, str(i), str(side), str(family.dtype), canonical(SAMPLE)) for i, c in enumerate(captions)]
+    keys = [digest("drawn", model.key, c, str(i), str(side), str(family.dtype), canonical(shared.SAMPLE)) for i, c in enumerate(captions)]
     missing = [i for i, key in enumerate(keys) if shelf.get(key) is None]
     begun = starts(family, Size(side, side), len(captions), None, None) if missing else []
-    shots = [Shot(captions[i], i, SAMPLE, Guidance(), begun[i][0]) for i in missing]
+    shots = [Shot(captions[i], i, shared.SAMPLE, Guidance(), begun[i][0]) for i in missing]
     for i, latent in zip(missing, (yield from walk(family, shots, previews=False)), strict=True):
         shelf.put(keys[i], {"latent": latent})
     side //= family.factor
@@ -219,7 +195,7 @@ class Watching:
 
     def __call__(self, step: int, record: dict[str, Any]) -> Work[Reading | None]:
         """A reading when pictures were held out; `samples` go into the record."""
-        record["samples"] = yield from self.samples(step)
+        record["samples"] = yield from shared.samples(self.net.family, self.prompts(), self.folder, step)
         if not len(self.net.lesson.held_latents):
             return None
         if self.first is None:
@@ -232,25 +208,6 @@ class Watching:
         """The asked ones, or held-out captions and then others; as many as there should be samples."""
         watch, lesson = self.net.plan.watch, self.net.lesson
         return list(watch.prompts or dict.fromkeys((*lesson.held_captions, *lesson.captions)))[: watch.samples]
-
-    def samples(self, step: int) -> Work[list[dict[str, Any]]]:
-        """Draw the prompts, each with its own seed, the same every time."""
-        prompts, family = self.prompts(), self.net.family
-        if not prompts:
-            return []
-        begun = starts(family, SIZE, len(prompts), None, None)
-        shots = [Shot(p, seed, SAMPLE, Guidance(), z) for seed, (p, (z, _)) in enumerate(zip(prompts, begun, strict=True))]
-        drawn = yield from draw(family, shots, previews=False)
-        self.folder.mkdir(exist_ok=True)
-        out = []
-        for i, pixels in enumerate(drawn.bytes8()):
-            held = BytesIO()
-            Pil.fromarray(pixels).save(held, "PNG")
-            name = f"step-{step:06d}-{i}.png"
-            (self.folder / name).write_bytes(held.getvalue())
-            yield Preview(data=base64.b64encode(held.getvalue()).decode(), media="image/png", index=i)
-            out.append({"step": step, "prompt": prompts[i], "file": f"samples/{name}"})
-        return out
 
 
 def prove(model: Model, file: Path, plan: Plan, trained: Trained, prompts: Sequence[str]) -> lora_file.Proof:
@@ -287,10 +244,6 @@ def metadata(family: Family, model: Model, lesson: Lesson, plan: Plan, trained: 
 
 def finished(file: Path, samples: Path, *, trained: Trained, proof: lora_file.Proof, plan: Plan, lesson: Lesson) -> Patch:
     """The patch; everything that should outlive the run's folder is copied into the store."""
-    store = current()
-    record = {k: v for k, v in trained.record.items() if k != "watched"} | {"proof": vars(proof), "settings": json.loads(canonical(plan))}
-    files = {"record.json": store.blob(json.dumps(record, ensure_ascii=False).encode(), ".json")}
-    for taken in record.get("samples", []):
-        files[taken["file"]] = store.blob(samples / Path(taken["file"]).name)
+    files = shared.lasting(samples, trained.record, proof=vars(proof), settings=plan)
     info = {"name": lesson.trigger or "lora", "trigger": lesson.trigger, "steps": trained.step, "rank": plan.shape.rank}
-    return Patch("lora", store.blob(file), files=files, info=info)
+    return Patch("lora", current().blob(file), files=files, info=info)

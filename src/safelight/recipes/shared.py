@@ -1,0 +1,107 @@
+"""What recipes that train on captioned pictures have in common: data encoded once, pictures to look at, what outlives the run."""
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image as Pil
+from torch import Tensor
+
+from safelight.events import Note, Preview
+from safelight.families.sources import open_model
+from safelight.runtime import choose_device, choose_dtype
+from safelight.sampling.draw import Shot, draw, starts
+from safelight.sampling.settings import SIZE, Guidance, Sampling
+from safelight.spec import Work
+from safelight.store import current
+from safelight.train import cache, held_out
+from safelight.values import Blob, Cond, Dataset, Model, Row, canonical, digest
+
+if TYPE_CHECKING:
+    from safelight.families import Family
+
+SAMPLE = Sampling(steps=12)
+
+CHECKPOINT_SECONDS = 15.0
+
+
+def training_dtype() -> torch.dtype:
+    """The device's own, but never float16, whose gradients vanish without a scale."""
+    dtype = choose_dtype(choose_device())
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A dataset, ready: the kept rows with their latents (N, C, h, w) and captions, texts as the untouched model reads them, and which
+    rows are to learn from and which are held out."""
+
+    rows: Sequence[Row]
+    latents: Tensor
+    captions: Sequence[str]
+    texts: dict[str, Cond]
+    learn: Sequence[int]
+    held: Sequence[int]
+    side: int
+    shelf: cache.Shelf
+
+
+def check(op: str, family: Family, data: Dataset, size: int) -> Work[int]:
+    """The side pictures are cut to. ValueError when there is no picture or the size does not fit; a note when captions are missing."""
+    rows = data.kept
+    if not rows:
+        raise ValueError(f"{op}: data has no picture left ({len(data.rows)} were dropped); expected at least one")
+    bare = sum(not row.caption for row in rows)
+    if bare:
+        yield Note(text=f"{op}: {bare} of {len(rows)} pictures have no caption", level="warning")
+    side = size or family.size
+    if side % family.factor:
+        raise ValueError(f"{op}: size {side}; expected a multiple of {family.factor} for this model")
+    return side
+
+
+def encoded(family: Family, model: Model, rows: Sequence[Row], captions: Sequence[str], more: Iterable[str] = (), *,
+            side: int, part: float, seed: int) -> Work[Encoded]:
+    """Encode what is not yet encoded: the pictures, their captions, `more` texts and the empty one. A `part` of the rows is held out."""
+    parts, patches = open_model(model), [p.key for p in model.patches]
+    shelf = cache.Shelf(current().folder("encoded"))
+    eye, ear = parts.fingerprint("vae"), digest(parts.fingerprint("text_encoder", "tokenizer"), *patches)
+    latents = yield from cache.latents(family, eye, rows, side, shelf)
+    texts = yield from cache.texts(family, ear, sorted({"", *captions, *more}), shelf)
+    learn, held = held_out.split(rows, part, seed)
+    return Encoded(rows, latents, captions, texts, learn, held, side, shelf)
+
+
+def samples(family: Family, prompts: Sequence[str], folder: Path, step: int) -> Work[list[dict[str, Any]]]:
+    """Draw the prompts, each with its own seed, the same every time, into `folder`; the rows of the record."""
+    if not prompts:
+        return []
+    begun = starts(family, SIZE, len(prompts), None, None)
+    shots = [Shot(p, seed, SAMPLE, Guidance(), z) for seed, (p, (z, _)) in enumerate(zip(prompts, begun, strict=True))]
+    drawn = yield from draw(family, shots, previews=False)
+    folder.mkdir(exist_ok=True)
+    out = []
+    for i, pixels in enumerate(drawn.bytes8()):
+        held = BytesIO()
+        Pil.fromarray(pixels).save(held, "PNG")
+        name = f"step-{step:06d}-{i}.png"
+        (folder / name).write_bytes(held.getvalue())
+        yield Preview(data=base64.b64encode(held.getvalue()).decode(), media="image/png", index=i)
+        out.append({"step": step, "prompt": prompts[i], "file": f"samples/{name}"})
+    return out
+
+
+def lasting(folder: Path, record: Mapping[str, Any], **more: Any) -> dict[str, Blob]:
+    """The record and the sample pictures as files of the patch, copied into the store."""
+    store = current()
+    kept = {k: v for k, v in record.items() if k != "watched"} | {k: json.loads(canonical(v)) for k, v in more.items()}
+    files = {"record.json": store.blob(json.dumps(kept, ensure_ascii=False).encode(), ".json")}
+    for taken in kept.get("samples", []):
+        files[taken["file"]] = store.blob(folder / Path(taken["file"]).name)
+    return files
