@@ -1,7 +1,8 @@
 """ControlNet, FreeU, IP-Adapter and textual inversion against diffusers, transformers and closed forms; the ops that put them on."""
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from diffusers import ControlNetModel, EulerDiscreteScheduler, StableDiffusionCo
 from diffusers.utils.torch_utils import fourier_filter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import safelight as sl
 from safelight.codec import decode, encode
@@ -39,39 +40,58 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
+    """The tiny model of a layout, loaded once."""
+
+    @cache
+    def make(layout: str) -> Family:
+        return tiny.load(tiny.LAYOUTS[layout](tmp_path_factory.mktemp("m") / layout), device=CPU, dtype=torch.float32)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def family(load: Callable[[str], Family]) -> Family:
+    return load("mini")
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.mini(tmp_path_factory.mktemp("m") / "mini")
 
 
-@pytest.fixture(scope="module")
-def family(folder: Path) -> Family:
-    return tiny.load(folder, device=CPU, dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return tiny.load(tiny.sd1(tmp_path_factory.mktemp("s") / "sd1"), device=CPU, dtype=torch.float32)
-
-
 def asked(family: Family, n: int = 2, **extras: Tensor) -> tuple[Tensor, Tensor, Cond]:
-    torch.manual_seed(1)
     sigma = family.sigmas[torch.linspace(100, 900, n).long()]
-    return torch.randn(n, family.channels, 8, 8), sigma, Cond(torch.randn(n, 6, 32), extras)
+    with torch.no_grad():
+        said = family.encode_text(["a red apple", "night city", "a girl"][:n])
+    noise = torch.randn(n, family.channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    return noise, sigma, Cond(said.tokens, {**said.extras, **extras})
 
 
-def by_hand(family: Family, nets: list[tuple[Any, Tensor, float]], n: int = 2) -> Tensor:
+def told(family: Family) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """What the U-Net is given for `asked`."""
+    seen: list[Any] = []
+    unet = family.trainable()["unet"]
+    handle = unet.register_forward_pre_hook(lambda _, args, rest: seen.append((args, rest)), with_kwargs=True)
+    family.predict(*asked(family))
+    handle.remove()
+    (x, t), rest = seen[0]
+    return x, t, rest.pop("encoder_hidden_states"), {k: v for k, v in rest.items() if k != "return_dict" and v is not None}
+
+
+def by_hand(family: Family, nets: list[tuple[Any, Tensor, float]]) -> Tensor:
     """The U-Net with the nets' outputs given to it as diffusers wants them."""
-    unet: Any = family.trainable()["unet"]
-    x, sigma, cond = asked(family, n)
-    fed, t = family.scale_input(x, sigma), (sigma[:, None] - family.sigmas).abs().argmin(1)
+    x, t, text, rest = told(family)
     found: list[Tensor] = []
     for net, hint, strength in nets:
-        shown = hint.permute(0, 3, 1, 2).expand(n, -1, -1, -1)
-        down, mid = net(fed, t, cond.tokens, controlnet_cond=shown, conditioning_scale=strength, return_dict=False)
+        shown = hint.permute(0, 3, 1, 2).expand(len(x), -1, -1, -1)
+        heard = text if net.encoder_hid_proj is None else net.encoder_hid_proj(text)
+        down, mid = net(x[:, : net.config.in_channels], t, heard, shown, conditioning_scale=strength, return_dict=False, **rest)
         found = [a + b for a, b in zip(found, [*down, mid], strict=True)] if found else [*down, mid]
-    return unet(
-        fed, t, cond.tokens, down_block_additional_residuals=tuple(found[:-1]), mid_block_additional_residual=found[-1], return_dict=False
-    )[0]
+    *below, middle = found
+    steered = {"down_block_additional_residuals": tuple(below), "mid_block_additional_residual": middle}
+    out: Tensor = family.trainable()["unet"](x, t, text, **steered, **rest).sample
+    return out
 
 
 def pictures(n: int, side: int = 64, seed: int = 3) -> Tensor:
@@ -81,8 +101,10 @@ def pictures(n: int, side: int = 64, seed: int = 3) -> Tensor:
 # ControlNet
 
 
-def test_a_control_does_what_diffusers_does(family: Family, tmp_path: Path) -> None:
-    p = a_control(family, tmp_path / "c.safetensors")
+@pytest.mark.parametrize("layout", ["mini", "sd1", "inpaint", "sdxl", "kolors"])
+def test_a_control_does_what_diffusers_does(load: Callable[[str], Family], tmp_path: Path, layout: str) -> None:
+    family = load(layout)
+    p = a_control(load("sd1") if layout == "inpaint" else family, tmp_path / "c.safetensors")  # people use SD 1.x's nets on both
     net, hint = controls.load(family, p.weights.path, {}), controls.read_hint(p)
     plain = family.predict(*asked(family))
     with control(family, replace(p, strength=0.7)):
@@ -101,8 +123,9 @@ def test_several_controls_add_up(family: Family, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler
-def test_a_picture_is_the_one_diffusers_draws(sd1: Family, tmp_path: Path) -> None:
+def test_a_picture_is_the_one_diffusers_draws(load: Callable[[str], Family], tmp_path: Path) -> None:
     """The whole pipeline with classifier-free guidance and a part of the way, four Euler steps, latents compared."""
+    sd1 = load("sd1")
     p = with_hint(a_control(sd1, tmp_path / "c.safetensors"), pictures(1, 32), tmp_path, start=0.0, end=0.6)
     nets: Any = sd1.trainable()
     text, none, start = (torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(i)) for i in (1, 2, 3))
@@ -151,12 +174,11 @@ def test_a_part_of_the_way_counts_row_by_row(family: Family, tmp_path: Path) -> 
             assert (row in on) == bool((steered[row] - plain[row]).abs().max() > 1e-3)
 
 
-def test_the_way_is_counted_as_comfyui_counts(family: Family, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_way_is_counted_as_comfyui_counts(load: Callable[[str], Family]) -> None:
+    family, flow = load("mini"), load("flow")
     table = family.sigmas.double()
-    at = 0.7 * 999
-    assert controls.level(family, 0.3) == pytest.approx(float((table[699].log() * 0.7 + table[700].log() * 0.3).exp()), rel=1e-5), at
+    assert controls.level(family, 0.3) == pytest.approx(float((table[699].log() * 0.7 + table[700].log() * 0.3).exp()), rel=1e-5)
     assert (controls.level(family, 0.0), controls.level(family, 1.0)) == (float("inf"), 0.0)
-    flow = tiny.load(tiny.flow(tmp_path_factory.mktemp("f") / "flow"), device=CPU, dtype=torch.float32)
     assert controls.level(flow, 0.25) == pytest.approx(0.75, abs=1e-6)
 
 
@@ -252,12 +274,11 @@ def test_freeu_v1_does_what_diffusers_does(family: Family) -> None:
     """diffusers goes by blocks and ComfyUI by channels; with equal scales on both stages the two rules mean the same here."""
     theirs: Any = copy.deepcopy(family.trainable()["unet"])
     theirs.enable_freeu(s1=0.7, s2=0.7, b1=1.3, b2=1.3)
-    x, sigma, cond = asked(family)
-    t = (sigma[:, None] - family.sigmas).abs().argmin(1)
-    wanted = theirs(family.scale_input(x, sigma), t, cond.tokens, return_dict=False)[0]
+    x, t, text, _ = told(family)
+    wanted = theirs(x, t, text).sample
     with freeu(family, Patch("freeu", NO_FILE, options={"version": 1, "b1": 1.3, "b2": 1.3, "s1": 0.7, "s2": 0.7})):
-        assert torch.allclose(family.predict(x, sigma, cond), wanted, atol=1e-6)
-    assert not torch.allclose(family.predict(x, sigma, cond), wanted, atol=1e-3)
+        assert torch.allclose(family.predict(*asked(family)), wanted, atol=1e-6)
+    assert not torch.allclose(family.predict(*asked(family)), wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 9), (16, 12)])
@@ -283,28 +304,30 @@ def test_freeu_v2_goes_by_what_stands_out() -> None:
 
 def prompted(family: Family, made: list[Patch], scales: list[float], embeds: list[Tensor]) -> Tensor:
     """diffusers' own U-Net with its own loader."""
+    x, t, text, rest = told(family)
     theirs: Any = copy.deepcopy(family.trainable()["unet"])
     theirs._load_ip_adapter_weights([adapters.read(p.weights.path) for p in made])
     for name, processor in theirs.attn_processors.items():
         if name.endswith("attn2.processor") and not name.startswith("encoder_hid_proj"):
             processor.scale = list(scales)
-    x, sigma, cond = asked(family)
-    t = (sigma[:, None] - family.sigmas).abs().argmin(1)
-    out: Tensor = theirs(family.scale_input(x, sigma), t, cond.tokens, added_cond_kwargs={"image_embeds": embeds}, return_dict=False)[0]
+    rest["added_cond_kwargs"] = {**rest.get("added_cond_kwargs", {}), "image_embeds": embeds}
+    out: Tensor = theirs(x, t, text, **rest).sample
     return out
 
 
+@pytest.mark.parametrize("layout", ["sd1", "sdxl", "kolors"])
 @pytest.mark.parametrize("plus", [False, True])
-def test_an_adapter_does_what_diffusers_does(family: Family, tmp_path: Path, plus: bool) -> None:
+def test_an_adapter_does_what_diffusers_does(load: Callable[[str], Family], tmp_path: Path, layout: str, plus: bool) -> None:
+    family = load(layout)
     p = an_adapter(family, tmp_path / "a.safetensors", plus=plus)
-    told = load_file(p.files["picture.safetensors"].path)
-    embeds = torch.cat([told["picture"], told["nothing"]])
+    seen = load_file(p.files["picture.safetensors"].path)
+    embeds = torch.cat([seen["picture"], seen["nothing"]])
     x, sigma, cond = asked(family, negative=torch.tensor([False, True]))
     with ip_adapter(family, replace(p, strength=0.6)):
         said = family.predict(x, sigma, cond)
         both = family.predict(*asked(family))
     assert torch.allclose(said, prompted(family, [p], [0.6], [embeds]), atol=1e-6)
-    assert torch.allclose(both, prompted(family, [p], [0.6], [torch.cat([told["picture"]] * 2)]), atol=1e-6)
+    assert torch.allclose(both, prompted(family, [p], [0.6], [torch.cat([seen["picture"]] * 2)]), atol=1e-6)
     assert (said - both).abs().max() > 1e-3
 
 
@@ -316,8 +339,8 @@ def test_several_adapters_add_up(family: Family, tmp_path: Path) -> None:
     assert torch.allclose(said, prompted(family, made, [0.4, 0.9], embeds), atol=1e-6)
 
 
-def test_an_adapter_of_another_model_is_refused(family: Family, sd1: Family, tmp_path: Path) -> None:
-    p = an_adapter(sd1, tmp_path / "a.safetensors")
+def test_an_adapter_of_another_model_is_refused(family: Family, tmp_path: Path) -> None:
+    p = an_adapter(family, tmp_path / "a.safetensors")
     tensors = load_file(p.weights.path)
     few = {k: v for k, v in tensors.items() if not k.startswith("ip_adapter.5.")}
     save_file(few, tmp_path / "few.safetensors")
@@ -337,13 +360,33 @@ def test_pictures_are_seen_as_transformers_sees_them(family: Family, tmp_path: P
     prepare = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)
     x = prepare(list((pixels * 255).round().byte().numpy()), return_tensors="pt").pixel_values
     (tmp_path / "e.safetensors").write_bytes(adapters.encode(p.weights.path, folder, pixels.numpy()))
-    told = load_file(tmp_path / "e.safetensors")
+    seen = load_file(tmp_path / "e.safetensors")
     out = net(x, output_hidden_states=True)
-    assert torch.allclose(told["picture"][0], out.hidden_states[-2] if plus else out.image_embeds, atol=1e-6)
-    assert told["picture"].shape == ((1, 2, 17, 16) if plus else (1, 2, 16))
+    assert torch.allclose(seen["picture"][0], out.hidden_states[-2] if plus else out.image_embeds, atol=1e-6)
+    assert seen["picture"].shape == ((1, 2, 17, 16) if plus else (1, 2, 16))
     other = an_adapter(family, tmp_path / "o.safetensors", plus=plus, wide=24)
     with pytest.raises(ValueError, match="vectors of 16 and the adapter reads 24"):
         adapters.encode(other.weights.path, folder, pixels.numpy())
+
+
+def test_a_vision_model_is_known_by_its_shapes(family: Family, tmp_path: Path) -> None:
+    """ViT-H as its own configuration has it; and a model's file alone is read to the same numbers as its folder."""
+    shape = {"hidden_size": 1280, "intermediate_size": 5120, "projection_dim": 1024, "num_hidden_layers": 2, "num_attention_heads": 16}
+    shape |= {"image_size": 224, "patch_size": 14}
+    with torch.device("meta"):
+        net = CLIPVisionModelWithProjection(CLIPVisionConfig(**shape, hidden_act="gelu"))
+    read = adapters.vision_shape(tmp_path, {name: tuple(t.shape) for name, t in net.state_dict().items()})
+    assert read == {**shape, "hidden_act": "gelu"}
+    place, pixels = a_vision(tmp_path / "b", wide=768), pictures(1).numpy()
+    (tmp_path / "alone").mkdir()
+    alone = (place / "model.safetensors").rename(tmp_path / "alone" / "model.safetensors")
+    with pytest.raises(ValueError, match="as a file or a folder with config"):
+        adapters.encode("", tmp_path / "alone", pixels)
+    p = an_adapter(family, tmp_path / "a.safetensors", wide=768)
+    (tmp_path / "e.safetensors").write_bytes(adapters.encode(p.weights.path, alone, pixels))
+    alone.rename(place / "model.safetensors")
+    (tmp_path / "f.safetensors").write_bytes(adapters.encode(p.weights.path, place, pixels))
+    assert torch.allclose(*(load_file(tmp_path / f"{n}.safetensors")["picture"] for n in "ef"), atol=1e-6)
 
 
 # Textual inversion
@@ -380,6 +423,33 @@ def test_two_embeddings_keep_their_words(family: Family, tmp_path: Path) -> None
         with embedding(family, replace(two, options={"words": ["embedding:cat-two"]})):
             assert torch.equal(family.encode_text(["embedding:cat"]).tokens, alone)
             assert family.tokens("embedding:cat-two") == 2
+
+
+def test_each_tower_takes_its_own_vectors(load: Callable[[str], Family], tmp_path: Path) -> None:
+    """SDXL: the place of the pooled vector is found, and a tower without vectors skips the word."""
+    family: Any = load("sdxl")
+    widths = [family.text.embedding.embedding_dim, family.text_2.embedding.embedding_dim]
+    vectors = {k: torch.randn(n, w) for k, n, w in zip(("clip_l", "clip_g"), (2, 3), widths, strict=True)}
+    save_file(vectors, tmp_path / "both.safetensors")
+    save_file({"emb_params": vectors["clip_l"]}, tmp_path / "one.safetensors")
+    plain = family.encode_text(["a red apple", "a  apple"])
+    for name, counts in (("both", [2, 3]), ("one", [2, 0])):
+        p = Patch("embedding", Blob.of(tmp_path / f"{name}.safetensors"), options={"words": [f"embedding:{name}"]})
+        with embedding(family, p):
+            assert [len(tower.tokens(f"embedding:{name}")) for tower in (family.text, family.text_2)] == counts
+            again = family.encode_text(["a red apple", f"a embedding:{name} apple"])
+        assert torch.equal(again.extras["pooled"][0], plain.extras["pooled"][0])
+        assert (again.extras["pooled"][1] - plain.extras["pooled"][1]).abs().max() > (0.01 if name == "both" else -1)
+
+
+@pytest.mark.parametrize("data", ["a1111", "diffusers"])
+def test_a_pickled_embedding_is_read(tmp_path: Path, data: str) -> None:
+    vectors = torch.randn(2, 32)
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "x"} if data == "a1111" else {"<x>": vectors},
+               tmp_path / "x.pt")
+    p = sl.load_embedding(tmp_path / "x.pt")
+    assert torch.equal(next(iter(embeddings.read(p.weights.path).values())), vectors)
+    assert p.options["words"] == ["embedding:x", *(["<x>"] if data == "diffusers" else [])]
 
 
 def test_an_embedding_of_another_width_is_refused(family: Family, tmp_path: Path) -> None:
@@ -450,4 +520,6 @@ def test_a_patch_of_another_kind_is_refused(folder: Path, family: Family, tmp_pa
     with pytest.raises(ValueError, match="got a patch of the kind 'embedding', expected one from load_control"):
         sl.with_control(sl.model(str(folder)), p, image=sl.Image(pictures(1).numpy()))
     with pytest.raises(ValueError, match=r"0 \.safetensors files"):
-        sl.load_control(str(tmp_path / "nowhere"))
+        sl.load_control(str(folder))
+    with pytest.raises(ValueError, match="there is no file nowhere"):
+        sl.load_control("nowhere")

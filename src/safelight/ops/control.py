@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from safelight.op import Knob, OneOf, op
-from safelight.values import NO_FILE, Blob, Image, Model, Patch
+from safelight.op import Knob, OneOf, Work, op
+from safelight.values import NO_FILE, Blob, Image, Model, Patch, digest
 
 
 def _hints() -> Iterable[str]:
@@ -38,37 +38,65 @@ def hint(
     return Image(make(image.pixels, by, Asked(size, low, high)))
 
 
-def _weights(name: str, path: Path) -> Path:
+def _place(name: str, path: Path, kind: str) -> Path:
+    """A file or folder, here or by its name in the models folders. ValueError when there is none."""
+    from safelight import folders
+
+    here = Path(path).expanduser()
+    if here.exists():
+        return here.absolute()
+    try:
+        return folders.current().find(kind, str(path))
+    except ValueError as e:
+        raise ValueError(f"{name}: there is no file {path}, and {str(e).removeprefix('models: ')}") from e
+
+
+def _weights(name: str, path: Path, kind: str) -> Path:
     """The file itself, or the one in a diffusers folder. ValueError when there is none, or several."""
-    path = path.expanduser()
-    if path.is_file():
-        return path
-    found = sorted(path.glob("*.safetensors"))
+    place = _place(name, path, kind)
+    if place.is_file():
+        return place
+    found = sorted(place.glob("*.safetensors"))
     usual = [p for p in found if p.name == "diffusion_pytorch_model.safetensors"] or found
     if len(usual) != 1:
-        raise ValueError(f"{name}: path: got {path} with {len(found)} .safetensors files; expected a file, or a folder with one")
+        raise ValueError(f"{name}: got the folder {path} with {len(found)} .safetensors files; expected a file, or a folder with one")
     return usual[0]
 
 
+def _sound(file: Path) -> Work[Blob]:
+    """The file where it lies, when it is safetensors; else its tensors as safetensors."""
+    from safelight import index
+    from safelight.weights.pickles import convert
+
+    found = yield from convert(file)
+    return Blob(str(found), index.sha256(found))
+
+
+def _hash(*files: Path) -> str:
+    from safelight import index
+
+    return digest(*[index.sha256(file) for file in files if file.is_file()])
+
+
 def _control_file(given: Mapping[str, Any]) -> str:
-    file = _weights("load_control", Path(given["path"]))
-    beside = file.with_name("config.json")
-    return Blob.of(file).sha256 + (Blob.of(beside).sha256 if beside.is_file() else "")
+    file = _weights("load_control", given["path"], "controlnet")
+    return _hash(file, file.with_name("config.json"))
 
 
 @op(group="model", version=1, fingerprint=_control_file)
-def load_control(path: Path) -> Patch:
-    """Read a ControlNet: a safetensors file in diffusers' or the original layout, or diffusers' folder. It stays where it is.
+def load_control(path: Path) -> Work[Patch]:
+    """Read a ControlNet: a file in diffusers' or the original layout, or diffusers' folder. It stays where it is.
 
     Args:
-        path: the file or the folder
+        path: the file or folder, or its name in models/controlnet: .safetensors, or .pth, .pt and .bin, of which only the tensors are taken
     """
     from safelight.patches.control import describe, read
 
-    file = _weights("load_control", path).absolute()
-    read(str(file))
+    file = _weights("load_control", path, "controlnet")
+    weights = yield from _sound(file)
+    read(weights.path)
     config = describe(file)
-    return Patch("control", Blob.of(file), options={"config": config} if config else {}, info={"name": path.stem})
+    return Patch("control", weights, options={"config": config} if config else {}, info={"name": path.stem})
 
 
 @op(group="model", store=False, exact=True)
@@ -122,23 +150,24 @@ def with_freeu(
 
 
 def _embedding_file(given: Mapping[str, Any]) -> str:
-    return Blob.of(_weights("load_embedding", Path(given["path"]))).sha256
+    return _hash(_weights("load_embedding", given["path"], "embeddings"))
 
 
 @op(group="model", version=1, fingerprint=_embedding_file)
-def load_embedding(path: Path, *, name: str = "") -> Patch:
-    """Read a textual inversion (safetensors; AUTOMATIC1111's, SDXL's or diffusers' names). A copy is kept in the store.
+def load_embedding(path: Path, *, name: str = "") -> Work[Patch]:
+    """Read a textual inversion in AUTOMATIC1111's, SDXL's or diffusers' names. A copy is kept in the store.
 
     Args:
-        path: the .safetensors file
+        path: the file, or its name in models/embeddings: .safetensors, or .pt and .bin, of which only the tensors are taken
         name: prompts call it by `embedding:name`, and by the file's own token if it has one; nothing: the file's name
     """
     from safelight.patches.embedding import describe
     from safelight.store import current
 
-    file = _weights("load_embedding", path)
-    told = describe(str(file), name or file.stem)
-    return Patch("embedding", current().blob(file), options={"words": told.pop("words")}, info={"name": name or file.stem, **told})
+    file = _weights("load_embedding", path, "embeddings")
+    sound = yield from _sound(file)
+    told = describe(sound.path, name or file.stem)
+    return Patch("embedding", current().blob(sound.path), options={"words": told.pop("words")}, info={"name": name or file.stem, **told})
 
 
 @op(group="model", store=False, exact=True)
@@ -154,11 +183,9 @@ def with_embedding(model: Model, embedding: Patch, *, strength: Annotated[float,
 
 
 def _adapter_files(given: Mapping[str, Any]) -> str:
-    from safelight.values import digest
-
-    encoder = Path(given["encoder"]).expanduser()
-    read = [_weights("with_ip_adapter", Path(given["path"])), *sorted(encoder.glob("*.json")), *sorted(encoder.glob("*.safetensors"))]
-    return digest(*[Blob.of(file).sha256 for file in read])
+    encoder = _place("with_ip_adapter", given["encoder"], "clip_vision")
+    files = [encoder] if encoder.is_file() else [*sorted(encoder.glob("*.json")), *sorted(encoder.glob("*.safetensors"))]
+    return _hash(_weights("with_ip_adapter", given["path"], "ipadapter"), *files)
 
 
 @op(group="model", version=1, exact=True, fingerprint=_adapter_files)
@@ -167,21 +194,21 @@ def with_ip_adapter(
     path: Path,
     encoder: Path,
     strength: Annotated[float, Knob(0, 10, step=0.05)] = 1.0,
-) -> Model:
+) -> Work[Model]:
     """Let pictures be part of the prompt: an IP-Adapter (arXiv:2308.06721) on a model. Several add up.
 
     Args:
         image: what the drawn pictures are to be like; several are looked at together
-        path: the adapter's .safetensors file, in its original layout (`image_proj.*`, `ip_adapter.*`)
-        encoder: a folder with the CLIP vision model that the adapter was trained with
+        path: the adapter's file in its original layout (`image_proj.*`, `ip_adapter.*`), or its name in models/ipadapter
+        encoder: the CLIP vision model that the adapter was trained with: a folder, a file, or its name in models/clip_vision
         strength: how much the pictures count beside the words; 0 changes nothing
     """
     from safelight.patches.ip_adapter import encode
 
-    file = _weights("with_ip_adapter", path).absolute()
-    seen = _kept(encode(str(file), encoder.expanduser(), image.pixels))
+    weights = yield from _sound(_weights("with_ip_adapter", path, "ipadapter"))
+    seen = _kept(encode(weights.path, _place("with_ip_adapter", encoder, "clip_vision"), image.pixels))
     options, files = {"picture": seen.sha256}, {"picture.safetensors": seen}
-    return model.with_patch(Patch("ip_adapter", Blob.of(file), strength, options, files, {"name": file.stem}))
+    return model.with_patch(Patch("ip_adapter", weights, strength, options, files, {"name": path.stem}))
 
 
 def _kept(content: bytes) -> Blob:

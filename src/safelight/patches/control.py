@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from safelight.patches import patch, preserved
+from safelight.patches import kept, patch
 from safelight.patches.rows import Rows, watched
 
 if TYPE_CHECKING:
@@ -81,10 +81,12 @@ def level(family: Family, share: float) -> float:
 def fresh(family: Family) -> Any:
     """A ControlNet to train, float32: the U-Net's encoder copied, its outputs zero, so that it changes nothing yet. Its hint is as many
     times larger than the latent as the picture is. The layers that read it are random: torch's generator seeds them."""
-    unet = family.trainable()["unet"]
+    unet: Any = family.trainable()["unet"]
     steps = family.factor.bit_length()
     widths = (*WIDTHS[:steps], *[WIDTHS[-1]] * (steps - len(WIDTHS)))
     net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+    if net.encoder_hid_proj is not None:
+        net.encoder_hid_proj.load_state_dict(unet.encoder_hid_proj.state_dict())
     return net.to(family.device)
 
 
@@ -182,7 +184,7 @@ def attached(family: Family, net: nn.Module, hint: Tensor, *, strength: float = 
     """Add a loaded ControlNet's output to the U-Net's skips; gradients flow into the net. `hint` (1 or B, H, W, 3) in [0, 1] is cut to the
     latent's shape about its middle and scaled to `factor` times its size; with B pictures each row takes its own picture's."""
     unet = family.trainable()["unet"]
-    with preserved({"unet": unet}), watched(family) as rows:
+    with kept([unet]), watched(family) as rows:
         vars(unet)["forward"] = _Steered(family, net, hint, strength=strength, span=span, rows=rows)
         yield
 
@@ -210,8 +212,11 @@ class _Steered:
         more = {name: _take(t, at) for name, t in (rest.get("added_cond_kwargs") or {}).items() if isinstance(t, Tensor)}
         labels = rest.get("class_labels")
         fed = sample[:, : net.config.in_channels]  # an inpainting U-Net's mask and picture come after
+        text = _take(text, at)
+        if net.config.encoder_hid_dim_type == "text_proj":  # Kolors; diffusers' forward leaves it out
+            text = net.encoder_hid_proj(text)
         down, mid = net(
-            _take(fed, at), _take(time, at), _take(text, at), controlnet_cond=_take(self._hints(sample), at),
+            _take(fed, at), _take(time, at), text, controlnet_cond=_take(self._hints(sample), at),
             conditioning_scale=self.strength, class_labels=None if labels is None else _take(labels, at),
             added_cond_kwargs=more or None, return_dict=False,
         )

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 NAMELESS = ("emb_params", "clip_l", "clip_g", "*")
 """Keys that say what the vectors are for; any other key is the token they stand for."""
 
-LARGEST: Any = 2
+INSIDE = "string_to_param."
+"""Where a .pt file of AUTOMATIC1111 keeps its one tensor, under `*`."""
+
+LARGEST = 2
 """The end mark of old CLIP configurations, for which transformers takes the largest id instead: with vectors added, another token's."""
 
 ENDINGS = r"(?:\.(?:safetensors|pt|bin))?(?![\w-])"
@@ -37,6 +40,7 @@ def read(path: str) -> dict[str, Tensor]:
         tensors = load_file(path)
     except SafetensorError as e:
         raise ValueError(f"embedding {path}: not a safetensors file ({e}); convert it first") from e
+    tensors = {key.removeprefix(INSIDE): t for key, t in tensors.items()}
     out = {key: t.reshape(-1, t.shape[-1]) for key, t in tensors.items() if t.ndim in (1, 2) and t.is_floating_point()}
     if not out or len(out) < len(tensors) or (len(out) > 1 and not set(out) <= set(NAMELESS)):
         got = ", ".join(sorted(tensors)[:4])
@@ -90,5 +94,5 @@ def _teach(tower: ClipText, vectors: Mapping[str, Tensor], what: Patch) -> None:
         layer.weight, layer.num_embeddings = nn.Parameter(grown, requires_grad=layer.weight.requires_grad), len(grown)
         for module in tower.model.modules():
             if vars(module).get("eos_token_id") == LARGEST:
-                module.eos_token_id = tower.end
+                vars(module)["eos_token_id"] = tower.end
     tower.words = (*words, *tower.words)

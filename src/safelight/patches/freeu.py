@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from safelight.patches import patch, preserved
+from safelight.patches import kept, patch
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -29,10 +29,10 @@ def freeu(family: Family, what: Patch) -> Iterator[None]:
     unet: Any = family.trainable()["unet"]
     stages = sorted(set(unet.config.block_out_channels), reverse=True)[:2]
     by_width = {width: (scales[f"b{i}"], scales[f"s{i}"]) for i, width in enumerate(stages, 1)}
-    with preserved({"unet": unet}):
-        for resnet, width in _joins(unet) if what.strength else ():
-            if width in by_width:
-                resnet.register_forward_pre_hook(_Join(width, *by_width[width], version))
+    joins = [(resnet, width) for resnet, width in _joins(unet) if width in by_width and what.strength]
+    with kept(resnet for resnet, _ in joins):
+        for resnet, width in joins:
+            resnet.register_forward_pre_hook(_Join(width, *by_width[width], version))
         yield
 
 
@@ -67,4 +67,5 @@ def quieter(x: Tensor, scale: float) -> Tensor:
     spectrum = torch.fft.fftshift(torch.fft.fftn(x.float(), dim=(-2, -1)), dim=(-2, -1))
     row, column = (n // 2 for n in x.shape[-2:])
     spectrum[..., row - 1 : row + 1, column - 1 : column + 1] *= scale
-    return torch.fft.ifftn(torch.fft.ifftshift(spectrum, dim=(-2, -1)), dim=(-2, -1)).real.to(x.dtype)
+    out: Tensor = torch.fft.ifftn(torch.fft.ifftshift(spectrum, dim=(-2, -1)), dim=(-2, -1)).real
+    return out.to(x.dtype)

@@ -5,6 +5,7 @@ plus (whose projection has `latents`).
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,13 @@ POOLED = "image_proj.proj.weight"
 """In files whose projection reads one vector a picture; the others read the encoder's last layer but one."""
 
 
+HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
+"""Attention heads by width: ViT-B, L, H and bigG."""
+
+OPENAI = (768, 1024)
+"""Widths of OpenAI's own models, whose activation is a quicker one."""
+
+
 def read(path: str) -> dict[str, dict[str, Tensor]]:
     """A file's tensors by part. ValueError when it is no IP-Adapter."""
     try:
@@ -49,16 +57,14 @@ def read(path: str) -> dict[str, dict[str, Tensor]]:
 
 def encode(path: str, encoder: Path, pixels: NDArray[np.float32]) -> bytes:
     """What a picture is to the adapter in `path`, as a safetensors file: `picture` and, for negative prompts, `nothing`, (1, N, D) or
-    (1, N, L, D) float32 for N pictures that are looked at together. `encoder` is a folder with a CLIPVisionModelWithProjection; `pixels`
-    are (N, H, W, 3) in [0, 1]. ValueError when the encoder is not the one the adapter was trained with."""
-    from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+    (1, N, L, D) float32 for N pictures that are looked at together. `encoder` is a CLIPVisionModelWithProjection, a folder or its
+    safetensors file alone; `pixels` are (N, H, W, 3) in [0, 1]. ValueError when the encoder is not the one the adapter was trained with."""
+    from transformers import CLIPImageProcessorPil
 
-    if not (encoder / "config.json").is_file():
-        raise ValueError(f"ip_adapter: encoder: got {encoder}, expected a folder with config.json of a CLIP vision model")
-    net = CLIPVisionModelWithProjection.from_pretrained(encoder, use_safetensors=True, local_files_only=True, dtype=torch.float32).eval()
-    known = (encoder / "preprocessor_config.json").is_file()
+    net = _vision(encoder)
     side = int(net.config.image_size)
     cut = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    known = (encoder / "preprocessor_config.json").is_file()
     prepare = CLIPImageProcessorPil.from_pretrained(encoder, local_files_only=True) if known else CLIPImageProcessorPil(**cut)
     x = prepare(list((pixels * 255).round().astype("uint8")), return_tensors="pt").pixel_values  # (N, 3, side, side)
     pooled = POOLED in load_file(path)
@@ -70,6 +76,33 @@ def encode(path: str, encoder: Path, pixels: NDArray[np.float32]) -> bytes:
             picture, nothing = (net(pixel_values=p, output_hidden_states=True).hidden_states[-2] for p in (x, torch.zeros_like(x)))
     _fits(path, picture)
     return save({"picture": picture[None].contiguous(), "nothing": nothing[None].contiguous()})
+
+
+def _vision(place: Path) -> Any:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    if (place / "config.json").is_file():
+        return CLIPVisionModelWithProjection.from_pretrained(place, use_safetensors=True, local_files_only=True, dtype=torch.float32).eval()
+    if not place.is_file():
+        raise ValueError(f"ip_adapter: encoder: got {place}, expected a CLIP vision model, as a file or a folder with config.json")
+    tensors = load_file(place)
+    config = CLIPVisionConfig(**vision_shape(place, {name: tuple(t.shape) for name, t in tensors.items()}))
+    return CLIPVisionModelWithProjection.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32).eval()
+
+
+def vision_shape(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The configuration of a CLIP vision model, from its tensors' shapes; those of OpenAI and OpenCLIP are known."""
+    parts = ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
+    patch, positions, inner = (shapes.get(f"vision_model.{part}", (0, 0, 0, 0)) for part in parts)
+    width, projection = patch[0], shapes.get("visual_projection.weight", (0,))[0]
+    if width not in HEADS or not projection:
+        raise ValueError(f"ip_adapter: encoder: {place} is no CLIP vision model known by its width, {width}; add its config.json")
+    layers = {name.split(".")[3] for name in shapes if name.startswith("vision_model.encoder.layers.")}
+    return {
+        "hidden_size": width, "intermediate_size": inner[0], "projection_dim": projection, "num_hidden_layers": len(layers),
+        "num_attention_heads": HEADS[width], "image_size": math.isqrt(positions[0] - 1) * patch[-1], "patch_size": patch[-1],
+        "hidden_act": "quick_gelu" if width in OPENAI else "gelu",
+    }
 
 
 def _fits(path: str, seen: Tensor) -> None:

@@ -33,7 +33,8 @@ class Picture:
 
     def size(self, usual: float) -> float:
         """The size asked for, or the usual one, in pixels of this picture."""
-        return (usual if self.asked.size is None else self.asked.size) * min(self.pixels.shape[:2]) / REFERENCE
+        side: int = min(self.pixels.shape[:2])
+        return (usual if self.asked.size is None else self.asked.size) * side / REFERENCE
 
 
 Hint = Callable[[Picture], "NDArray[np.float32]"]

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from safelight.data.hints import Picture, hint
-from safelight.pictures import luma
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NEIGHBOURS = ((0, 1), (1, 1), (1, 0), (1, -1))
 """(down, right) of the pixel that a gradient at 0, 45, 90 and 135 degrees points at."""
+
+GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 PENCIL = 16 / 255
 """A pixel this much darker than its surroundings is a stroke; the figure of the usual scribble filter."""
@@ -67,5 +68,5 @@ def _darker(pixels: NDArray[np.float32], narrow: float, wide: float) -> NDArray[
     """(H, W): how much darker than its surroundings a pixel is, in grey; not below 0."""
     from scipy.ndimage import gaussian_filter
 
-    near, far = (gaussian_filter(luma(pixels), sigma) for sigma in (narrow, wide))
+    near, far = (gaussian_filter(pixels @ GREY, sigma) for sigma in (narrow, wide))
     return np.asarray((far - near).clip(0), dtype=np.float32)
