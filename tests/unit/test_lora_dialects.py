@@ -14,7 +14,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from safelight.op import load_ops
 from safelight.patches import lora
@@ -61,8 +61,11 @@ def networks(shape: Mapping[str, Any]) -> Any:
         norm_num_groups=4, **shape,
     )
     sizes = {"hidden_size": 12, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": 8}
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=20, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes))
-    return Networks({"unet": unet.eval().requires_grad_(False), "text_encoder": text.eval().requires_grad_(False)})
+    config = CLIPTextConfig(vocab_size=20, bos_token_id=1, eos_token_id=2, pad_token_id=0, projection_dim=8, **sizes)
+    held = {"unet": unet, "text_encoder": CLIPTextModel(config)}
+    if "addition_embed_type" in shape:
+        held["text_encoder_2"] = CLIPTextModelWithProjection(config)
+    return Networks({part: net.eval().requires_grad_(False) for part, net in held.items()})
 
 
 @pytest.fixture(scope="module")
@@ -83,35 +86,45 @@ def blocks(family: Any) -> dict[str, tuple[str, str]]:
 @torch.no_grad()
 def said(family: Any) -> Tensor:
     torch.manual_seed(1)
-    unet, text = (family.trainable()[part] for part in ("unet", "text_encoder"))
-    more = {"text_embeds": torch.randn(2, 8), "time_ids": torch.rand(2, 6)} if "addition_embed_type" in unet.config else None
-    hidden = text(input_ids=torch.tensor([[1, 5, 7, 2], [1, 9, 2, 0]])).last_hidden_state
-    out: Tensor = unet(torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), hidden, added_cond_kwargs=more, return_dict=False)[0]
+    ids, nets, more = torch.tensor([[1, 5, 7, 2], [1, 9, 2, 0]]), family.trainable(), None
+    if "text_encoder_2" in nets:
+        more = {"text_embeds": nets["text_encoder_2"](input_ids=ids).text_embeds, "time_ids": torch.rand(2, 6)}
+    hidden = nets["text_encoder"](input_ids=ids).last_hidden_state
+    out: Tensor = nets["unet"](torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), hidden, added_cond_kwargs=more, return_dict=False)[0]
     return out
 
 
+@cache
 def layers(family: Any) -> dict[tuple[str, str], Any]:
     return {(at.part, at.path): at.layer for at in lora.places(family).values()}
 
 
 def adapter(family: Any, only: str = "") -> Pairs:
+    """A pair for every layer; of the U-Net alone when `only` is not empty, and for those with that in their path."""
     torch.manual_seed(5)
     found = {}
     for at, layer in layers(family).items():
         shape = layer.weight.shape
         down, up = torch.randn(RANK, *shape[1:]) * 0.2, torch.randn(shape[0], RANK, *[1] * (len(shape) - 2)) * 0.2
-        if only in at[1] and (not only or at[0] == "unet"):
+        if only.removeprefix("unet") in at[1] and (not only or at[0] == "unet"):
             found[at] = down, up
     return found
 
 
 def closed_form(family: Any, pairs: Pairs, strength: float = 1.0, text_strength: float = 1.0) -> Tensor:
-    changed = family.copied()
-    for (part, path), (down, up) in pairs.items():
-        weight = changed.trainable()[part].get_submodule(path).weight
-        s = strength if part == "unet" else text_strength
-        weight.data += s * ALPHA / RANK * torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).view_as(weight)
-    return said(changed)
+    was = {at: layers(family)[at].weight.data for at in pairs}
+    for at, (down, up) in pairs.items():
+        s = strength if at[0] == "unet" else text_strength
+        layers(family)[at].weight.data = was[at] + s * ALPHA / RANK * (up.flatten(1) @ down.flatten(1)).view_as(was[at])
+    out = said(family)
+    for at, weight in was.items():
+        layers(family)[at].weight.data = weight
+    return out
+
+
+@cache
+def wanted_of(family: Any, only: str) -> Tensor:
+    return closed_form(family, adapter(family, only))
 
 
 def patched(family: Any, path: Path, tensors: Tensors, notes: dict[str, str] | None = None, **options: Any) -> Tensor:
@@ -164,24 +177,30 @@ LINEAR = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
 @cache
 def dialects(f: Any) -> dict[str, tuple[str, Tensors, dict[str, Any]]]:
     """Which layers the dialect can hold, the file, and what the user adds."""
-    te, whole, attention = "text_model.", adapter(f), adapter(f, ".attn")
-    unet, text = ({at: pair for at, pair in whole.items() if at[0] == part} for part in ("unet", "text_encoder"))
+    whole, attention = adapter(f), adapter(f, ".attn")
+    unet = {at: pair for at, pair in whole.items() if at[0] == "unet"}
+    text = {at: pair for at, pair in whole.items() if at[0] != "unet"}
+    te = {"text_encoder": "lora_te1_" if "text_encoder_2" in f.trainable() else "lora_te_", "text_encoder_2": "lora_te2_"}
+    clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     nothing: dict[str, Any] = {}
 
+    def inner(path: str) -> str:
+        return path if path == "text_projection" else f"text_model.{path.removeprefix('text_model.')}"
+
     def kohya(part: str, path: str) -> str:
-        return flat("lora_unet_", path) if part == "unet" else flat("lora_te_", te + path)
+        return flat("lora_unet_", path) if part == "unet" else flat(te[part], inner(path))
 
     def kohya_ldm(part: str, path: str) -> str:
-        return flat("lora_unet_", ldm(f, path)) if part == "unet" else flat("lora_te1_", te + path)
+        return kohya(part, ldm(f, path) if part == "unet" else path)
 
     def comfy(part: str, path: str) -> str:
-        return f"diffusion_model.{ldm(f, path)}" if part == "unet" else f"text_encoders.clip_l.transformer.{te}{path}"
+        return f"diffusion_model.{ldm(f, path)}" if part == "unet" else f"text_encoders.{clip[part]}.transformer.{inner(path)}"
 
     def dotted(part: str, path: str) -> str:
         return f"{part}.{path}"
 
     old_unet = written(unet, dotted, (".lora.down.weight", ".lora.up.weight"), False)
-    old_text = written(text, lambda p, n: f"text_encoder.{te}{n}", LINEAR, False)
+    old_text = written(text, lambda p, n: f"{p}.{inner(n)}", LINEAR, False)
     alone = without_alpha(written(unet, lambda p, n: n, A_B, True))
     procs = written(attention, lambda p, n: ".processor.".join(n.removesuffix(".0").rsplit(".", 1)), OLD, False)
     kolors = without_alpha(written(attention, lambda p, n: diffsynth(f, n), DEFAULT, True))
@@ -211,8 +230,7 @@ NAMES = [
 def test_every_dialect_gives_the_closed_form(request: pytest.FixtureRequest, tmp_path: Path, which: str, name: str) -> None:
     family = request.getfixturevalue(which)
     only, tensors, options = dialects(family)[name]
-    pairs = adapter(family, "" if only == "unet" else only)
-    wanted = closed_form(family, {at: pair for at, pair in pairs.items() if only != "unet" or at[0] == "unet"})
+    wanted = wanted_of(family, only)
     merged = patched(family, tmp_path / "a.safetensors", tensors, **options)
     beside = patched(family, tmp_path / "a.safetensors", tensors, merged=False, **options)
     assert float((wanted - said(family)).abs().max()) > 0.1
@@ -425,7 +443,7 @@ def test_a_file_of_another_model_is_refused_with_numbers(sd: Any, sdxl: Any, tmp
     _, tensors, _ = dialects(sdxl)["kohya, LDM"]
     save_file(tensors, tmp_path / "xl.safetensors")
     before = look(sd)
-    says = rf"\d+ of {len(tensors)} keys match this tiny model; misfits: lora_unet_.*no such layer.* more layers"
+    says = rf"\d+ of {len(tensors)} keys match this tiny model; misfits: lora_te2_.*no such layer.* more layers"
     with pytest.raises(ValueError, match=says):
         patched(sd, tmp_path / "xl.safetensors", tensors)
     assert same(look(sd), before)

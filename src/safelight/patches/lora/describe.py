@@ -18,7 +18,7 @@ WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL
 """Who has text vectors of this width, which the projections of cross attention read."""
 
 NETWORKS = (
-    ("text_encoder", ("lora_te_", "lora_te1_", "text_encoder.", "text_encoders.clip_l.", "text_encoders.clip_h.")),
+    ("text_encoder", ("lora_te_", "lora_te1_", "text_encoder.", "text_encoders.clip_l.", "text_encoders.clip_h.", "text_model.")),
     ("text_encoder_2", ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.")),
     ("text_encoder_3", ("lora_te3_", "text_encoder_3.", "text_encoders.t5xxl.")),
     ("transformer", ("lora_transformer_", "transformer.")),

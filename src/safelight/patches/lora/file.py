@@ -18,7 +18,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from safelight.patches.lora.kinds import Change, Dora, Factor, Full, Kind, Loha, Lokr, Lora
-from safelight.weights import header
+from safelight.weights.header import Header
+from safelight.weights.header import read as read_header
 
 END = re.compile(
     r"(?:(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<pair>down|up|mid|A|B)(?:\.(?!weight|bias)\w+)?(?P<what>\.weight|\.bias)?"
@@ -86,10 +87,10 @@ class Scales:
         return value
 
 
-def opened(path: str) -> header.Header:
+def opened(path: str) -> Header:
     """The checked header. ValueError when it is no sound safetensors file."""
     try:
-        return header.read(path)
+        return read_header(path)
     except ValueError as e:
         raise ValueError(f"lora {path}: not a safetensors file ({e}); convert it first") from e
 
@@ -102,15 +103,17 @@ def read(path: str, *, alpha: float | None = None, config: Mapping[str, Any] | N
     ValueError for a tensor that is no part of an adapter we know, for half an adapter, and for two tensors of one meaning.
     """
     layers: dict[str, Layer] = {}
-    config = settings(path, opened(path).metadata) or config or {}
-    for key, tensor in load(Path(path).read_bytes()).items():  # at once: tensor by tensor takes four times as long
+    header = opened(path)
+    config = settings(path, header.metadata) or config or {}
+    tensors = load(Path(path).read_bytes())  # at once: tensor by tensor takes four times as long
+    for key in header.tensors:
         if key.startswith(ASIDE):
             continue
         name, role = split(path, key)
         layer = layers.setdefault(name.replace(".", "_"), Layer(name))
         if role in layer.roles:
             raise ValueError(f"lora {path}: {key!r} and another key say the same of one layer; the file holds more than one adapter")
-        layer.roles[role] = tensor
+        layer.roles[role] = tensors[key]
         layer.keys.append(key)
     if not layers:
         raise ValueError(f"lora {path}: there is no adapter in it")
