@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from safelight.binding import arguments, by_name, settle, wrong_value
 from safelight.codec import ORIGIN
+from safelight.computing import chosen
 from safelight.events import Cached, Done, Event, Progress, Started
 from safelight.graph import Node, Ops, Problem, read
 from safelight.graph import check as check_graph
@@ -101,8 +102,9 @@ def recipe(op: Op[..., Any], literals: Mapping[str, Any], inputs: Inputs, outsid
     spec = op.spec
     keys = {name: _each(given, lambda i: i.exact if spec.exact else i.value) for name, given in inputs.items()}
     settings = plain(literals)
-    key = digest("recipe", spec.name, spec.tag, canonical(settings), canonical(keys), outside)
-    return Made(key, spec.name, spec.tag, settings, inputs, outside, versions())
+    said = str(chosen())  # a result in another precision is another result
+    key = digest("recipe", spec.name, spec.tag, canonical(settings), canonical(keys), outside, *([said] if said else []))
+    return Made(key, spec.name, spec.tag, settings, inputs, outside, {**versions(), **({"computing": said} if said else {})})
 
 
 def _make(op: Op[..., Any], made: Made, values: Mapping[str, Any], literals: Mapping[str, Any], store: Store) -> Work[Record]:

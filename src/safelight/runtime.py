@@ -18,6 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from safelight import families, patches
+from safelight.computing import chosen
 from safelight.families import Family
 from safelight.families.sources import open_model
 from safelight.patches import preserved
@@ -77,11 +78,14 @@ def lease(
 ) -> Iterator[Family]:
     """The model, loaded and patched, for as long as the `with` lasts; afterwards its module trees are what they were.
 
+    Device and dtype: as given here, else as `computing` says, else chosen.
     `train` asks for the networks in the form whose backward pass is fast, alone. `holder` is who to name when another lease conflicts.
     RuntimeError when the base is lent with other patches or for training; ValueError when its files changed since `model` was made.
     """
-    place = torch.device(device) if device is not None else choose_device()
-    base = (model.family, model.fingerprint, str(place), dtype or choose_dtype(place))
+    said = chosen()
+    place = torch.device(device or said.device or choose_device())
+    number: torch.dtype = dtype or (getattr(torch, said.dtype) if said.dtype else choose_dtype(place))
+    base = (model.family, model.fingerprint, str(place), number)
     loan = _take(base, model, train, holder or threading.current_thread().name)
     try:
         yield loan.family

@@ -2,15 +2,23 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from itertools import groupby
 from pathlib import Path
 
 import click
 
-from safelight.cli.show import OUT, deliver, follow
+from safelight.cli.show import OUT, deliver, follow, tell_files
+from safelight.computing import DTYPES, computing
 from safelight.op import find, load_ops
 from safelight.store import Store, current
+
+
+def _compute(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Device and dtype hold while the command runs."""
+    if value:
+        ctx.with_resource(computing(**{str(option.name): value}))
 
 
 @click.command("run")
@@ -18,24 +26,42 @@ from safelight.store import Store, current
 @click.option("--set", "sets", multiple=True, metavar="NODE.KNOB=VALUE", help="Change a setting, by node or by op; may be repeated.")
 @click.option("--target", "targets", multiple=True, metavar="NODE", help="Make this node's value; default: all that nothing takes.")
 @click.option("--out", "-o", default=str(OUT), show_default=True, metavar="DIR", help="Save the results here.")
+@click.option("--models", metavar="DIR", help="Folder of checkpoints/, loras/, ..., or an extra_model_paths.yaml.")
+@click.option("--input", "pictures", default="input", show_default=True, metavar="DIR", help="Where a ComfyUI prompt's LoadImage looks.")
+@click.option("--device", metavar="NAME", expose_value=False, callback=_compute, help="cpu, cuda, mps; default: the best there is.")
+@click.option("--dtype", type=click.Choice(DTYPES), expose_value=False, callback=_compute, help="Default: what is fast on the device.")
 @click.option("--events", type=click.Choice(["jsonl"]), help="Print every event as a line of JSON.")
 @click.option("--check", "only_check", is_flag=True, help="Only say what is wrong with the graph.")
-def run_command(flow: str, *, sets: tuple[str, ...], targets: tuple[str, ...], out: str, events: str | None, only_check: bool) -> int:
-    """Run a graph: a JSON or YAML file, a picture that was made by one, or - for standard input."""
-    from safelight import engine
+def run_command(
+    flow: str, *, sets: tuple[str, ...], targets: tuple[str, ...], out: str, models: str | None, pictures: str, events: str | None,
+    only_check: bool,
+) -> int:
+    """Run a graph: a JSON or YAML file, a picture that was made by one, or - for standard input.
+
+    A ComfyUI prompt (API form) runs as it is; its SaveImage writes PREFIX_00001_.png, and so on, into the folder for results.
+    """
+    from safelight import comfy, engine
     from safelight.flow import read_flow
+    from safelight.folders import current as folders
     from safelight.graph import with_settings
 
-    ops = load_ops()
-    graph = with_settings(read_flow(flow), sets, ops)
+    if models:
+        os.environ["SAFELIGHT_MODELS"] = models
+    ops, graph = load_ops(), read_flow(flow)
+    prompt = comfy.is_prompt(graph)
+    places = comfy.Places(folders(), Path(pictures), Path(out))
+    if not prompt:
+        graph = with_settings(graph, sets, ops)
     if only_check:
-        problems = engine.check(graph, ops)
+        problems = comfy.problems(graph, places, sets) if prompt else engine.check(graph, ops)
         click.echo("\n".join(str(p) for p in problems) or f"{flow}: nothing is wrong with it")
         return 1 if problems else 0
     store = current()
     with store.pin():
-        values = follow(engine.run(graph, store, list(targets) or None, ops=ops), events)
-        deliver(values, Path(out), events)
+        if prompt:
+            tell_files(follow(comfy.run(graph, places, sets=sets, store=store), events), events)
+        else:
+            deliver(follow(engine.run(graph, store, list(targets) or None, ops=ops), events), Path(out), events)
     return 0
 
 

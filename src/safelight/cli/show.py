@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,16 @@ def deliver(values: Mapping[str, Value], out: Path | None, events: str | None) -
         label = f"{node}: " if node else ""
         for line in (str(f) for f in files) if isinstance(value, Image | Page | Mask) else words(value, files):
             click.echo(label + line)
+
+
+def tell_files(saved: Mapping[str, Sequence[Path]], events: str | None) -> None:
+    """Say where the pictures of a ComfyUI prompt lie, by node."""
+    for node, files in saved.items():
+        if events is not None:
+            tell(Result(node, type="Image", files=tuple(str(f) for f in files)))
+            continue
+        for file in files:
+            click.echo(f"{node}: {file}")
 
 
 def _saved(node: str, value: Value, out: Path | None, count: int) -> list[Path]:

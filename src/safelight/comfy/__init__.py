@@ -1,0 +1,12 @@
+"""ComfyUI's side of things: its prompts, its node classes, its file names. No torch at import.
+
+A prompt is translated into a graph of our ops and run by our engine; `translate` shows that graph.
+"""
+from __future__ import annotations
+
+from safelight.comfy.check import Fault, PromptError
+from safelight.comfy.node import NODES, NodeClass, Places
+from safelight.comfy.run import problems, run
+from safelight.comfy.translate import Translation, is_prompt, translate
+
+__all__ = ["NODES", "Fault", "NodeClass", "Places", "PromptError", "Translation", "is_prompt", "problems", "run", "translate"]

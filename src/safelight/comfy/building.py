@@ -1,0 +1,126 @@
+"""Our graph while it is built from a prompt, and what may be behind a slot of ComfyUI's: not always a node of ours."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from safelight.comfy.node import Places
+
+
+@dataclass(frozen=True)
+class Link:
+    """A node of ours by its id: what MODEL, VAE, LATENT, IMAGE, MASK and CONTROL_NET slots hold."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A model for its text encoders. `last` is the layer that is read, from the end as ComfyUI counts (-1); nothing: the model's own."""
+
+    model: Link
+    last: int | None = None
+
+
+@dataclass(frozen=True)
+class Steer:
+    """A ControlNet that a condition carries; `both` when it also steers the other side of the guidance."""
+
+    control: Link
+    image: Link
+    strength: float
+    start: float = 0.0
+    end: float = 1.0
+    both: bool = False
+
+
+@dataclass(frozen=True)
+class Words:
+    """A condition, and the ControlNets that ComfyUI has on it."""
+
+    cond: Link
+    steers: tuple[Steer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Something the prompt is run for: a node of ComfyUI's, its class, our node with the pictures, the name they are to have. `kept`
+    pictures are results; others are only to be looked at."""
+
+    node: str
+    class_type: str
+    value: Link
+    prefix: str = ""
+    kept: bool = True
+
+
+@dataclass
+class Building:
+    """Collects nodes of ours. `node` is the ComfyUI node at work; its nodes get its id, further ones `id.part`."""
+
+    places: Places
+    models: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
+    against: frozenset[str] = frozenset()
+    """Ids of the ComfyUI nodes whose condition says only what pictures should not be like."""
+    node: str = ""
+    class_type: str = ""
+    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    saved: list[Saved] = field(default_factory=list)
+
+    def add(self, op: str, *, part: str = "", at: str = "", **inputs: Any) -> Link:
+        """A node of ours. Inputs are literals, links or lists of links; what is None is left out. `at`: for another node of ComfyUI's."""
+        id = at or (f"{self.node}.{part}" if part else self.node)
+        given = {k: _input(v) for k, v in inputs.items() if v is not None}
+        self.nodes[id] = {"class_type": op, "inputs": given}
+        self.origin[id] = self.node
+        return Link(id)
+
+    def model(self) -> Link:
+        """The model that the loader at work belongs to; made when the first of its loaders asks."""
+        owner, inputs = self.models[self.node]
+        if owner not in self.nodes:
+            self.add("model", at=owner, **inputs)
+            self.origin[owner] = owner
+        return Link(owner)
+
+    def save(self, pictures: Link, prefix: str, *, kept: bool = True) -> None:
+        """Note that the node at work wants these pictures."""
+        self.saved.append(Saved(self.node, self.class_type, pictures, prefix, kept))
+
+    def base(self, model: Link) -> Mapping[str, Any]:
+        """The inputs of the `model` node below a chain of patches."""
+        entry = self.nodes[model.id]
+        while entry["class_type"] != "model":
+            entry = self.nodes[entry["inputs"]["model"][0]]
+        found: Mapping[str, Any] = entry["inputs"]
+        return found
+
+
+def _input(value: Any) -> Any:
+    if isinstance(value, Link):
+        return [value.id, 0]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_input(v) for v in value]
+    return value
+
+
+def as_socket(kind: str, found: Any) -> Any:
+    """What is behind a link as a socket of this type takes it: nodes of our own ops may feed ComfyUI's and the other way round."""
+    if kind == "CONDITIONING" and isinstance(found, Link):
+        return Words(found)
+    if kind == "CLIP" and isinstance(found, Link):
+        return Clip(found)
+    return found
+
+
+def as_port(found: Any) -> Any:
+    """What is behind a link as an op of ours takes it. ValueError for what only ComfyUI's nodes can carry."""
+    if isinstance(found, Clip):
+        return found.model
+    if not isinstance(found, Words):
+        return found
+    if found.steers:
+        raise ValueError("a condition with a ControlNet goes to KSampler only; for this op put the control on the model (with_control)")
+    return found.cond

@@ -1,0 +1,6 @@
+"""ComfyUI's core nodes by theme. Importing this fills `safelight.comfy.node.NODES`."""
+from __future__ import annotations
+
+from safelight.comfy.nodes import conditioning, image, latent, loaders, mask, sampling, values
+
+__all__ = ["conditioning", "image", "latent", "loaders", "mask", "sampling", "values"]

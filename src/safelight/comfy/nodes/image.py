@@ -1,0 +1,191 @@
+"""Pictures: from files, to files, and what is done with them on the way."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from safelight.comfy.building import Building
+from safelight.comfy.node import Given, Input, Places, choice, integer, node, pixels, real, socket, switch, text
+from safelight.folders import inside
+
+SCALINGS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")
+TURNS = ("none", "90 degrees", "180 degrees", "270 degrees")
+MIRRORS = {"x-axis: vertically": "upside-down", "y-axis: horizontally": "left-right"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SIDES = ("left", "top", "right", "bottom")
+AT = [pixels("x", 0, 0, 1), pixels("y", 0, 0, 1)]
+SIZE = [pixels("width", 512, 1, 1), pixels("height", 512, 1, 1)]
+IMAGE = socket("IMAGE")
+
+
+def _pictures(places: Places) -> list[str]:
+    return sorted(p.name for p in places.input.glob("*") if p.suffix.lower() in SUFFIXES)
+
+
+PICTURE = Input("image", "COMBO", options=_pictures, loose=True)
+"""A file by name; names with sub-folders and ` [output]` behind them, which no list has, are taken too."""
+
+WHERE = re.compile(r"^(.*?)\s*\[(input|output|temp)\]$")
+CHANNELS = {"alpha": "transparency", "red": "red", "green": "green", "blue": "blue"}
+
+
+def _file(places: Places, name: str) -> Path:
+    """ValueError when there is no such picture, or its name leads out of the folder."""
+    marked = WHERE.match(name)
+    bare, folder = (marked[1], marked[2]) if marked else (name, "input")
+    root = {"input": places.input, "output": places.output, "temp": places.output / "temp"}[folder]
+    path = root / inside(bare, "image")
+    if not path.is_file():
+        raise ValueError(f"image: Invalid image file: {name} is not in {root}")
+    return path
+
+
+@node("LoadImage", "image", [PICTURE], "IMAGE", "MASK", title="Load Image")
+def load(b: Building, n: Given) -> Any:
+    """A picture without its transparency, and the transparency as a mask."""
+    path = str(_file(b.places, n["image"]))
+    return b.add("load_image", path=path, raw=True), b.add("load_mask", part="mask", path=path, channel="transparency")
+
+
+@node("LoadImageOutput", "image", [PICTURE], "IMAGE", "MASK", title="Load Image (from Outputs)")
+def load_output(b: Building, n: Given) -> Any:
+    """The same from the folder of results."""
+    name = n["image"] if WHERE.match(n["image"]) else f"{n['image']} [output]"
+    return load(b, {"image": name})
+
+
+@node("LoadImageMask", "mask", [PICTURE, choice("channel", tuple(CHANNELS))], "MASK", title="Load Image (as Mask)")
+def load_mask(b: Building, n: Given) -> Any:
+    """One channel of a picture as a mask."""
+    return b.add("load_mask", path=str(_file(b.places, n["image"])), channel=CHANNELS[n["channel"]])
+
+
+@node("SaveImage", "image", [*socket("IMAGE", "images"), text("filename_prefix", "ComfyUI")], title="Save Image", ends=True)
+def save(b: Building, n: Given) -> Any:
+    """Keep pictures."""
+    b.save(n["images"], n["filename_prefix"])
+
+
+@node("PreviewImage", "image", socket("IMAGE", "images"), title="Preview Image", ends=True)
+def preview(b: Building, n: Given) -> Any:
+    """Look at pictures."""
+    b.save(n["images"], "ComfyUI_temp", kept=False)
+
+
+@node("ImageScale", "image/upscaling",
+      [*IMAGE, choice("upscale_method", SCALINGS), pixels("width", 512, 0, 1), pixels("height", 512, 0, 1),
+       choice("crop", ("disabled", "center"))], "IMAGE", title="Upscale Image")
+def scale(b: Building, n: Given) -> Any:
+    """Pictures of another size."""
+    size = {"width": n["width"], "height": n["height"]}
+    return b.add("scale_image", image=n["image"], method=n["upscale_method"], crop=n["crop"] == "center", **size)
+
+
+@node("ImageScaleBy", "image/upscaling", [*IMAGE, choice("upscale_method", SCALINGS), real("scale_by", 1.0, 0.01, 8)], "IMAGE",
+      title="Upscale Image By")
+def scale_by(b: Building, n: Given) -> Any:
+    """Pictures so many times larger."""
+    return b.add("scale_image", image=n["image"], method=n["upscale_method"], by=n["scale_by"])
+
+
+@node("ImageScaleToTotalPixels", "image/upscaling", [*IMAGE, choice("upscale_method", SCALINGS), real("megapixels", 1.0, 0.01, 16)],
+      "IMAGE")
+def scale_to_total(b: Building, n: Given) -> Any:
+    """Pictures of so many pixels."""
+    return b.add("scale_image", image=n["image"], method=n["upscale_method"], megapixels=n["megapixels"])
+
+
+@node("ImageScaleToMaxDimension", "image/upscaling",
+      [*IMAGE, choice("upscale_method", ("area", "lanczos", "bilinear", "nearest-exact", "bicubic")), pixels("largest_size", 512, 0, 1)],
+      "IMAGE")
+def scale_longest(b: Building, n: Given) -> Any:
+    """Pictures whose longer side has so many pixels."""
+    return b.add("scale_image", image=n["image"], method=n["upscale_method"], longest=n["largest_size"])
+
+
+@node("ImageCrop", "image/transform", [*IMAGE, *SIZE, *AT], "IMAGE", title="Image Crop")
+def crop(b: Building, n: Given) -> Any:
+    """A part of pictures."""
+    return b.add("crop_image", image=n["image"], **{name: n[name] for name in ("width", "height", "x", "y")})
+
+
+@node("ImageRotate", "image/transform", [*IMAGE, choice("rotation", TURNS)], "IMAGE")
+def rotate(b: Building, n: Given) -> Any:
+    """Pictures turned."""
+    return b.add("turn_image", image=n["image"], degrees=90 * TURNS.index(n["rotation"]))
+
+
+@node("ImageFlip", "image/transform", [*IMAGE, choice("flip_method", tuple(MIRRORS))], "IMAGE")
+def flip(b: Building, n: Given) -> Any:
+    """Pictures mirrored."""
+    return b.add("turn_image", image=n["image"], mirror=MIRRORS[n["flip_method"]])
+
+
+@node("ImageInvert", "image", IMAGE, "IMAGE", title="Invert Image")
+def invert(b: Building, n: Given) -> Any:
+    """Black for white."""
+    return b.add("invert_image", image=n["image"])
+
+
+@node("ImageBatch", "image", socket("IMAGE", "image1", "image2"), "IMAGE", title="Batch Images")
+def batch(b: Building, n: Given) -> Any:
+    """Two batches as one."""
+    return b.add("join_images", images=[n["image1"], n["image2"]])
+
+
+@node("ImageFromBatch", "image/batch", [*IMAGE, integer("batch_index", 0, 0, 4095), integer("length", 1, 1, 4096)], "IMAGE")
+def from_batch(b: Building, n: Given) -> Any:
+    """Some pictures of a batch."""
+    return b.add("pick", image=n["image"], indices=list(range(n["batch_index"], n["batch_index"] + n["length"])))
+
+
+@node("ImagePadForOutpaint", "image", [*IMAGE, *[pixels(side, 0, 0) for side in SIDES], pixels("feathering", 40, 0, 1)], "IMAGE", "MASK",
+      title="Pad Image for Outpainting")
+def pad(b: Building, n: Given) -> Any:
+    """Room around pictures, and the mask for it."""
+    sides = {side: n[side] for side in SIDES}
+    picture = b.add("pad_image", image=n["image"], **sides)
+    return picture, b.add("pad_mask", part="mask", image=n["image"], feather=n["feathering"], **sides)
+
+
+@node("EmptyImage", "image", [*SIZE, integer("batch_size", 1, 1, 4096), integer("color", 0, 0, 0xFFFFFF)], "IMAGE")
+def empty(b: Building, n: Given) -> Any:
+    """Pictures of one colour."""
+    return b.add("empty_image", width=n["width"], height=n["height"], count=n["batch_size"], colour=n["color"])
+
+
+@node("ImageCompositeMasked", "image",
+      [*socket("IMAGE", "destination", "source"), *AT, switch("resize_source", False), *socket("MASK", optional=True)], "IMAGE")
+def composite(b: Building, n: Given) -> Any:
+    """A picture laid on another."""
+    return b.add("paste_image", image=n["destination"], over=n["source"], x=n["x"], y=n["y"], mask=n.get("mask"), fit=n["resize_source"])
+
+
+@node("ImageBlur", "image/postprocessing", [*IMAGE, integer("blur_radius", 1, 1, 31), real("sigma", 1.0, 0.1, 10, 0.1)], "IMAGE")
+def blur(b: Building, n: Given) -> Any:
+    """Pictures blurred."""
+    return b.add("blur_image", image=n["image"], radius=n["blur_radius"], sigma=n["sigma"])
+
+
+@node("ImageSharpen", "image/postprocessing",
+      [*IMAGE, integer("sharpen_radius", 1, 1, 31), real("sigma", 1.0, 0.1, 10), real("alpha", 1.0, 0, 5)], "IMAGE")
+def sharpen(b: Building, n: Given) -> Any:
+    """Pictures sharpened."""
+    return b.add("sharpen_image", image=n["image"], radius=n["sharpen_radius"], sigma=n["sigma"], amount=n["alpha"])
+
+
+@node("ImageBlend", "image/postprocessing",
+      [*socket("IMAGE", "image1", "image2"), real("blend_factor", 0.5, 0, 1),
+       choice("blend_mode", ("normal", "multiply", "screen", "overlay", "soft_light", "difference"))], "IMAGE")
+def blend(b: Building, n: Given) -> Any:
+    """Two pictures blended."""
+    return b.add("blend_images", image=n["image1"], other=n["image2"], amount=n["blend_factor"], how=n["blend_mode"])
+
+
+@node("ImageQuantize", "image/postprocessing",
+      [*IMAGE, integer("colors", 256, 1, 256), choice("dither", ("none", "floyd-steinberg", "bayer-2", "bayer-4", "bayer-8", "bayer-16"))],
+      "IMAGE")
+def quantize(b: Building, n: Given) -> Any:
+    """Pictures in few colours."""
+    return b.add("quantize_image", image=n["image"], colours=n["colors"], dither=n["dither"])

@@ -1,0 +1,114 @@
+"""Loaders: checkpoints, their parts, LoRAs, ControlNets."""
+from __future__ import annotations
+
+from typing import Any
+
+from safelight.comfy.building import Building, Clip, Link
+from safelight.comfy.node import Given, choice, files, integer, node, real, socket
+
+STRENGTH = (1.0, -100.0, 100.0)
+CLIP_TYPES = ("stable_diffusion", "stable_cascade", "sd3", "stable_audio", "mochi", "ltxv", "pixart", "cosmos", "lumina2", "wan", "hidream",
+              "chroma", "ace", "omnigen2", "qwen_image", "hunyuan_image")
+DEVICES = ("default", "cpu")
+
+
+@node("CheckpointLoaderSimple", "loaders", [choice("ckpt_name", files("checkpoints"))], "MODEL", "CLIP", "VAE", title="Load Checkpoint",
+      parts={"name": "ckpt_name"})
+def checkpoint(b: Building, n: Given) -> Any:
+    """A checkpoint with all its parts."""
+    whole = b.model()
+    return whole, Clip(whole), whole
+
+
+@node("DiffusersLoader", "advanced/loaders/deprecated", [choice("model_path", files("diffusers"))], "MODEL", "CLIP", "VAE",
+      parts={"name": "model_path"})
+def diffusers_folder(b: Building, n: Given) -> Any:
+    """A folder in diffusers layout."""
+    return checkpoint(b, n)
+
+
+@node("UNETLoader", "advanced/loaders",
+      [choice("unet_name", files("diffusion_models")), choice("weight_dtype", ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"))],
+      "MODEL", title="Load Diffusion Model", parts={"name": "unet_name"})
+def unet(b: Building, n: Given) -> Any:
+    """A denoiser; its text encoder and VAE are those of the loaders beside it."""
+    return b.model()
+
+
+@node("CLIPLoader", "advanced/loaders",
+      [choice("clip_name", files("text_encoders")), choice("type", CLIP_TYPES), choice("device", DEVICES, optional=True)], "CLIP",
+      title="Load CLIP", parts={"text_encoder": "clip_name"})
+def clip(b: Building, n: Given) -> Any:
+    """A text encoder."""
+    return Clip(b.model())
+
+
+@node("DualCLIPLoader", "advanced/loaders",
+      [choice("clip_name1", files("text_encoders")), choice("clip_name2", files("text_encoders")),
+       choice("type", ("sdxl", "sd3", "flux", "hunyuan_video", "hidream", "hunyuan_image")), choice("device", DEVICES, optional=True)],
+      "CLIP", parts={"text_encoder": "clip_name1", "text_encoder_2": "clip_name2"})
+def two_clips(b: Building, n: Given) -> Any:
+    """Two text encoders."""
+    return Clip(b.model())
+
+
+@node("VAELoader", "loaders", [choice("vae_name", files("vae"))], "VAE", title="Load VAE", parts={"vae": "vae_name"})
+def vae(b: Building, n: Given) -> Any:
+    """An autoencoder."""
+    return b.model()
+
+
+@node("CLIPSetLastLayer", "conditioning", [*socket("CLIP"), integer("stop_at_clip_layer", -1, -24, -1)], "CLIP",
+      title="CLIP Set Last Layer")
+def last_layer(b: Building, n: Given) -> Any:
+    """Read an earlier layer of the text encoder."""
+    return Clip(n["clip"].model, n["stop_at_clip_layer"])
+
+
+def _lora(b: Building, n: Given, model: Link, strength: float, text_strength: float, *, part: str = "") -> Link:
+    file = Link(f"{b.node}.lora")
+    if file.id not in b.nodes:
+        b.add("load_lora", part="lora", path=str(b.places.models.find("loras", n["lora_name"])))
+    return b.add("with_lora", part=part, model=model, lora=file, strength=strength, text_strength=text_strength)
+
+
+@node("LoraLoader", "loaders",
+      [*socket("MODEL"), *socket("CLIP"), choice("lora_name", files("loras")), real("strength_model", *STRENGTH),
+       real("strength_clip", *STRENGTH)], "MODEL", "CLIP", title="Load LoRA")
+def lora(b: Building, n: Given) -> Any:
+    """A LoRA on a denoiser and a text encoder. Where both are one model's, so is the result: one lease serves encoding and drawing."""
+    model, text = n["model"], n["clip"]
+    strength, text_strength = n["strength_model"], n["strength_clip"]
+    if strength == 0 and text_strength == 0:
+        return model, text
+    if text.model == model:
+        both = _lora(b, n, model, strength, text_strength)
+        return both, Clip(both, text.last)
+    drawn = _lora(b, n, model, strength, 0.0) if strength else model
+    return drawn, Clip(_lora(b, n, text.model, 0.0, text_strength, part="clip"), text.last) if text_strength else text
+
+
+@node("LoraLoaderModelOnly", "loaders", [*socket("MODEL"), choice("lora_name", files("loras")), real("strength_model", *STRENGTH)], "MODEL")
+def lora_of_model(b: Building, n: Given) -> Any:
+    """A LoRA on a denoiser."""
+    return _lora(b, n, n["model"], n["strength_model"], 0.0) if n["strength_model"] else n["model"]
+
+
+@node("ControlNetLoader", "loaders", [choice("control_net_name", files("controlnet"))], "CONTROL_NET", title="Load ControlNet Model")
+def control(b: Building, n: Given) -> Any:
+    """A ControlNet."""
+    return b.add("load_control", path=str(b.places.models.find("controlnet", n["control_net_name"])))
+
+
+@node("FreeU", "model_patches/unet",
+      [*socket("MODEL"), real("b1", 1.1, 0, 10), real("b2", 1.2, 0, 10), real("s1", 0.9, 0, 10), real("s2", 0.2, 0, 10)], "MODEL")
+def freeu(b: Building, n: Given) -> Any:
+    """FreeU, the first version."""
+    return b.add("with_freeu", model=n["model"], b1=n["b1"], b2=n["b2"], s1=n["s1"], s2=n["s2"], method="v1")
+
+
+@node("FreeU_V2", "model_patches/unet",
+      [*socket("MODEL"), real("b1", 1.3, 0, 10), real("b2", 1.4, 0, 10), real("s1", 0.9, 0, 10), real("s2", 0.2, 0, 10)], "MODEL")
+def freeu_2(b: Building, n: Given) -> Any:
+    """FreeU, the second version."""
+    return b.add("with_freeu", model=n["model"], b1=n["b1"], b2=n["b2"], s1=n["s1"], s2=n["s2"], method="v2")

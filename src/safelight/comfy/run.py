@@ -1,0 +1,119 @@
+"""Runs a prompt and writes its pictures as ComfyUI names them."""
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safelight import embed, engine, parameters
+from safelight.codec import ORIGIN
+from safelight.comfy.building import Saved
+from safelight.comfy.node import Places
+from safelight.comfy.translate import Translation, translate, with_settings
+from safelight.disk import place
+from safelight.events import Event
+from safelight.graph import GraphError, Problem
+from safelight.lineage import trace, versions
+from safelight.spec import Work
+from safelight.store import Store, current
+from safelight.values import Image, Value
+
+TEMPORARY = "temp"
+"""The folder below the results for pictures that are only looked at."""
+
+
+def run(
+    prompt: Mapping[str, Any], places: Places, *, sets: Sequence[str] = (), store: Store | None = None, workflow: str = ""
+) -> Work[dict[str, list[Path]]]:
+    """Run a prompt and save what its SaveImage and PreviewImage nodes are given; the files by node id.
+
+    Events and errors name ComfyUI's nodes. PromptError when it cannot run. `workflow` is the editor's graph as JSON, kept in the files.
+    """
+    told = with_settings(prompt, sets)
+    translation = translate(told, places)
+    at = store or current()
+    with at.pin():
+        values = yield from _renamed(engine.run(translation.graph, at, translation.targets), translation)
+        texts = {"prompt": json.dumps(told), "workflow": workflow}
+        return {s.node: _save(values[s.value.id], s, places.output, texts, at) for s in translation.saved}
+
+
+def problems(prompt: Mapping[str, Any], places: Places, sets: Sequence[str] = ()) -> list[Problem]:
+    """What our engine finds wrong with the graph that a prompt becomes. PromptError for what is wrong with the prompt itself."""
+    translation = translate(with_settings(prompt, sets), places)
+    return [dataclasses.replace(p, node=translation.origin.get(p.node, p.node)) for p in engine.check(translation.graph)]
+
+
+def _renamed(work: Work[Any], translation: Translation) -> Work[Any]:
+    """The same work with events and errors that name ComfyUI's nodes."""
+    origin, answer = translation.origin, None
+    try:
+        while True:
+            event, found = _step(work, answer, origin)
+            if event is None:
+                return found
+            answer = yield dataclasses.replace(event, node=origin.get(event.node, event.node))
+    finally:
+        work.close()
+
+
+def _step(work: Work[Any], answer: Any, origin: Mapping[str, str]) -> tuple[Event | None, Any]:
+    """The next event; or None and what the work returned."""
+    try:
+        return work.send(answer), None
+    except StopIteration as stop:
+        return None, stop.value
+    except GraphError as e:
+        raise GraphError([dataclasses.replace(p, node=origin.get(p.node, p.node)) for p in e.problems]) from e
+
+
+def _save(value: Value, saved: Saved, output: Path, texts: Mapping[str, str], store: Store) -> list[Path]:
+    if not isinstance(value, Image):
+        return value.save(output / saved.prefix)
+    high, wide = value.pixels.shape[1:3]
+    root = output if saved.kept else output / TEMPORARY
+    folder, name, counter = next_name(root, saved.prefix, (wide, high))
+    out = []
+    for i in range(len(value)):
+        path = folder / f"{name.replace('%batch_num%', str(i))}_{counter + i:05}_.png"
+        _write(value, i, path, texts, store)
+        out.append(path)
+    return out
+
+
+def next_name(root: Path, prefix: str, size: tuple[int, int]) -> tuple[Path, str, int]:
+    """Folder, name and number of the next picture: one more than the highest there. `%width%`, `%height%` and the time's parts are put
+    into the prefix. ValueError when the prefix leads out of the folder."""
+    now = time.localtime()
+    date = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
+    parts = {"width": str(size[0]), "height": str(size[1])} | {k: time.strftime(v, now) for k, v in date.items()}
+    for word, value in parts.items():
+        prefix = prefix.replace(f"%{word}%", value)
+    plain = os.path.normpath(prefix.replace("\\", "/"))
+    folder = root / os.path.dirname(plain)
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"SaveImage: filename_prefix: got {prefix!r}, which leads out of {root}; expected a name below it")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = os.path.basename(plain)
+    taken = [p.name[len(name) + 1 :].split("_")[0] for p in folder.iterdir() if p.name.lower().startswith(f"{name}_".lower())]
+    return folder, name, max((int(t) for t in taken if t.isdecimal()), default=0) + 1
+
+
+def _write(image: Image, i: int, path: Path, texts: Mapping[str, str], store: Store) -> None:
+    """A PNG with ComfyUI's texts (`prompt`, `workflow`) and ours: `parameters` and the lineage."""
+    from PIL import Image as Pil
+
+    info = image.info[i] if image.info else {}
+    recipe, index = info.get(ORIGIN, ("", 0))
+    own = {"parameters": parameters.write(info, f"safelight {versions()['safelight']}")}
+    if recipe:
+        own[embed.OURS] = json.dumps(trace(store, recipe).of_picture(index).data, separators=(",", ":"))
+    raw = io.BytesIO()
+    Pil.fromarray(image.bytes8()[i]).save(raw, "PNG")
+    content = embed.png_with_texts(raw.getvalue(), {k: v for k, v in {**texts, **own}.items() if v})
+    place(path.parent, path, lambda tmp: tmp.write_bytes(content))
