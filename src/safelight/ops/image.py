@@ -121,13 +121,6 @@ def pick(image: Image, indices: Sequence[Annotated[int, Knob(0)]]) -> Image:
     return Image(image.pixels[chosen], tuple(image.info[i] for i in chosen) if image.info else ())
 
 
-def _grid(image: Image) -> Tensor:
-    """(B, 3, H, W)."""
-    import torch
-
-    return torch.from_numpy(image.pixels).movedim(-1, 1)
-
-
 def _image(x: Tensor, like: Image | None = None) -> Image:
     """The picture of a (B, 3, H, W) tensor, with what `like` says of itself where the batch is the same."""
     pixels = x.movedim(1, -1).contiguous().numpy()
@@ -156,7 +149,7 @@ def scale_image(
         method: area is best for making smaller; lanczos is sharp, and rounds to 8 bits
         crop: cut the middle to the new shape; otherwise it is stretched
     """
-    from safelight.sampling.resize import scaled, shape_of
+    from safelight.sampling.resize import grid, scaled, shape_of
 
     high, wide = image.pixels.shape[1:3]
     if longest:
@@ -168,7 +161,7 @@ def scale_image(
         size = shape_of((high, wide), width=width, height=height, by=by)
     if not (width or height or longest or megapixels) and by == 1:
         return image
-    return _image(scaled(_grid(image), *size, method=method, crop=crop), image)
+    return _image(scaled(grid(image), *size, method=method, crop=crop), image)
 
 
 @op(group="image", version=1, exact=True)
@@ -198,9 +191,9 @@ def turn_image(
         degrees: how far to turn
         mirror: which way to mirror, after turning
     """
-    from safelight.sampling.resize import turned
+    from safelight.sampling.resize import grid, turned
 
-    return _image(turned(_grid(image), degrees, mirror), image)
+    return _image(turned(grid(image), degrees, mirror), image)
 
 
 @op(group="image", version=1, exact=True)
@@ -250,12 +243,12 @@ def join_images(images: Sequence[Image]) -> Image:
     """
     import numpy as np
 
-    from safelight.sampling.resize import scaled
+    from safelight.sampling.resize import grid, scaled
 
     if not images:
         raise ValueError("join_images: images: got none, expected at least one")
     high, wide = images[0].pixels.shape[1:3]
-    same = [i if i.pixels.shape[1:3] == (high, wide) else _image(scaled(_grid(i), wide, high, crop=True), i) for i in images]
+    same = [i if i.pixels.shape[1:3] == (high, wide) else _image(scaled(grid(i), wide, high, crop=True), i) for i in images]
     info = tuple(row for i in same for row in (i.info or ({},) * len(i))) if any(i.info for i in same) else ()
     return Image(np.concatenate([i.pixels for i in same]), info)
 
@@ -278,14 +271,12 @@ def paste_image(
         mask: how much of each place of `over`; scaled to it
         fit: scale `over` to the lower picture first
     """
-    import torch
+    from safelight.sampling.resize import grid, pasted, plane, repeated, scaled
 
-    from safelight.sampling.resize import pasted, repeated, scaled
-
-    under, top = _grid(image), _grid(over)
+    under, top = grid(image), grid(over)
     if fit:
         top = scaled(top, under.shape[-1], under.shape[-2])
     weight = None
     if mask is not None:
-        weight = repeated(scaled(torch.from_numpy(mask.values)[:, None], top.shape[-1], top.shape[-2]), len(under))
+        weight = repeated(scaled(plane(mask), top.shape[-1], top.shape[-2]), len(under))
     return _image(pasted(under, top, left=x, top=y, weight=weight), image)

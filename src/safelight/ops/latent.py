@@ -135,9 +135,7 @@ def paste_latent(
         mask: how much of each place of `over`; scaled to it
         fit: scale `over` to the lower latent first
     """
-    import torch
-
-    from safelight.sampling.resize import fading, pasted, repeated, scaled
+    from safelight.sampling.resize import fading, pasted, plane, repeated, scaled
 
     under, top = latent.samples, over.samples
     if fit:
@@ -147,7 +145,7 @@ def paste_latent(
     h, w = top.shape[-2:]
     weight = None
     if mask is not None:
-        full = scaled(torch.from_numpy(mask.values)[:, None], *reversed(over.samples.shape[-2:] if not fit else under.shape[-2:]))
+        full = scaled(plane(mask), *reversed(over.samples.shape[-2:] if not fit else under.shape[-2:]))
         weight = repeated(full, len(under))[..., :h, :w]
     elif feather // CELL:
         down = fading(h, feather // CELL, first=upper != 0, last=upper + h < under.shape[-2])
@@ -261,9 +259,9 @@ def set_noise_mask(latent: Latent, mask: Mask | Latent) -> Latent:
     Args:
         mask: 1 is drawn over; of any size; or a latent whose mask to take
     """
-    import torch
+    from safelight.sampling.resize import plane
 
-    found = mask.mask if isinstance(mask, Latent) else torch.from_numpy(mask.values)[:, None].clone()
+    found = mask.mask if isinstance(mask, Latent) else plane(mask)
     if found is None:
         raise ValueError("set_noise_mask: mask: got a latent without a mask, expected a mask or a latent that has one")
     return dataclasses.replace(latent, mask=found)

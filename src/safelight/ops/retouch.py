@@ -29,12 +29,13 @@ def _folded(image: Image, weights: Tensor) -> NDArray[np.float32]:
     """Each pixel the weighted sum of those around it; beyond the edges the picture is mirrored."""
     import torch
 
+    from safelight.sampling.resize import grid
+
     radius = len(weights) // 2
     if min(image.pixels.shape[1:3]) <= radius:
         high, wide = image.pixels.shape[1:3]
         raise ValueError(f"blur: radius: got {radius} for a picture of {wide} x {high} pixels, expected less than either side")
-    x = torch.from_numpy(image.pixels).movedim(-1, 1)
-    x = torch.nn.functional.pad(x, (radius,) * 4, "reflect")
+    x = torch.nn.functional.pad(grid(image), (radius,) * 4, "reflect")
     folded = torch.nn.functional.conv2d(x, weights.expand(3, 1, -1, -1), groups=3)
     out: NDArray[np.float32] = folded.movedim(1, -1).contiguous().numpy()
     return out
@@ -114,8 +115,8 @@ def _bayer(n: int) -> NDArray[np.float64]:
         return np.zeros((1, 1))
     cells = 4**n
     inner = cells * _bayer(n - 1)
-    whole: NDArray[np.float64] = np.block([[inner - 1.5, inner + 0.5], [inner + 1.5, inner - 0.5]])
-    return whole / cells
+    whole: NDArray[np.float64] = np.block([[inner - 1.5, inner + 0.5], [inner + 1.5, inner - 0.5]]) / cells
+    return whole
 
 
 @op(group="image", version=1, exact=True)
@@ -137,15 +138,13 @@ def blend_images(
         amount: how much of the blend; 0 leaves the lower one as it is
         how: normal is the upper one itself
     """
-    import torch
+    from safelight.sampling.resize import grid, scaled
 
-    from safelight.sampling.resize import scaled
-
-    a, b = (torch.from_numpy(i.pixels) for i in (image, other))
-    if a.shape != b.shape:
-        b = scaled(b.movedim(-1, 1), a.shape[2], a.shape[1], method="bicubic", crop=True).movedim(1, -1)
+    a, b = grid(image), grid(other)
+    if a.shape[2:] != b.shape[2:]:
+        b = scaled(b, a.shape[3], a.shape[2], method="bicubic", crop=True)
     mixed = (a * (1 - amount) + _blended(a, b, how) * amount).clamp(0, 1)
-    return Image(mixed.contiguous().numpy(), image.info if len(mixed) == len(image) else ())
+    return Image(mixed.movedim(1, -1).contiguous().numpy(), image.info if len(mixed) == len(image) else ())
 
 
 def _blended(a: Tensor, b: Tensor, how: str) -> Tensor:

@@ -19,7 +19,7 @@ def sample(
     negative: Cond | None = None,
     seed: Annotated[int, Knob(0, 2**64 - 1, draw=True)] = -1,
     sampling: Sampling = SAMPLING,
-    scale: Scale = SCALE,
+    guidance: Scale = SCALE,
     stage: Stage = STAGE,
 ) -> Work[Latent]:
     """Draw latents: from noise on a latent to a picture, or one stage of that way.
@@ -37,9 +37,8 @@ def sample(
     from safelight.sampling.stage import staged
 
     with lease(model, holder="sample") as family:
-        return (
-            yield from staged(family, positive, latent, negative=negative, seed=seed, sampling=sampling, scale=scale, stage=stage)
-        )
+        work = staged(family, positive, latent, negative=negative, seed=seed, sampling=sampling, scale=guidance, stage=stage)
+        return (yield from work)
 
 
 @op(group="latent", version=2)

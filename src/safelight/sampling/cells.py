@@ -4,19 +4,19 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from safelight.events import Event, Progress
 from safelight.families import Family
 from safelight.sampling.draw import AT_ONCE, cover, fitting
-from safelight.sampling.resize import grown, scaled
+from safelight.sampling.resize import grid, grown, plane, scaled
 from safelight.sampling.settings import Size
 from safelight.sampling.tiles import three_ways
 from safelight.values import Image, Mask
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -25,7 +25,7 @@ def encoded(family: Family, image: Image, *, size: Size, tile: int, overlap: int
     if size.width or size.height:
         pixels = cover(image.pixels, fitting(family, size, image))
     else:
-        pixels = whole_cells(torch.from_numpy(np.array(image.pixels)), family.factor)
+        pixels = whole_cells(grid(image), family.factor).movedim(1, -1)
     if not tile:
         return torch.cat([family.encode_image(p).cpu() for p in pixels.split(AT_ONCE)])
     x, f = pixels.movedim(-1, 1), family.factor
@@ -51,23 +51,21 @@ def decoded(family: Family, latent: Tensor, *, tile: int, overlap: int) -> Gener
 def holed(family: Family, image: Image, mask: Mask, *, grow: int, soft: bool) -> tuple[Tensor, Tensor]:
     """The latent (B, C, h, w) of the pictures with grey where the mask rounds to 1, and the mask (B, 1, H, W) `grow` pixels larger, rounded
     unless `soft`. Both without what does not fill a cell."""
-    pixels = torch.from_numpy(np.array(image.pixels))
-    over = scaled(torch.from_numpy(np.array(mask.values))[:, None], pixels.shape[2], pixels.shape[1])
-    pixels, over = whole_cells(pixels, family.factor), whole_cells(over.movedim(1, -1), family.factor)
-    painted = (pixels - 0.5) * (1.0 - over.round()) + 0.5
-    over = over.movedim(-1, 1)
+    pixels = grid(image)
+    over = whole_cells(scaled(plane(mask), pixels.shape[3], pixels.shape[2]), family.factor)
+    painted = ((whole_cells(pixels, family.factor) - 0.5) * (1.0 - over.round()) + 0.5).movedim(1, -1)
     kept = over if soft else (grown(over.round(), grow) if grow else over).round()
     return torch.cat([family.encode_image(p).cpu() for p in painted.split(AT_ONCE)]), kept
 
 
-def whole_cells(pixels: Tensor, factor: int) -> Tensor:
-    """(B, H, W, C) without the rows and columns that fill no cell, half of them off each edge. ValueError when nothing is left."""
-    for dim in (1, 2):
-        n = pixels.shape[dim]
+def whole_cells(x: Tensor, factor: int) -> Tensor:
+    """(B, C, H, W) without the rows and columns that fill no cell, half of them off each edge. ValueError when nothing is left."""
+    for dim in (2, 3):
+        n = x.shape[dim]
         if n < factor:
-            raise ValueError(f"encode: image: got {pixels.shape[2]} x {pixels.shape[1]} pixels, expected at least {factor} a side")
-        pixels = pixels.narrow(dim, n % factor // 2, n // factor * factor)
-    return pixels
+            raise ValueError(f"encode: image: got {x.shape[3]} x {x.shape[2]} pixels, expected at least {factor} a side")
+        x = x.narrow(dim, n % factor // 2, n // factor * factor)
+    return x
 
 
 def _tiles(tile: int, overlap: int, factor: int) -> tuple[int, int]:

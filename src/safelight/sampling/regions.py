@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from safelight.events import Query
-from safelight.sampling.resize import fading, repeated, scaled
+from safelight.sampling.resize import fading, plane, repeated, scaled
 from safelight.values import Cond, Region
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _box(region: Region, factor: int, shape: Sequence[int]) -> Box | None:
 def _mask(region: Region, shape: Sequence[int]) -> Tensor:
     """(1 or B, h, w)."""
     assert region.mask is not None
-    mask = torch.from_numpy(region.mask.values)[:, None]  # (B, 1, H, W)
+    mask = plane(region.mask)
     if mask.shape[-2:] != tuple(shape[-2:]):
         mask = scaled(mask, shape[-1], shape[-2])
     return (mask if len(mask) == 1 else repeated(mask, shape[0]))[:, 0]

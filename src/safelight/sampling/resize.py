@@ -3,15 +3,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image as Pil
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from safelight.values import Image, Mask
 
 METHODS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos", "bislerp")
 ALIKE = 1e-5
 """Directions whose cosine is within this of 1 or -1 are taken for one line."""
+
+
+def plane(mask: Mask) -> Tensor:
+    """(B, 1, H, W), a copy."""
+    return torch.from_numpy(np.array(mask.values))[:, None]
+
+
+def grid(image: Image) -> Tensor:
+    """(B, 3, H, W), a copy."""
+    return torch.from_numpy(np.array(image.pixels)).movedim(-1, 1)
 
 
 def scaled(x: Tensor, width: int, height: int, *, method: str = "bilinear", crop: bool = False) -> Tensor:
@@ -41,7 +55,7 @@ def _middle(x: Tensor, wanted: float) -> Tensor:
 def _lanczos(x: Tensor, width: int, height: int) -> Tensor:
     grey = x.shape[1] == 1
     rows = (np.clip(255.0 * p.movedim(0, -1).cpu().numpy(), 0, 255).astype(np.uint8) for p in x)
-    made = [np.array(Image.fromarray(p[..., 0] if grey else p).resize((width, height), Image.Resampling.LANCZOS)) for p in rows]
+    made = [np.array(Pil.fromarray(p[..., 0] if grey else p).resize((width, height), Pil.Resampling.LANCZOS)) for p in rows]
     found = torch.from_numpy(np.stack(made).astype(np.float32) / np.float32(255.0))
     return (found[:, None] if grey else found.movedim(-1, 1)).to(x)
 
@@ -141,5 +155,5 @@ def directions(a: Tensor, b: Tensor, ratio: float) -> Tensor:
     """The mean of two latents' directions in channel space, with the mean of their lengths; `ratio` is how much of a."""
     long_a, long_b = (torch.linalg.vector_norm(z, dim=1, keepdim=True) for z in (a, b))
     way = torch.nan_to_num(a / long_a) * ratio + torch.nan_to_num(b / long_b) * (1.0 - ratio)
-    unit: Tensor = torch.nan_to_num(way / torch.linalg.vector_norm(way, dim=1, keepdim=True))
-    return unit * (long_a * ratio + long_b * (1.0 - ratio))
+    out: Tensor = torch.nan_to_num(way / torch.linalg.vector_norm(way, dim=1, keepdim=True)) * (long_a * ratio + long_b * (1.0 - ratio))
+    return out
