@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
+TEXT = tuple(part for part in PARTS if part.startswith(("text_encoder", "tokenizer")))
 READ = (".safetensors", ".json", ".txt", ".model")
 WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 

@@ -135,7 +135,7 @@ class Net:
 
     def cond(self, captions: Sequence[str]) -> Cond:
         """The captions as the model reads them now."""
-        if self.plan.shape.text_encoder:
+        if self.adapter.text:
             return self.family.encode_text(captions)
         return self.cond_before(captions)
 
@@ -228,7 +228,7 @@ def metadata(family: Family, model: Model, lesson: Lesson, plan: Plan, trained: 
     kohya = {
         "ss_network_module": "networks.lora", "ss_network_dim": shape.rank, "ss_network_alpha": f"{alpha:g}",
         "ss_network_args": json.dumps(conv),
-        "ss_base_model_version": "sd_v1" if family.channels == 4 else lora_file.architecture(family), "ss_v2": False,
+        "ss_base_model_version": lora_file.base_version(family), "ss_v2": lora_file.base_version(family) == "sd_v2",
         "ss_sd_model_name": Path(model.source).name, "ss_sd_model_hash": model.fingerprint, "ss_seed": plan.seed,
         "ss_learning_rate": f"{opt.lr:g}", "ss_unet_lr": f"{opt.lr:g}", "ss_text_encoder_lr": f"{opt.lr:g}" if shape.text_encoder else None,
         "ss_optimizer": "torch.optim.adamw.AdamW", "ss_lr_scheduler": opt.decay, "ss_lr_warmup_steps": opt.warmup,

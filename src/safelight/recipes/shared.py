@@ -14,7 +14,7 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from safelight.events import Note, Preview
-from safelight.families.sources import open_model
+from safelight.families.sources import TEXT, open_model
 from safelight.runtime import choose_device, choose_dtype
 from safelight.sampling.draw import Shot, draw, starts
 from safelight.sampling.settings import SIZE, Guidance, Sampling
@@ -71,7 +71,7 @@ def encoded(family: Family, model: Model, rows: Sequence[Row], captions: Sequenc
     """Encode what is not yet encoded: the pictures, their captions, `more` texts and the empty one. A `part` of the rows is held out."""
     parts, patches = open_model(model), [p.key for p in model.patches]
     shelf = cache.Shelf(current().folder("encoded"))
-    eye, ear = parts.fingerprint("vae"), digest(parts.fingerprint("text_encoder", "tokenizer"), *patches)
+    eye, ear = parts.fingerprint("vae"), digest(parts.fingerprint(*TEXT), *patches)
     latents = yield from cache.latents(family, eye, rows, side, shelf)
     texts = yield from cache.texts(family, ear, sorted({"", *captions, *more}), shelf)
     learn, held = held_out.split(rows, part, seed)

@@ -49,16 +49,34 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     return h.hexdigest()
 
 
+NAMED = {
+    ("sd", 768): ("stable-diffusion-v1", "sd_v1"), ("sd", 1024): ("stable-diffusion-v2-768-v", "sd_v2"),
+    ("sdxl", 0): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"), ("sd3", 0): ("stable-diffusion-3-medium", "sd3"),
+}
+"""What modelspec and kohya call what LoRAs are for, by family and, where it tells two apart, its text's width."""
+
+
+def _named(family: Family) -> tuple[str, str]:
+    width = int(family.trainable()["text_encoder"].config.hidden_size) if family.name == "sd" and family.channels == 4 else 0
+    own = f"safelight-{family.name}-{family.channels}ch"
+    return NAMED.get((family.name, width), NAMED["sd", 768] if width else (own, own))
+
+
 def architecture(family: Family) -> str:
-    """modelspec's name of what the LoRA is for: `stable-diffusion-v1` for SD 1.x's four channels, else the family and its channels."""
-    return "stable-diffusion-v1" if family.name == "sd" and family.channels == 4 else f"safelight-{family.name}-{family.channels}ch"
+    """modelspec's name of what the LoRA is for: `stable-diffusion-v1` for SD 1.x, else the family and its channels."""
+    return _named(family)[0]
 
 
-def modelspec(family: Family, title: str, side: int) -> dict[str, str]:
-    """The modelspec 1.0.0 fields. No date: the same training writes the same bytes."""
+def base_version(family: Family) -> str:
+    """kohya's name of the same: `sd_v1`."""
+    return _named(family)[1]
+
+
+def modelspec(family: Family, title: str, side: int, *, kind: str = "lora") -> dict[str, str]:
+    """The modelspec 1.0.0 fields of a LoRA or a `controlnet`. No date: the same training writes the same bytes."""
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture(family)}/lora",
+        "modelspec.architecture": f"{architecture(family)}/{kind}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{side}x{side}",
@@ -81,7 +99,7 @@ def compare(trained: Tensor, read_back: Tensor, layers: int, matched: int) -> Pr
     proof = Proof(float((trained - read_back).abs().max()), matched, layers)
     if matched != layers or not proof.max_difference <= TOLERANCE:
         raise ValueError(
-            f"train_lora: the saved file is not what was trained: {matched} of {layers} layers read back, outputs differ by up to "
+            f"training: the saved file is not what was trained: {matched} of {layers} layers read back, outputs differ by up to "
             f"{proof.max_difference:.2e}; expected all, within {TOLERANCE:g}. The file was not kept."
         )
     return proof

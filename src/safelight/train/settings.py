@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from safelight.spec import Knob, OneOf
 from safelight.values import Knobs
 
-_ATTENTION = r"attn\d\.(to_q|to_k|to_v|to_out\.0)"
-_BLOCK = r"|ff\.net\.(0\.proj|2)|proj_in|proj_out"
+_ATTENTION = r"attn\d?\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+_BLOCK = r"|ff(_context)?\.net\.(0\.proj|2)|proj_in|proj_out"
 _RESNET = r"|resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0\.conv"
 
 TARGETS = {"attention": _ATTENTION, "transformer": _ATTENTION + _BLOCK, "full": _ATTENTION + _BLOCK + _RESNET}
-"""Sets of U-Net layers a LoRA may change, as patterns for the end of a layer's path."""
+"""Sets of layers of a U-Net or a transformer that a LoRA may change, as patterns for the end of a layer's path."""
 
 
 def _targets() -> Iterable[str]:
@@ -71,5 +71,8 @@ class Watch(Knobs):
     prompts: Annotated[Sequence[str], "prompts drawn at every look; empty: some of the captions"] = ()
     samples: Annotated[int, Knob(0, 64, help="how many pictures are drawn at every look; 0: none")] = 4
 
+
+STEER, STEERED = Optimizer(lr=3e-4, warmup=100), Batches(steps=2000, drop=0.3)
+"""What a ControlNet begins with."""
 
 SHAPE, OPTIMIZER, BATCHES, OBJECTIVE, WATCH = LoraShape(), Optimizer(), Batches(), Objective(), Watch()

@@ -15,22 +15,26 @@ from torch import Tensor, nn
 
 from safelight.patches import preserved
 from safelight.patches.lora import PREFIXES, kohya_name
+from safelight.patches.lora.names import DENOISERS
 from safelight.train.batches import number
 from safelight.train.settings import TARGETS, LoraShape
 
 if TYPE_CHECKING:
     from safelight.families import Family
 
-TEXT_TARGETS = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+TEXT_TARGETS = r"(q_proj|k_proj|v_proj|out_proj|fc1|fc2)|self\.(query|key|value)"
+"""Layers of CLIP's towers and of BERT."""
+
 NAME = "default"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA inside a model. `layers` are peft's, by kohya name; `alpha` is the same for all."""
+    """A LoRA inside a model. `layers` are peft's, by kohya name; `alpha` is the same for all; `text`: some are a text encoder's."""
 
     layers: Mapping[str, Any]
     alpha: float
+    text: bool
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -66,20 +70,23 @@ class Adapter:
 def lora(family: Family, shape: LoraShape, seed: int) -> Iterator[Adapter]:
     """A LoRA beside the layers that `shape` names, in float32 over whatever dtype the model has; gone when the block ends.
 
-    It starts as no change: up is zero, down is drawn from `seed`. ValueError when the model has no such layer.
+    It starts as no change: up is zero, down is drawn from `seed`. Text encoders without layers of CLIP's or BERT's names (T5, ChatGLM) are
+    left alone. ValueError when the denoiser has no layer of the kind.
     """
     alpha = float(shape.rank if shape.alpha is None else shape.alpha)
-    chosen = {"unet": TARGETS[shape.targets]} | ({"text_encoder": TEXT_TARGETS} if shape.text_encoder else {})
     networks = {part: net for part, net in family.trainable().items() if part in PREFIXES}
+    wanted = [part for part in networks if part in DENOISERS or shape.text_encoder]
+    chosen = {part: layer_paths(networks[part], TARGETS[shape.targets] if part in DENOISERS else TEXT_TARGETS) for part in wanted}
+    if not any(chosen[part] for part in wanted if part in DENOISERS):
+        raise ValueError(f"train_lora: no layer of this {family.name} model fits targets {shape.targets!r}")
+    several = "text_encoder_2" in networks
     with preserved(networks):
         layers: dict[str, LoraLayer] = {}
-        for part, pattern in chosen.items():
-            paths = layer_paths(networks[part], pattern)
-            if not paths:
-                raise ValueError(f"train_lora: no layer of the {part} fits targets {shape.targets!r}")
-            _inject(networks[part], paths, shape.rank, alpha, number("adapter", seed, part))
-            layers |= {kohya_name(part, path, several="text_encoder_2" in networks): networks[part].get_submodule(path) for path in paths}
-        yield Adapter(layers, alpha)
+        for part, paths in chosen.items():
+            if paths:
+                _inject(networks[part], paths, shape.rank, alpha, number("adapter", seed, part))
+            layers |= {kohya_name(part, path, several=several): networks[part].get_submodule(path) for path in paths}
+        yield Adapter(layers, alpha, any(chosen[part] for part in wanted if part not in DENOISERS))
 
 
 def layer_paths(network: nn.Module, pattern: str) -> list[str]:
