@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -19,6 +19,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
 )
 
 from safelight.families import Family, find
@@ -57,7 +59,7 @@ def unet(channels: int, sample: int, width: int = 32, **changes: Any) -> UNet2DC
     return UNet2DConditionModel(**usual | changes)
 
 
-def vae(channels: int, factor: int, scale: float) -> AutoencoderKL:
+def vae(channels: int, factor: int, scale: float, **changes: Any) -> AutoencoderKL:
     levels = factor.bit_length()
     widths = (8, 8, 16, 16)[-levels:]
     return AutoencoderKL(
@@ -70,6 +72,7 @@ def vae(channels: int, factor: int, scale: float) -> AutoencoderKL:
         scaling_factor=scale,
         mid_block_add_attention=False,
         sample_size=64,
+        **changes,
     )
 
 
@@ -281,7 +284,30 @@ def kolors(folder: Path, *, seed: int = 0) -> Path:
     return finish(folder, "KolorsPipeline")
 
 
-LAYOUTS = {f.__name__: f for f in (mini, sd1, flow, sd2, inpaint, taiyi, sdxl, refiner, kolors)}
+def sd3(folder: Path, *, seed: int = 0) -> Path:
+    """SD 3.5's layout: a joint transformer, two towers with projections and T5, 16 channels with a shift, f4, 32 px."""
+    words = tokenizer(48)
+    t5_words = PreTrainedTokenizerFast(tokenizer_object=tokenizer(512)._tokenizer, eos_token="</s>", pad_token="<pad>")
+    t5_words._tokenizer.post_processor = processors.TemplateProcessing(single="$0 </s>", special_tokens=[("</s>", 2)])
+    t5 = T5Config(vocab_size=len(words), d_model=96, d_kv=16, d_ff=64, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
+    save(folder, seed, {
+        "transformer": lambda: SD3Transformer2DModel(
+            sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=4, joint_attention_dim=96, caption_projection_dim=32,
+            pooled_projection_dim=80, pos_embed_max_size=24, dual_attention_layers=(0,), qk_norm="rms_norm",
+        ),
+        "vae": lambda: vae(16, 4, 1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        "text_encoder": lambda: projected(words, 32),
+        "text_encoder_2": lambda: projected(words, 48),
+        "text_encoder_3": lambda: T5EncoderModel(t5),
+        "tokenizer": lambda: words,
+        "tokenizer_2": lambda: words,
+        "tokenizer_3": lambda: t5_words,
+    })
+    schedule(folder, "flow", shift=3.0)
+    return finish(folder, "StableDiffusion3Pipeline")
+
+
+LAYOUTS = {f.__name__: f for f in (mini, sd1, flow, sd2, inpaint, taiyi, sdxl, refiner, kolors, sd3)}
 
 
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Family:

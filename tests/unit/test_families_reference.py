@@ -1,6 +1,7 @@
 """The same weights say and draw the same in diffusers' own pipelines, in float32."""
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,17 +79,19 @@ class Both:
         return said, self.seen[0][1][-1:]
 
 
-def load(folder: Path, cls: Callable[..., Pipeline], *, network: str = "unet", spacing: str = "leading", **classes: Any) -> Both:
+def load(folder: Path, cls: Callable[..., Pipeline], *, spacing: str = "leading", **classes: Any) -> Both:
     """`classes` are the parts' classes by name; those that are None are left out."""
     ours: Family = tiny.load(folder, device=CPU, dtype=torch.float32)
     made = {name: c and c.from_pretrained(folder / name) for name, c in classes.items()}
-    for net in (made.get(name) for name in (network, "vae", "text_encoder", "text_encoder_2", "text_encoder_3")):
-        net and net.eval().requires_grad_(False)
-    scheduler = diffusers.EulerDiscreteScheduler.from_pretrained(folder / "scheduler", timestep_spacing=spacing, steps_offset=1)
-    theirs = cls(**made, scheduler=scheduler)
+    for name in ours.trainable():
+        made[name] and made[name].eval().requires_grad_(False)
+    flow = ours.prediction == "flow"
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler if flow else diffusers.EulerDiscreteScheduler
+    changes = {} if flow else {"timestep_spacing": spacing, "steps_offset": 1}
+    theirs = cls(**made, scheduler=scheduler.from_pretrained(folder / "scheduler", **changes))
     theirs.set_progress_bar_config(disable=True)
     seen: list[tuple[dict[str, Any], Tensor]] = []
-    getattr(theirs, network).register_forward_hook(lambda _m, _a, kw, out: seen.append((kw, out[0])), with_kwargs=True)
+    made[next(iter(ours.trainable()))].register_forward_hook(lambda _m, _a, kw, out: seen.append((kw, out[0])), with_kwargs=True)
     torch.manual_seed(5)
     return Both(ours, theirs, torch.randn(1, ours.channels, ours.size // ours.factor, ours.size // ours.factor), seen)
 
@@ -250,3 +253,32 @@ def test_words_are_chatglms_own(tmp_path: Path) -> None:
     ours = sentencepieces.read(tmp_path / "tokenizer.model")
     for text in (*tiny.SAYINGS, *MIXED, " two  spaces ", "tab\tline\n", "émoji 🎨 ﬁ", "<s> <unk> </s>", "▁", "girlgirl 红"):
         assert ours.encode(text).ids == theirs.encode(text)
+
+
+FLOW = {name: c for name, c in XL.items() if name not in ("unet", "image_encoder", "feature_extractor")} | {
+    "transformer": diffusers.SD3Transformer2DModel, "text_encoder": transformers.CLIPTextModelWithProjection,
+    "text_encoder_3": transformers.T5EncoderModel, "tokenizer_3": transformers.PreTrainedTokenizerFast,
+}
+
+
+def test_sd3(tmp_path: Path) -> None:
+    both = load(tiny.sd3(tmp_path / "m"), diffusers.StableDiffusion3Pipeline, **FLOW)
+    told = both.theirs.encode_prompt(PROMPT, None, None, CPU, 1, True, NEGATIVE, max_sequence_length=77)
+    pooled_too(both, told)
+    drawn = both.theirs(PROMPT, latents=both.start(), height=32, width=32, max_sequence_length=77, **ASKED)
+    assert gap(*both.step(both.conds()[0])) < CLOSE
+    assert gap(both.draw(), drawn.images) < 1 / 255
+
+
+def test_sd3_without_t5_and_of_odd_sizes(tmp_path: Path) -> None:
+    folder = tiny.sd3(tmp_path / "m")
+    whole = tiny.load(folder, device=CPU, dtype=torch.float32)
+    shutil.rmtree(folder / "text_encoder_3")
+    shutil.rmtree(folder / "tokenizer_3")
+    bare = tiny.load(folder, device=CPU, dtype=torch.float32)
+    assert "text_encoder_3" not in bare.trainable()
+    long, short = (whole.encode_text([PROMPT]).tokens, bare.encode_text([PROMPT]).tokens)
+    assert torch.equal(long[:, : short.shape[1]], short) and long.shape[1] == short.shape[1] + 77
+    x = torch.randn(2, 16, 7, 9)
+    said = bare.predict(x, bare.sigmas[[100, 900]], bare.encode_text([PROMPT, ""]))
+    assert said.shape == x.shape

@@ -1,0 +1,126 @@
+"""Stable Diffusion 3 and 3.5 (arXiv:2403.03206): a transformer that says the flow, two CLIP towers and T5, latents of 16 channels."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+from safelight.families import family
+from safelight.families.clip_text import ClipText, side_by_side, tokenizer, tokens, weighted
+from safelight.families.latents import Autoencoder
+from safelight.families.layouts import Layout
+from safelight.families.parametrisation import Parametrisation
+from safelight.families.sources import Parts
+from safelight.families.weight_file import WeightFile
+from safelight.values import Cond
+
+SHORTEST = 77
+"""T5's tokens are filled up to as many at least; ComfyUI's figure. diffusers has 256."""
+
+
+@family
+class SD3:
+    """A loaded SD3-like model. T5 is optional, as in ComfyUI: without it the text is the towers' tokens alone.
+
+    The transformer reads text and picture in one attention, so tokens are never repeated: of a batch, shorter prompts are filled up.
+    """
+
+    name = "sd3"
+    pipelines: ClassVar[tuple[str, ...]] = (
+        "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline",
+    )
+
+    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
+        self.device, self.dtype = torch.device(device), dtype
+
+        def built(part: str, cls: Any) -> Any:
+            return parts.build(part, cls, device=self.device, dtype=dtype)
+
+        self.way = Parametrisation.read(parts.config("scheduler"), self.device)
+        self.images = Autoencoder(parts, device=self.device, dtype=dtype)
+        self.net = built("transformer", SD3Transformer2DModel)
+        self.text = ClipText(tokenizer(parts), built("text_encoder", CLIPTextModelWithProjection), base=1, normed=False)
+        self.text_2 = ClipText(tokenizer(parts, "tokenizer_2"), built("text_encoder_2", CLIPTextModelWithProjection), base=1, normed=False)
+        self.t5, self.words = (built("text_encoder_3", T5EncoderModel), tokenizer(parts, "tokenizer_3")) if _has_t5(parts) else (None, None)
+        self.prediction, self.sigmas = self.way.prediction, self.way.sigmas
+        self.channels, self.factor = self.images.channels, self.images.factor
+        self.size = int(self.net.config.sample_size) * self.factor
+        self.encode_image, self.decode = self.images.encode, self.images.decode
+        self.scale_input, self.noised, self.target = self.way.scale_input, self.way.noised, self.way.target
+
+    @staticmethod
+    def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
+        """None: this family is read from folders."""
+        return None
+
+    def tokens(self, text: str) -> int:
+        """How many tokens the text takes, without begin and end marks, by the CLIP towers' count."""
+        return len(self.text.tokens(text))
+
+    def encode_text(self, prompts: Sequence[str], *, skip: int = 0, negative: bool = False) -> Cond:
+        """`tokens` (B, 77 n + L, D): both towers' side by side, filled up with zeros to T5's width, then T5's; `pooled` (B, P1 + P2)."""
+        read = [tower.read(prompts, skip=skip) for tower in (self.text, self.text_2)]
+        clip = side_by_side([r.tokens for r in read])
+        clip = nn.functional.pad(clip, (0, int(self.net.config.joint_attention_dim) - clip.shape[-1]))
+        pooled = torch.cat([r.pooled for r in read if r.pooled is not None], dim=-1)
+        return Cond(clip if self.t5 is None else torch.cat([clip, self._t5(prompts)], dim=1), {"pooled": pooled})
+
+    def _t5(self, prompts: Sequence[str]) -> Tensor:
+        rows = [tokens(self.words, p) for p in prompts]
+        length = max(SHORTEST, *(len(row) + 1 for row in rows))
+        end, fill = self.words.eos_token_id, self.words.pad_token_id
+        ids = [[*(t.id for t in row), end, *([fill] * (length - 1 - len(row)))] for row in (*rows, ())]
+        hidden: Tensor = self.t5(input_ids=torch.tensor(ids, device=self.device)).last_hidden_state.float()
+        return weighted(hidden[:-1], hidden[-1:], [[*(t.weight for t in row), *([1.0] * (length - len(row)))] for row in rows])
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The flow for x (B, C, h, w) at sigma (B,), float32; gradients flow. Odd sides are filled up to whole patches, as ComfyUI does."""
+        h, w = x.shape[-2:]
+        patch = int(self.net.config.patch_size)
+        fed = nn.functional.pad(x.to(self.device), (0, -w % patch, 0, -h % patch), mode="circular").to(self.dtype)
+        out: Tensor = self.net(
+            fed,
+            encoder_hidden_states=cond.tokens.to(self.device, self.dtype),
+            pooled_projections=cond.extras["pooled"].to(self.device, self.dtype),
+            timestep=self.way.timestep(sigma),
+            return_dict=False,
+        )[0]
+        return out[..., :h, :w].float()
+
+    @torch.no_grad()
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """x0 for x (B, C, h, w) at sigma (B,), float32."""
+        x = x.to(self.device, torch.float32)
+        return self.way.x0(x, self.predict(x, sigma, cond), sigma)
+
+    def inpainting(self, pixels: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
+        """Nothing: the transformer sees the latent alone."""
+        return {}
+
+    def trainable(self) -> Mapping[str, nn.Module]:
+        """`transformer`, `text_encoder`, `text_encoder_2`, `vae`, and `text_encoder_3` where there is T5."""
+        networks: dict[str, Any] = {"transformer": self.net, "text_encoder": self.text.model, "text_encoder_2": self.text_2.model}
+        return {**networks, "vae": self.images.net} | ({} if self.t5 is None else {"text_encoder_3": self.t5})
+
+    @property
+    def preview_matrix(self) -> Tensor:
+        """(C + 1, 3): latent channels and 1 -> RGB."""
+        return self.images.preview_matrix
+
+    def for_training(self) -> None:
+        """On a CPU, plain attention in the text towers; the transformer's has one form."""
+        if self.device.type == "cpu":
+            self.text.plain_attention()
+            self.text_2.plain_attention()
+
+
+def _has_t5(parts: Parts) -> bool:
+    try:
+        return bool(parts.config("text_encoder_3"))
+    except ValueError:
+        return False
