@@ -16,11 +16,12 @@ from safelight.cli.commands import ops_command, reproduce_command, run_command, 
 from safelight.cli.develop import develop_command
 from safelight.cli.models import models_command
 from safelight.cli.op_command import op_command
+from safelight.cli.pull import pull_command
 from safelight.op import Op, load_ops
 from safelight.store import Missing
 
 OWN: dict[str, click.Command] = {
-    "develop": develop_command, "run": run_command, "ops": ops_command, "models": models_command,
+    "develop": develop_command, "run": run_command, "ops": ops_command, "models": models_command, "pull": pull_command,
     "why": why_command, "reproduce": reproduce_command, "store": store_group,
 }
 ELSEWHERE = {"serve": "safelight.server.command"}

@@ -1,0 +1,263 @@
+"""Small, careful HTTP: JSON from an endpoint, and files that go on where they broke off. Standard library only.
+
+Only http and https, never from https back to http; a redirect to an address that is not public is refused, unless the endpoint itself was
+given as such an address; credentials go to the endpoint alone; nothing grows past the size that was announced.
+"""
+from __future__ import annotations
+
+import hashlib
+import http.client
+import ipaddress
+import json
+import os
+import shutil
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from http.client import HTTPMessage
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+from urllib.parse import urlsplit
+
+from safelight.disk import place
+from safelight.events import Note
+from safelight.pulling.choose import Remote
+
+TIMEOUT = 30.0  # seconds without a byte
+SLOW = 60.0  # seconds in which at least SLOW_BYTES must come
+SLOW_BYTES = 2**16
+LONGEST_ANSWER = 2**24  # bytes of JSON
+TRIES = 5  # in a row without a new byte
+PAUSE = 1.0  # seconds before the second try; doubled each time
+MOST_TRIES = 100
+PIECE = 2**20
+STAND_INS = ipaddress.ip_network("198.18.0.0/15")  # what some proxies give as the address of every host; no machine has one
+BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+Brought = Generator[int | Note, None, None]
+
+
+class Refused(ValueError):
+    """An answer that asking again does not change: `status` is HTTP's, 0 for a refusal of ours."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Http:
+    """Requests to one endpoint, such as `https://huggingface.co`, and to where it sends them. `headers` go to the endpoint only."""
+
+    def __init__(self, endpoint: str, headers: Mapping[str, str] | None = None) -> None:
+        self.endpoint, self.headers = endpoint.rstrip("/"), dict(headers or {})
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"pull: the endpoint {endpoint!r} is no http or https address")
+        self.local = not _public(parts.hostname)
+        self.came = 0  # bytes of files
+        self._opener = urllib.request.build_opener(_Redirects(self))
+
+    def check(self, url: str, came_from: str = "") -> None:
+        """Refused when this address must not be asked."""
+        parts, here = urlsplit(url), urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Refused(f"{self.endpoint} leads to {url[:200]!r}; only http and https are followed")
+        if came_from.startswith("https:") and parts.scheme == "http":
+            raise Refused(f"{self.endpoint} leads from https to {url[:200]!r}; such a step is not followed")
+        if parts.hostname != here.hostname and not self.local and not _public(parts.hostname):
+            raise Refused(f"{self.endpoint} leads to {parts.hostname}, an address inside a network; such a step is not followed")
+
+    def json(self, url: str) -> Any:
+        """The answer as data. Refused when there is none to be had, OSError when the hub cannot be reached."""
+        for pause in [PAUSE * 2**i for i in range(TRIES - 1)]:
+            try:
+                return self._json(url)
+            except BROKEN:
+                time.sleep(pause)
+        try:
+            return self._json(url)
+        except BROKEN as e:
+            raise OSError(f"{url}: {e}") from e
+
+    def _json(self, url: str) -> Any:
+        with closing(self.open(url)) as answer:
+            text = answer.read(LONGEST_ANSWER + 1)
+        if len(text) > LONGEST_ANSWER:
+            raise Refused(f"{url}: the answer is longer than {LONGEST_ANSWER} bytes")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise Refused(f"{url}: expected JSON, got {text[:60]!r}") from e
+
+    def open(self, url: str, *, start: int = 0) -> http.client.HTTPResponse:
+        """The open answer, from byte `start` on if the server can. Refused for what asking again does not change; BROKEN otherwise."""
+        self.check(url)
+        request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **self.own(url)})
+        if start:
+            request.add_header("Range", f"bytes={start}-")
+        try:
+            answer: http.client.HTTPResponse = self._opener.open(request, timeout=TIMEOUT)
+        except urllib.error.HTTPError as e:
+            with e:
+                if e.code in (408, 425, 429) or e.code >= 500:
+                    raise ConnectionError(f"the hub answers {e.code} {e.reason}") from e
+                raise Refused(f"{url}: the hub answers {e.code} {e.reason}", e.code) from e
+        return answer
+
+    def own(self, url: str) -> dict[str, str]:
+        """The headers for this address: those of the endpoint only for the endpoint."""
+        same = urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]
+        return dict(self.headers) if same else {k: v for k, v in self.headers.items() if k.lower() == "user-agent"}
+
+    def fetch(self, url: str, target: Path, wanted: Remote) -> Brought:
+        """Bring a file to `target`, yielding how many bytes of it are there. What was brought before it broke is kept beside it and used.
+
+        The file is there whole and with the right hash, or not at all. ValueError when its hash or size is wrong, Refused as in `open`,
+        OSError when the connection broke too often.
+        """
+        name = hashlib.sha256(f"{wanted.hash} {wanted.size}".encode()).hexdigest()[:12]
+        path = target.with_name(f"{target.name}.{name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            part = _Part(file, wanted)
+            yield from part.reread()
+            _room(path, wanted.size - part.at)
+            yield from self._rest(url, part)
+        if not part.right():
+            path.unlink()
+            raise ValueError(
+                f"{wanted.name}: what came has the hash {part.digest.hexdigest()}, the hub announced {wanted.hash.partition(':')[2]}; it "
+                "was removed. Pull again; if it stays so, the hub or something on the way changes the file"
+            )
+        place(path.parent, target, lambda to: os.replace(path, to))
+
+    def _rest(self, url: str, part: _Part) -> Brought:
+        """What is still missing, in as many requests as it takes."""
+        tries, size, name = 0, part.wanted.size, part.wanted.name
+        for _ in range(MOST_TRIES):
+            before, trouble = part.at, "the connection ended early"
+            if before == size:
+                return
+            try:
+                yield from self._request(url, part)
+            except BROKEN as e:
+                trouble = str(e) or type(e).__name__
+            if part.at < size:
+                tries = 1 if part.at > before else tries + 1
+                if tries == TRIES:
+                    break
+                yield Note(text=f"{name}: {trouble}; going on from byte {part.at} of {size}")
+                time.sleep(PAUSE * 2 ** (tries - 1))
+        if part.at < size:
+            raise OSError(f"{name}: {trouble}; {part.at} of {size} bytes are kept, pull again to go on from there")
+
+    def _request(self, url: str, part: _Part) -> Brought:
+        """One request's bytes."""
+        with closing(self.open(url, start=part.at)) as answer:
+            if answer.status != 206:  # the server sends the whole file, whatever was asked
+                part.restart()
+            elif not (answer.headers.get("Content-Range") or "").startswith(f"bytes {part.at}-"):
+                raise Refused(f"{part.wanted.name}: asked from byte {part.at} on, got {answer.headers.get('Content-Range')!r}")
+            since, had = time.monotonic(), part.at
+            while piece := answer.read1(PIECE):
+                part.add(piece)
+                self.came += len(piece)
+                yield part.at
+                if (now := time.monotonic()) - since < SLOW:
+                    continue
+                if part.at - had < SLOW_BYTES:
+                    raise TimeoutError(f"less than {SLOW_BYTES} bytes came in {SLOW:.0f} seconds")
+                since, had = now, part.at
+
+
+class _Part:
+    """A file on its way: how far it is, and the hash of what is there."""
+
+    def __init__(self, file: BinaryIO, wanted: Remote) -> None:
+        self.file, self.wanted, self.at = file, wanted, 0
+        self.digest = self._new()
+
+    def _new(self) -> Any:
+        if not self.wanted.hash.startswith("git:"):
+            return hashlib.sha256()
+        return hashlib.sha1(f"blob {self.wanted.size}\0".encode(), usedforsecurity=False)  # how git names a file's content
+
+    def reread(self) -> Brought:
+        """Hash what an earlier run left."""
+        self.file.seek(0)
+        while piece := self.file.read(PIECE):
+            self.at += len(piece)
+            self.digest.update(piece)
+            if self.at > self.wanted.size:
+                self.restart()
+                return
+            yield self.at
+
+    def restart(self) -> None:
+        """Throw away what is there."""
+        self.file.truncate(0)
+        self.at, self.digest = 0, self._new()
+
+    def add(self, piece: bytes) -> None:
+        """Write on. Refused when it becomes more than was announced."""
+        if self.at + len(piece) > self.wanted.size:
+            raise Refused(f"{self.wanted.name}: more bytes come than the {self.wanted.size} that were announced")
+        self.file.write(piece)
+        self.digest.update(piece)
+        self.at += len(piece)
+
+    def right(self) -> bool:
+        """Whether the hash is the announced one, if one was."""
+        return not self.wanted.hash or bool(self.digest.hexdigest() == self.wanted.hash.partition(":")[2])
+
+
+def right(path: Path, wanted: Remote) -> bool:
+    """Whether a file that is there already is the wanted one, byte for byte."""
+    if not path.is_file() or path.stat().st_size != wanted.size:
+        return False
+    with open(path, "rb") as file:
+        part = _Part(file, wanted)
+        for _ in part.reread():
+            pass
+    return part.right()
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects that `Http.check` allows, and leaves credentials behind on the way to another host."""
+
+    def __init__(self, http: Http) -> None:
+        self.http = http
+
+    def redirect_request(  # noqa: PLR0917, as the standard library calls it
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str,
+    ) -> urllib.request.Request | None:
+        """The next request, or Refused."""
+        try:
+            self.http.check(newurl, req.full_url)
+        except Refused:
+            fp.close()
+            raise
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None:
+            allowed = {k.lower() for k in self.http.own(newurl)} | {"range", "accept-encoding"}
+            following.headers = {k: v for k, v in following.headers.items() if k.lower() in allowed}
+        return following
+
+
+def _public(host: str) -> bool:
+    """Whether all addresses of a host are public ones. A host that has none here counts as public: a proxy may know it."""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return True
+    addresses = [ipaddress.ip_address(str(a).partition("%")[0]) for a in found]
+    return all(a.is_global or a in STAND_INS for a in addresses)
+
+
+def _room(path: Path, size: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise ValueError(f"{path.parent}: {size / 2**20:.0f} MB are still to come, and {free / 2**20:.0f} MB are free")
