@@ -20,9 +20,9 @@ from safelight.families import Family
 from safelight.families.clip_text import ClipText
 from safelight.patches import control as controls
 from safelight.patches import embedding as embeddings
+from safelight.patches import find, rows
 from safelight.patches import freeu as freeus
 from safelight.patches import ip_adapter as adapters
-from safelight.patches import rows
 from safelight.patches.control import control
 from safelight.patches.embedding import embedding
 from safelight.patches.freeu import freeu
@@ -34,7 +34,7 @@ from safelight.sampling.request import Request
 from safelight.sampling.schedules import plan
 from safelight.values import NO_FILE, Blob, Cond, Patch
 from tests import tiny
-from tests.patching import a_control, a_net, a_vision, an_adapter, an_embedding, with_hint
+from tests.patching import MAKERS, a_control, a_net, a_vision, an_adapter, an_embedding, with_hint
 
 CPU = torch.device("cpu")
 
@@ -265,6 +265,13 @@ def test_a_net_stays_loaded_with_its_model(family: Family, tmp_path: Path) -> No
     p = a_control(family, tmp_path / "c.safetensors")
     kept = [controls._kept(family, q) for q in (p, replace(p, strength=0.3))]
     assert kept[0] is kept[1]
+
+
+@pytest.mark.parametrize("kind", ["control", "freeu", "ip_adapter"])
+def test_a_model_without_a_unet_is_refused(family: Family, load: Callable[[str], Family], tmp_path: Path, kind: str) -> None:
+    p = MAKERS[kind](family, tmp_path / "p.safetensors")
+    with pytest.raises(ValueError, match=f"{kind}: needs a U-Net; this sd3 model has transformer"), find(kind)(load("sd3"), p):
+        pass
 
 
 # FreeU

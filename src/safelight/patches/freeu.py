@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from safelight.patches import kept, patch
+from safelight.patches.rows import unet_of
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -26,7 +27,7 @@ def freeu(family: Family, what: Patch) -> Iterator[None]:
     stage, `b2`, `s2` for the next, told apart by their number of channels as in ComfyUI. A strength between 0 and 1 goes part way."""
     version = int(what.options.get("version", 2))
     scales = {name: 1 + (float(what.options.get(name, usual)) - 1) * what.strength for name, usual in USUAL[version].items()}
-    unet: Any = family.trainable()["unet"]
+    unet = unet_of(family, "freeu")
     stages = sorted(set(unet.config.block_out_channels), reverse=True)[:2]
     by_width = {width: (scales[f"b{i}"], scales[f"s{i}"]) for i, width in enumerate(stages, 1)}
     joins = [(resnet, width) for resnet, width in _joins(unet) if width in by_width and what.strength]

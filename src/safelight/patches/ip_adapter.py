@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from safelight.patches import patch, preserved
-from safelight.patches.rows import Rows, watched
+from safelight.patches.rows import Rows, unet_of, watched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +125,7 @@ def ip_adapter(family: Family, what: Patch) -> Iterator[None]:
     blob = next((b for b in what.files.values() if b.sha256 == what.options.get("picture")), None)
     if blob is None:
         raise ValueError("ip_adapter: the encoded picture is not among the patch's files; put one on by with_ip_adapter")
-    unet: Any = family.trainable()["unet"]
+    unet = unet_of(family, "ip_adapter")
     with preserved({"unet": unet}), watched(family) as rows:
         held = [*vars(unet).get("_adapters", ()), (read(what.weights.path), what.strength)]
         _install(unet, held, what.weights.path)

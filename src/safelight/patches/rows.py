@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 PICTURE, NEGATIVE = "picture", "negative"
 """Extras of a condition, (B,) each: which picture of the call a row is for, counted from 0; whether its prompt is the negative one."""
+
+
+def unet_of(family: Family, kind: str) -> Any:
+    """The U-Net that a patch changes. ValueError for a model that has none."""
+    networks = family.trainable()
+    if "unet" not in networks:
+        raise ValueError(f"{kind}: needs a U-Net; this {family.name} model has {', '.join(networks)}")
+    return networks["unet"]
 
 
 class Rows:
