@@ -45,13 +45,14 @@ class Networks:
     """What an adapter sees of a family: real networks by name."""
 
     held: dict[str, Any]
+    shape: Mapping[str, Any]
     name: str = "tiny"
 
     def trainable(self) -> dict[str, Any]:
         return self.held
 
     def copied(self) -> Any:
-        return Networks(copy.deepcopy(self.held))
+        return networks(self.shape)
 
 
 def networks(shape: Mapping[str, Any]) -> Any:
@@ -65,7 +66,7 @@ def networks(shape: Mapping[str, Any]) -> Any:
     held = {"unet": unet, "text_encoder": CLIPTextModel(config)}
     if "addition_embed_type" in shape:
         held["text_encoder_2"] = CLIPTextModelWithProjection(config)
-    return Networks({part: net.eval().requires_grad_(False) for part, net in held.items()})
+    return Networks({part: net.eval().requires_grad_(False) for part, net in held.items()}, shape)
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +232,9 @@ def test_every_dialect_gives_the_closed_form(request: pytest.FixtureRequest, tmp
     family = request.getfixturevalue(which)
     only, tensors, options = dialects(family)[name]
     wanted = wanted_of(family, only)
-    merged = patched(family, tmp_path / "a.safetensors", tensors, **options)
-    beside = patched(family, tmp_path / "a.safetensors", tensors, merged=False, **options)
     assert float((wanted - said(family)).abs().max()) > 0.1
-    assert float((merged - wanted).abs().max()) < 1e-5
-    assert float((beside - wanted).abs().max()) < 1e-5
+    for merged in (True, False)[: 2 if which == "sd" else 1]:
+        assert float((patched(family, tmp_path / "a.safetensors", tensors, merged=merged, **options) - wanted).abs().max()) < 1e-5
 
 
 def test_the_dialects_are_all_tried(sd: Any) -> None:
