@@ -311,12 +311,6 @@ class Region:
     mask_strength: float = 1.0
     bounds: bool = False
 
-    @property
-    def key(self) -> str:
-        """The numbers and the mask's key."""
-        told = [self.strength, self.start, self.end, self.area, self.shares, self.mask_strength, self.bounds]
-        return digest("region", canonical(told), "" if self.mask is None else self.mask.key)
-
 
 WHOLE = Region()
 
@@ -325,8 +319,7 @@ WHOLE = Region()
 class Cond(Value):
     """Text condition of one family: `tokens` (B, L, D) tensor; `extras` are tensors only that family reads (pooled, time ids, ...).
 
-    An extra of four dimensions is (B, C, h, w) and belongs to the latent's places. `others` count beside this one, each in its own region,
-    and have no others of their own.
+    An extra of four dimensions is (B, C, h, w), of the latent's places. `others`, without others of their own, count beside this one.
     """
 
     type_name: ClassVar[str] = "CONDITIONING"
@@ -339,7 +332,8 @@ class Cond(Value):
     def _key(self) -> str:
         named = [("tokens", self.tokens), *sorted(self.extras.items())]
         held = [p for n, t in named for p in (n, str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())]
-        where = [] if self.region == WHOLE else [self.region.key]
+        r = self.region
+        where = [] if r == WHOLE else [canonical(dataclasses.replace(r, mask=None)), r.mask.key if r.mask else ""]
         return digest("cond", *held, *where, *[o.key for o in self.others])
 
     @property

@@ -127,6 +127,18 @@ def test_an_inpainting_network_is_shown_the_latent_and_its_mask() -> None:
     assert seen[-1][:, 3, 3].tolist() == pytest.approx([1.0, *BLANK])
 
 
+def test_patches_are_told_whose_row_is_whose() -> None:
+    told: list[tuple[list[int], list[bool]]] = []
+
+    class Watching(Plain):
+        def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+            told.append((cond.extras["picture"].tolist(), cond.extras["negative"].tolist()))
+            return super().denoise(x, sigma, cond)
+
+    drawn(Watching(), empty(2))
+    assert told[0] == ([0, 1, 0, 1], [False, False, True, True])
+
+
 # Through a network, and between pictures and latents.
 
 
@@ -175,7 +187,7 @@ def test_two_prompts_for_two_towers(tmp_path: Path) -> None:
     assert torch.equal(long.tokens[:, -empty.shape[1] :, width:], empty[..., width:])
     refiner = OPS["model"](str(tiny.refiner(tmp_path / "refiner")))
     assert OPS["encode_text"](refiner, "a", width=64, height=48, score=7.5).extras["time_ids"].tolist() == [[48, 64, 0, 0, 7.5]]
-    with pytest.raises(ValueError, match="sdxl has one text encoder"):
+    with pytest.raises(ValueError, match="sdxl has no two text encoders"):
         OPS["encode_text"](refiner, "a", first="b")
 
 

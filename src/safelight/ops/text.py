@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from safelight.op import Knob, OneOf, op
 from safelight.sampling.settings import CANVAS, Canvas
@@ -68,10 +68,11 @@ def _beside(family: Family, read: Callable[[str], Cond], first: str, second: Con
     """The first tower's numbers from one prompt, the second's from another; the shorter one is lengthened by empty prompts."""
     import torch
 
-    towers = family.trainable()
-    if not {"text_encoder", "text_encoder_2"} <= set(towers):
-        raise ValueError(f"encode_text: first: {family.name} has one text encoder, expected a model with two (SDXL); leave it out")
-    width = int(getattr(towers["text_encoder"], "config").hidden_size)  # noqa: B009
+    towers: dict[str, Any] = dict(family.trainable())
+    widths = [int(towers[name].config.hidden_size) for name in ("text_encoder", "text_encoder_2") if name in towers]
+    if len(widths) != 2 or sum(widths) != second.tokens.shape[-1]:
+        raise ValueError(f"encode_text: first: {family.name} has no two text encoders side by side, expected SDXL; leave it out")
+    width = widths[0]
     a, b, empty = read(first).tokens, second.tokens, read("").tokens
     while a.shape[1] < b.shape[1]:
         a = torch.cat([a, empty], dim=1)
