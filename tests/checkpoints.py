@@ -1,4 +1,4 @@
-"""Small random models in the layouts of single files, and the headers of the real ones: names by hand-written rules, in the other direction."""
+"""Small random models in the layouts of single files, and the headers of the real ones: names by rules in the other direction."""
 from __future__ import annotations
 
 import json
@@ -33,7 +33,7 @@ class Layout:
 
 def _unet(widths: tuple[int, ...], attends: tuple[bool, ...], cross: int, **more: Any) -> dict[str, Any]:
     return {
-        "block_out_channels": widths, "cross_attention_dim": cross, "layers_per_block": 2,
+        "block_out_channels": widths, "cross_attention_dim": cross, "layers_per_block": 2, "sample_size": 8,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)], **more,
     }
@@ -47,10 +47,14 @@ def _vae(widths: tuple[int, ...], scale: float) -> dict[str, Any]:
     }
 
 
-def _text(width: int, layers: int, act: str, projection: int | None = None, *, heads: int = 1, pad: int = 49407) -> dict[str, Any]:
-    told = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_act": act}
-    return told | {"projection_dim": projection or width, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": pad}
+def _text(width: int, layers: int, act: str, *, words: int = 300, heads: int = 1, pad: int | None = None) -> dict[str, Any]:
+    told = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    marks = {"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1 if pad is None else pad}
+    return told | {"hidden_act": act, "projection_dim": width, "vocab_size": words, **marks}
 
+
+WORDS = 49408
+"""How many words CLIP has."""
 
 LINEAR = {"use_linear_projection": True}
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -60,13 +64,15 @@ REFINER = {"text_encoder_2": "conditioner.embedders.0.model."}
 EPS, V = {**SCHEDULER, "prediction_type": "epsilon"}, {**SCHEDULER, "prediction_type": "v_prediction"}
 
 
-def _size(dim: int, **more: Any) -> dict[str, Any]:
-    return {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": dim, **LINEAR, **more}
+def _size(dim: int, depth: int | list[int], heads: list[int]) -> dict[str, Any]:
+    told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": dim}
+    return {**told, "transformer_layers_per_block": depth, "attention_head_dim": heads, **LINEAR}
 
 
-def sd1(pipeline: str = "StableDiffusionPipeline", **more: Any) -> Layout:
+def sd1(pipeline: str = "StableDiffusionPipeline", words: int = 300, **more: Any) -> Layout:
     unet = _unet((32, 64), (True, False), 32, attention_head_dim=8, **more)
-    return Layout(pipeline, unet, _vae((32, 32), 0.18215), {"text_encoder": (CLIPTextModel, _text(32, 2, "quick_gelu"))}, OLD, EPS)
+    text = {"text_encoder": (CLIPTextModel, _text(32, 2, "quick_gelu", words=words))}
+    return Layout(pipeline, unet, _vae((32, 32), 0.18215), text, OLD, EPS)
 
 
 def sd2() -> Layout:
@@ -76,17 +82,17 @@ def sd2() -> Layout:
 
 
 def sdxl() -> Layout:
-    unet = _unet((32, 64), (False, True), 96, attention_head_dim=[1, 1], transformer_layers_per_block=[1, 2], **_size(64 + 6 * 256))
+    unet = _unet((32, 64), (False, True), 96, **_size(64 + 6 * 256, [1, 2], [1, 1]))
     text = {
         "text_encoder": (CLIPTextModel, _text(32, 2, "quick_gelu")),
-        "text_encoder_2": (CLIPTextModelWithProjection, _text(64, 2, "gelu", 64, pad=0)),
+        "text_encoder_2": (CLIPTextModelWithProjection, _text(64, 2, "gelu", pad=0)),
     }
     return Layout("StableDiffusionXLPipeline", unet, _vae((32, 32), 0.13025), text, XL, EPS)
 
 
 def refiner() -> Layout:
-    unet = _unet((32, 64, 64), (False, True, False), 64, attention_head_dim=[1, 1, 1], transformer_layers_per_block=2, **_size(64 + 5 * 256))
-    text = {"text_encoder_2": (CLIPTextModelWithProjection, _text(64, 2, "gelu", 64, pad=0))}
+    unet = _unet((32, 64, 64), (False, True, False), 64, **_size(64 + 5 * 256, 2, [1, 1, 1]))
+    text = {"text_encoder_2": (CLIPTextModelWithProjection, _text(64, 2, "gelu", pad=0))}
     return Layout("StableDiffusionXLImg2ImgPipeline", unet, _vae((32, 32), 0.13025), text, REFINER, EPS)
 
 
@@ -94,26 +100,20 @@ TINY: dict[str, Callable[[], Layout]] = {
     "sd1": sd1, "inpaint": lambda: sd1("StableDiffusionInpaintPipeline", in_channels=9), "sd2": sd2, "sdxl": sdxl, "refiner": refiner,
 }
 
+CLIP_L = (CLIPTextModel, _text(768, 12, "quick_gelu", words=WORDS, heads=12))
+CLIP_H = (CLIPTextModel, _text(1024, 23, "gelu", words=WORDS, heads=16, pad=0))
+CLIP_G = (CLIPTextModelWithProjection, _text(1280, 32, "gelu", words=WORDS, heads=20, pad=0))
+REAL_VAE = (128, 256, 512, 512)
+SD, XL3, XL4 = ((320, 640, 1280, 1280), (True, True, True, False)), ((320, 640, 1280), (False, True, True)), (False, True, True, False)
+
 FULL: dict[str, Layout] = {
-    "sd1": Layout(
-        "", _unet((320, 640, 1280, 1280), (True, True, True, False), 768, attention_head_dim=8), _vae((128, 256, 512, 512), 0.18215),
-        {"text_encoder": (CLIPTextModel, _text(768, 12, "quick_gelu", heads=12))}, OLD, EPS,
-    ),
-    "sd2": Layout(
-        "", _unet((320, 640, 1280, 1280), (True, True, True, False), 1024, attention_head_dim=[5, 10, 20, 20], **LINEAR),
-        _vae((128, 256, 512, 512), 0.18215), {"text_encoder": (CLIPTextModel, _text(1024, 23, "gelu", heads=16, pad=0))}, OPEN, V, True,
-    ),
-    "sdxl": Layout(
-        "", _unet((320, 640, 1280), (False, True, True), 2048, attention_head_dim=[5, 10, 20], transformer_layers_per_block=[1, 2, 10],
-                  **_size(2816)), _vae((128, 256, 512, 512), 0.13025),
-        {"text_encoder": (CLIPTextModel, _text(768, 12, "quick_gelu", heads=12)),
-         "text_encoder_2": (CLIPTextModelWithProjection, _text(1280, 32, "gelu", 1280, heads=20, pad=0))}, XL, EPS,
-    ),
-    "refiner": Layout(
-        "", _unet((384, 768, 1536, 1536), (False, True, True, False), 1280, attention_head_dim=[6, 12, 24, 24], transformer_layers_per_block=4,
-                  **_size(2560)), _vae((128, 256, 512, 512), 0.13025),
-        {"text_encoder_2": (CLIPTextModelWithProjection, _text(1280, 32, "gelu", 1280, heads=20, pad=0))}, REFINER, EPS,
-    ),
+    "sd1": Layout("", _unet(*SD, 768, attention_head_dim=8), _vae(REAL_VAE, 0.18215), {"text_encoder": CLIP_L}, OLD, EPS),
+    "sd2": Layout("", _unet(*SD, 1024, attention_head_dim=[5, 10, 20, 20], **LINEAR), _vae(REAL_VAE, 0.18215), {"text_encoder": CLIP_H},
+                  OPEN, V, last_layer=True),
+    "sdxl": Layout("", _unet(*XL3, 2048, **_size(2816, [1, 2, 10], [5, 10, 20])), _vae(REAL_VAE, 0.13025),
+                   {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G}, XL, EPS),
+    "refiner": Layout("", _unet((384, 768, 1536, 1536), XL4, 1280, **_size(2560, 4, [6, 12, 24, 24])), _vae(REAL_VAE, 0.13025),
+                      {"text_encoder_2": CLIP_G}, REFINER, EPS),
 }
 
 
@@ -147,7 +147,7 @@ def folder(path: Path, layout: Layout, nets: Mapping[str, Any]) -> Path:
             where = path / part.replace("text_encoder", "tokenizer")
             where.mkdir()
             for f in words.iterdir():
-                (where / f.name).write_bytes(f.read_bytes())
+                (where / f.name).symlink_to(f)
     (path / "scheduler").mkdir()
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler", **layout.scheduler}))
     (path / "model_index.json").write_text(json.dumps({"_class_name": layout.pipeline}))
@@ -160,7 +160,8 @@ def single(layout: Layout, nets: Mapping[str, Any]) -> Tensors:
     out |= {f"first_stage_model.{n}": t for n, t in vae_names(nets["vae"]).items()}
     for part, prefix in layout.prefixes.items():
         state = nets[part].state_dict()
-        out |= {f"{prefix}{n}": t for n, t in (open_names(state, layout.last_layer) if prefix.endswith(".model.") else clip_names(state)).items()}
+        named = open_names(state, layout.last_layer) if prefix.endswith(".model.") else clip_names(state)
+        out |= {f"{prefix}{n}": t for n, t in named.items()}
     return out | {"alphas_cumprod": torch.ones(1000), "model_ema.decay": torch.ones(())}
 
 
@@ -211,8 +212,9 @@ def unet_names(net: Any) -> Tensors:
         new = new.replace("mid_block.attentions.0", "middle_block.1")
         new = re.sub(r"^up_blocks\.(\d+)\.(resnets|attentions)\.(\d+)",
                      lambda m: f"output_blocks.{int(m[1]) * per + int(m[3])}.{int(m[2] == 'attentions')}", new)
+        behind = {i: 1 + ("CrossAttn" in kind) for i, kind in enumerate(net.config.up_block_types)}
         new = re.sub(r"^up_blocks\.(\d+)\.upsamplers\.0\.conv",
-                     lambda m: f"output_blocks.{(int(m[1]) + 1) * per - 1}.{1 + ('CrossAttn' in net.config.up_block_types[int(m[1])])}.conv", new)
+                     lambda m, behind=behind: f"output_blocks.{(int(m[1]) + 1) * per - 1}.{behind[int(m[1])]}.conv", new)
         out[new] = t
     return out
 
@@ -236,8 +238,14 @@ def vae_names(net: Any) -> Tensors:
 
 def clip_names(state: Tensors) -> Tensors:
     """What the transformers of the time wrote."""
-    out = {n if n.startswith("text_model.") else f"text_model.{n}": t for n, t in state.items()}
+    out = {n if n.startswith(("text_model.", "text_projection.")) else f"text_model.{n}": t for n, t in state.items()}
     return out | {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+
+
+OPEN_ENDS = {"embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding.weight": "token_embedding.weight",
+             "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias"}
+OPEN_LAYER = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
+              "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
 
 def open_names(state: Tensors, last_layer: bool = False) -> Tensors:
@@ -245,13 +253,11 @@ def open_names(state: Tensors, last_layer: bool = False) -> Tensors:
     state = {n.removeprefix("text_model."): t for n, t in state.items()}
     layers = 1 + max(int(m[1]) for n in state if (m := re.match(r"encoder\.layers\.(\d+)\.", n)))
     width = state["final_layer_norm.weight"].shape[0]
-    out = {"positional_embedding": state["embeddings.position_embedding.weight"], "token_embedding.weight": state["embeddings.token_embedding.weight"],
-           "ln_final.weight": state["final_layer_norm.weight"], "ln_final.bias": state["final_layer_norm.bias"], "logit_scale": torch.ones(()),
-           "text_projection": state["text_projection.weight"].T if "text_projection.weight" in state else torch.ones(width, width)}
+    out = {new: state[old] for old, new in OPEN_ENDS.items()} | {"logit_scale": torch.ones(())}
+    out["text_projection"] = state["text_projection.weight"].T if "text_projection.weight" in state else torch.ones(width, width)
     for i in range(layers + last_layer):
-        old, new = f"encoder.layers.{min(i, layers - 1)}.", f"transformer.resblocks.{i}."
+        old, new, times = f"encoder.layers.{min(i, layers - 1)}.", f"transformer.resblocks.{i}.", 1 if i < layers else 3
         for kind in ("weight", "bias"):
             out[f"{new}attn.in_proj_{kind}"] = torch.cat([state[f"{old}self_attn.{x}_proj.{kind}"] for x in "qkv"])
-            for a, b in (("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):
-                out[f"{new}{b}.{kind}"] = state[f"{old}{a}.{kind}"] * (1 if i < layers else 3)
+            out |= {f"{new}{b}.{kind}": state[f"{old}{a}.{kind}"] * times for a, b in OPEN_LAYER.items()}
     return out

@@ -76,8 +76,8 @@ class Folders:
         """What there is, sorted, as names with forward slashes below the kind's folders."""
         return sorted({name for name, _ in self.walk(kind)})
 
-    def walk(self, kind: str) -> Iterator[tuple[str, Path]]:
-        """Names and where they lie, folder by folder."""
+    def walk(self, kind: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Names and what lies there, folder by folder; of one name the first counts."""
         for place in self.of(kind):
             yield from _walk(place, WHOLE.get(kind, ""))
 
@@ -106,13 +106,14 @@ class Folders:
         raise ValueError(f"models: {'; '.join(told)}")
 
     def _by_last_part(self, kind: str, wanted: str) -> Path:
-        known = dict(reversed(list(self.walk(kind))))
+        known = {name: Path(entry.path) for name, entry in reversed(list(self.walk(kind)))}
         same = {name: path for name, path in known.items() if wanted in (Path(name).name, Path(name).stem)}
         if len(same) == 1:
             return next(iter(same.values()))
         if same:
             raise ValueError(f"models: {kind} {wanted!r} is not the only one: {', '.join(sorted(same))}; give the whole name")
-        near = get_close_matches(wanted, known, 3, 0.4)
+        stems = {Path(name).stem: name for name in known}
+        near = [stems[stem] for stem in get_close_matches(Path(wanted).stem, stems, 3)]
         where = ", ".join(str(p.path) for p in self.of(kind)) or "no folder; set SAFELIGHT_MODELS"
         raise ValueError(f"models: no {kind} {wanted!r} in {where}" + (f"; near are {', '.join(near)}" if near else ""))
 
@@ -125,20 +126,20 @@ def inside(name: str, what: str) -> str:
     return plain
 
 
-def _walk(place: Place, mark: str) -> Iterator[tuple[str, Path]]:
+def _walk(place: Place, mark: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """What lies below a place: weights, or folders that hold the file `mark`."""
-    todo, seen = [(place.path, "")], {place.path.resolve()}
+    todo, seen = [(str(place.path), "")], {place.path.resolve()}
     while todo:
         folder, prefix = todo.pop()
         for entry in _entries(place, folder):
-            path, name = Path(entry.path), prefix + entry.name
-            if (path / mark).is_file() if mark else entry.name.lower().endswith(WEIGHTS) and entry.is_file():
-                yield name, path
+            name = prefix + entry.name
+            if os.path.isfile(os.path.join(entry.path, mark)) if mark else entry.name.lower().endswith(WEIGHTS) and entry.is_file():
+                yield name, entry
             elif entry.is_dir() and not _again(entry, seen):
-                todo.append((path, f"{name}/"))
+                todo.append((entry.path, f"{name}/"))
 
 
-def _entries(place: Place, folder: Path) -> list[os.DirEntry[str]]:
+def _entries(place: Place, folder: str) -> list[os.DirEntry[str]]:
     """What a folder has that may be shown; nothing when it is gone or closed."""
     try:
         return [e for e in os.scandir(folder) if e.name[0] != "." and (not e.is_symlink() or place.holds(Path(e.path)))]

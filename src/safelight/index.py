@@ -25,6 +25,7 @@ FRESH = 2 * 10**9
 """Nanoseconds in which a file may change again without its time of change showing it; answers about younger files are not kept."""
 
 TABLE = "CREATE TABLE IF NOT EXISTS answers (question TEXT, path TEXT, stamp TEXT, answer TEXT, PRIMARY KEY (question, path)) WITHOUT ROWID"
+KEEP = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)"
 
 
 def home() -> Path:
@@ -37,26 +38,34 @@ def remember(file: Path, question: str, answer: Callable[[Path], T], *, version:
 
     OSError when the file cannot be read; what `answer` raises passes through and is not kept.
     """
-    stamp = _stamp(file, version)
-    kept = _ask("SELECT stamp, answer FROM answers WHERE question = ? AND path = ?", (question, os.path.abspath(file)))
-    if kept and kept[0][0] == stamp:
+    path, seen = os.path.abspath(file), os.stat(file)
+    kept = _ask("SELECT stamp, answer FROM answers WHERE question = ? AND path = ?", [(question, path)])
+    if kept and kept[0][0] == _stamp(seen, version):
         found: T = json.loads(kept[0][1])
         return found
     found = answer(file)
-    if _stamp(file, version) == stamp and time.time_ns() - os.stat(file).st_mtime_ns > FRESH:
-        _ask("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", (question, os.path.abspath(file), stamp, json.dumps(found)))
+    if _settled(file, seen):
+        _ask(KEEP, [(question, path, _stamp(seen, version), json.dumps(found))])
     return found
 
 
-def recall(files: Iterable[Path], question: str, *, version: str = "") -> Mapping[Path, Any]:
-    """The kept answers about many files at once, without those that have none or have changed."""
-    rows = _ask("SELECT path, stamp, answer FROM answers WHERE question = ?", (question,))
-    kept = {path: (stamp, answer) for path, stamp, answer in rows}
-    found = {}
-    for file in files:
-        stamp, answer = kept.get(os.path.abspath(file), ("", ""))
-        if stamp and stamp == _stamp(file, version):
-            found[file] = json.loads(answer)
+def survey(files: Mapping[str, os.stat_result], question: str, answer: Callable[[Path], T], *, version: str = "") -> dict[str, T]:
+    """The answers about many files by path, each with what `os.stat` says of it now; new ones are kept all at once at the end."""
+    rows = _ask("SELECT path, stamp, answer FROM answers WHERE question = ?", [(question,)])
+    kept = {path: (stamp, told) for path, stamp, told in rows}
+    found: dict[str, T] = {}
+    fresh = []
+    for file, seen in files.items():
+        path, stamp = os.path.abspath(file), _stamp(seen, version)
+        known, told = kept.get(path, ("", ""))
+        if known == stamp:
+            found[file] = json.loads(told)
+            continue
+        found[file] = answer(Path(file))
+        if _settled(Path(file), seen):
+            fresh.append((question, path, stamp, json.dumps(found[file])))
+    if fresh:
+        _ask(KEEP, fresh)
     return found
 
 
@@ -65,22 +74,28 @@ def sha256(file: Path) -> str:
     return remember(file, "sha256", lambda f: Blob.of(f).sha256)
 
 
-def _stamp(file: Path, version: str) -> str:
-    seen = os.stat(file)
+def _stamp(seen: os.stat_result, version: str) -> str:
     return f"{seen.st_size} {seen.st_mtime_ns} {version}"
 
 
-def _ask(query: str, values: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Rows; none when the index cannot be used. One that is damaged is thrown away."""
+def _settled(file: Path, seen: os.stat_result) -> bool:
+    """Whether it did not change while it was looked into, nor so lately that a change would not show."""
+    return _stamp(os.stat(file), "") == _stamp(seen, "") and time.time_ns() - seen.st_mtime_ns > FRESH
+
+
+def _ask(query: str, values: Iterable[tuple[str, ...]]) -> list[tuple[Any, ...]]:
+    """Rows of the last value's query; none when the index cannot be used. One that is damaged is thrown away."""
     path = home() / "files.sqlite"
+    rows: list[tuple[Any, ...]] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=10)) as database, database:
             database.execute(TABLE)
-            return database.execute(query, values).fetchall()
+            for value in values:
+                rows = database.execute(query, value).fetchall()
     except (sqlite3.OperationalError, PermissionError) as e:  # locked for long, full, or a folder that cannot be written
         log.info("%s: %s; going on without", path, e)
     except sqlite3.DatabaseError as e:
         log.warning("%s: %s; starting it anew", path, e)
         path.unlink(missing_ok=True)
-    return []
+    return rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from safelight import index
 from safelight.families import edition, known
 from safelight.families.clip_words import clip_folder
+from safelight.families.glm_file import chatglm
 from safelight.families.layouts import LATENT_UNITS, Cut, Layout, clip, open_clip, unet, vae
 from safelight.families.weight_file import WeightFile
 from safelight.values import digest
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 TEXT = ("", "text_encoder.", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 OPEN_TEXT = ("", "cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model.")
 
+LORA = (".lora_down.", ".lora_A.", ".lora.down.", ".lokr_w1", ".hada_w1_a", "_lora.down.")
 PROJECTION = "text_projection.weight"
 ABOUT = "about"
 """The index's question that `about` answers."""
@@ -33,28 +35,38 @@ class About(NamedTuple):
 
 
 def about(path: Path) -> About:
-    """By names and shapes alone. ValueError when it is no sound safetensors file. Asked once a file, the answer is kept."""
+    """By names and shapes alone; the answer is kept. ValueError when it is no sound safetensors file."""
+    family, kind, problem = index.remember(path, ABOUT, asked, version=edition())
+    if problem:
+        raise ValueError(problem)
+    return About(family, kind)
 
-    def ask(_: Path) -> list[str]:
+
+def asked(path: Path) -> tuple[str, str, str]:
+    """Family, kind, and what is wrong with the file: the answer to the index's question ABOUT."""
+    try:
         file = WeightFile(path)
-        family = next((name for name, cls in known().items() if cls.recognise(file)), "")
-        return [family, "model" if family else kind_of(file)]
-
-    return About(*index.remember(path, ABOUT, ask, version=edition()))
+        kind = _adapter(file)
+        family = "" if kind else next((name for name, cls in known().items() if cls.recognise(file)), "")
+        return family, kind or ("model" if family else kind_of(file)), ""
+    except ValueError as e:
+        return "", "", str(e)
 
 
 def kind_of(file: WeightFile) -> str:
     """What a file that is no model holds, for messages and lists: lora, vae, text_encoder, controlnet, embedding, or empty."""
+    return _adapter(file) or ("vae" if vae(file) else "text_encoder" if _text(file) else "")
+
+
+def _adapter(file: WeightFile) -> str:
+    """What goes onto a model is told by names alone, without asking the families."""
     names = list(file.shapes)
-    if any(mark in n for n in names for mark in (".lora_down.", ".lora_A.", ".lora.down.", ".lokr_w1", ".hada_w1_a", "_lora.down.")):
+    if any(mark in n for n in names for mark in LORA):
         return "lora"
     if any(n.startswith(("control_model.", "input_hint_block.", "controlnet_cond_embedding.")) for n in names):
         return "controlnet"
-    if any(n in ("emb_params", "clip_l", "clip_g") for n in names) or any(n.startswith("string_to_param") for n in names):
-        return "embedding"
-    if vae(file):
-        return "vae"
-    return "text_encoder" if _text(file) else ""
+    few = len(names) <= 4 and any(n in ("emb_params", "clip_l", "clip_g") or n.startswith("string_to_param") for n in names)
+    return "embedding" if few else ""
 
 
 class Checkpoint:
@@ -135,7 +147,7 @@ def found_in(file: WeightFile, part: str) -> Layout | None:
 
 def _text(file: WeightFile) -> Layout | None:
     found = (clip(file, p) or open_clip(file, p) for p in dict.fromkeys((*TEXT, *OPEN_TEXT)))
-    return next((layout for layout in found if layout), None)
+    return next((layout for layout in found if layout), None) or chatglm(file)
 
 
 def pickled(path: Path, part: str, cls: Any, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype) -> Any:
@@ -154,7 +166,8 @@ def assembled(file: WeightFile, layout: Layout, cls: Any, *, what: str, device: 
     wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
     cuts = _named_as(wanted, layout.tensors)
     _refuse_others(f"model {file.path}: {what}", wanted, cuts, file)
-    state = {name: _taken(file, cuts[name]).reshape(shape).to(device, dtype) for name, shape in wanted.items()}
+    taken = {name: _taken(file, cuts[name]).reshape(shape) for name, shape in wanted.items()}
+    state = {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in taken.items()}  # packed weights stay so
     net.load_state_dict(state, assign=True)
     return net.to(device).eval().requires_grad_(False)
 

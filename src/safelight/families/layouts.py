@@ -201,11 +201,12 @@ _NOT_TEXT = re.compile(
 
 def clip(file: WeightFile, prefix: str) -> Layout | None:
     """A CLIP text encoder under a prefix by transformers' names, or None."""
-    found = {n.removeprefix("text_model."): s for n, s in file.under(prefix).items() if not _NOT_TEXT.match(n)}
+    under = (n for n in file.under(prefix) if not _NOT_TEXT.match(n) and not n.endswith("position_ids"))
+    names = {n.removeprefix("text_model."): prefix + n for n in under}
+    found = {new: file.shapes[old] for new, old in names.items()}
     if "embeddings.token_embedding.weight" not in found or "encoder.layers.0.mlp.fc1.weight" not in found:
         return None
-    inner = "text_model." if f"{prefix}text_model.embeddings.token_embedding.weight" in file.shapes else ""
-    tensors = {n: Cut(f"{prefix}{'' if n.startswith('text_projection') else inner}{n}") for n in found if not n.endswith("position_ids")}
+    tensors = {new: Cut(old) for new, old in names.items()}
     config = _clip_config(found, "quick_gelu" if found["embeddings.token_embedding.weight"][1] not in (1024, 1280) else "gelu")
     return Layout(config, tensors)
 

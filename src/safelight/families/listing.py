@@ -1,13 +1,12 @@
 """What lies in the models folders: names with family, kind and size. No torch for files that are known already."""
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from safelight import index
 from safelight.families import edition
-from safelight.families.checkpoint import ABOUT, about
+from safelight.families.checkpoint import ABOUT, asked
 from safelight.families.sources import Folder
 from safelight.folders import Folders
 
@@ -26,21 +25,24 @@ class Listed:
 
 def listed(folders: Folders, kind: str) -> list[Listed]:
     """Everything of a kind, by name. What is known already costs a look at its size and time; new files have their headers read."""
-    there = dict(reversed(list(folders.walk(kind))))
-    known = index.recall(there.values(), ABOUT, version=edition())
-    return [Listed(name, path, _bytes(path), *(known.get(path) or _found(path))) for name, path in sorted(there.items())]
+    there = sorted(dict(reversed(list(folders.walk(kind)))).items())
+    files = {entry.path: entry.stat() for name, entry in there if name.lower().endswith((".safetensors", ".sft")) and entry.is_file()}
+    known = index.survey(files, ABOUT, asked, version=edition())
+    rows = []
+    for name, entry in there:
+        path, told = Path(entry.path), known.get(entry.path)
+        rows.append(Listed(name, path, files[entry.path].st_size, *told) if told else _other(name, path))
+    return rows
 
 
-def _found(path: Path) -> tuple[str, str, str]:
-    """Family, kind and what is wrong with it."""
+def _other(name: str, path: Path) -> Listed:
+    """A pickle, which is not looked into, or a folder."""
+    if path.is_file():
+        return Listed(name, path, path.stat().st_size, "", "pickle")
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    if not (path / "model_index.json").is_file():
+        return Listed(name, path, size, "", "folder")
     try:
-        if path.is_dir():
-            return (Folder(path).family, "model", "") if (path / "model_index.json").is_file() else ("", "folder", "")
-        return (*about(path), "") if path.suffix.lower() in (".safetensors", ".sft") else ("", "pickle", "")
+        return Listed(name, path, size, Folder(path).family, "model")
     except (ValueError, OSError) as e:
-        return "", "", str(e)
-
-
-def _bytes(path: Path) -> int:
-    seen = os.stat(path)
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else seen.st_size
+        return Listed(name, path, size, "", "folder", str(e))

@@ -1,0 +1,384 @@
+"""A model is the same model in every layout its files have: networks compared with a folder in diffusers layout, bit for bit."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+import safelight as sl
+from safelight import codec, families
+from safelight.families.checkpoint import About, Checkpoint, about, empty
+from safelight.families.sources import Folder, Parts, open_model, open_source
+from safelight.families.weight_file import WeightFile
+from safelight.lineage import about as told_about
+from safelight.runtime import lease, release
+from safelight.values import Part
+from tests import checkpoints as c
+
+CPU = torch.device("cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """One model, written as a folder and as a single file."""
+
+    layout: c.Layout
+    nets: dict[str, Any]
+    folder: Path
+    file: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    place, known = tmp_path_factory.mktemp("models"), {}
+
+    def make(kind: str) -> Made:
+        if kind not in known:
+            layout = c.sd1(words=c.WORDS) if kind == "words" else c.TINY[kind]()
+            nets = c.networks(layout)
+            note = {"modelspec.prediction_type": "v"} if kind == "sd2" else None
+            file = c.checkpoint(place / f"{kind}.safetensors", layout, nets, metadata=note)
+            known[kind] = Made(layout, nets, c.folder(place / kind, layout, nets), file)
+        return known[kind]
+
+    return make
+
+
+def outputs(parts: Parts, made: Made) -> dict[str, torch.Tensor]:
+    """What every network says to the same inputs."""
+    torch.manual_seed(5)
+    out = {}
+    for part, net in made.nets.items():
+        found = parts.build(part, type(net), device=CPU, dtype=torch.float32)
+        assert not found.training
+        assert not any(p.requires_grad or p.is_meta for p in found.parameters())
+        if part == "unet":
+            x, text = torch.randn(2, net.config.in_channels, 8, 8), torch.randn(2, 5, net.config.cross_attention_dim)
+            ids, pooled = divmod(net.config.projection_class_embeddings_input_dim or 0, 256)
+            added = {"text_embeds": torch.randn(2, pooled), "time_ids": torch.rand(2, ids) * 100} if ids else None
+            out[part] = found(x, torch.tensor([3, 700]), encoder_hidden_states=text, added_cond_kwargs=added).sample
+        elif part == "vae":
+            out["encoded"] = found.encode(torch.randn(1, 3, 16, 16)).latent_dist.mean
+            out["decoded"] = found.decode(torch.randn(1, 4, 8, 8)).sample
+        else:
+            ids = torch.tensor([[298, 20, 68, 299, *[0] * 73]])
+            said = found(input_ids=ids, output_hidden_states=True)
+            out |= {part: said.last_hidden_state, f"{part} before": said.hidden_states[-2], f"{part} pooled": said[0]}
+    return out
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    assert a.keys() == b.keys()
+    assert all(t.std() > 0 for t in a.values())
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("kind", sorted(c.TINY))
+def test_a_single_file_says_what_the_folder_says(kind: str, made: Callable[[str], Made]) -> None:
+    one = made(kind)
+    folder, file = open_source(one.folder), open_source(one.file)
+    assert folder.family == file.family == ("sdxl" if kind in ("sdxl", "refiner") else "sd")
+    assert same(outputs(folder, one), outputs(file, one))
+    assert file.config("scheduler")["prediction_type"] == one.layout.scheduler["prediction_type"]
+    assert file.config("vae")["scaling_factor"] == one.layout.vae["scaling_factor"]
+    for part in one.layout.text:
+        words = [PreTrainedTokenizerFast.from_pretrained(p.folder(part.replace("text_encoder", "tokenizer"))) for p in (folder, file)]
+        assert words[0].pad_token_id == words[1].pad_token_id == (0 if one.layout.text[part][1]["pad_token_id"] == 0 else 49407)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "refiner"])
+def test_half_precision_files_are_the_same_numbers(kind: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made(kind)
+    halves = {part: net.half() for part, net in c.networks(one.layout).items()}
+    folder = c.folder(tmp_path / "half", one.layout, halves)
+    file = c.checkpoint(tmp_path / "half.safetensors", one.layout, one.nets, half=True)
+    assert same(outputs(open_source(folder), one), outputs(open_source(file), one))
+
+
+def test_the_family_draws_from_a_single_file(made: Callable[[str], Made]) -> None:
+    one = made("words")
+    drawn = []
+    for source in (one.folder, one.file):
+        parts = open_source(source)
+        f = families.find(parts.family)(parts, device=CPU, dtype=torch.float32)
+        x = torch.ones(1, 4, 8, 8)
+        drawn.append(f.decode(f.denoise(x, f.sigmas[[500]], f.encode_text(["a (red:1.2) cat"]))))
+    assert torch.allclose(*drawn, atol=1e-4)  # weights that begin at other places in memory are multiplied in another order
+
+
+@pytest.mark.parametrize("kind", sorted(c.FULL))
+def test_the_real_models_are_known_by_their_headers(kind: str, tmp_path: Path) -> None:
+    real = c.FULL[kind]
+    nets = c.networks(real, empty=True)
+    file = c.sparse(tmp_path / "x.safetensors", {n: tuple(t.shape) for n, t in c.single(real, nets).items()})
+    found = Checkpoint(file)
+    assert found.family == ("sdxl" if kind in ("sdxl", "refiner") else "sd")
+    assert found.config("unet")["sample_size"] == (128 if found.family == "sdxl" else 64)
+    for part, net in nets.items():
+        assert shapes(empty(type(net), found.config(part))) == shapes(net)
+        told = net.config if part in ("unet", "vae") else net.config.to_dict()
+        for name in ("attention_head_dim", "num_attention_heads", "hidden_act", "scaling_factor", "use_linear_projection"):
+            assert found.config(part).get(name) == told.get(name), name
+
+
+def shapes(net: Any) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(t.shape) for n, t in net.state_dict().items()}
+
+
+def test_kolors_is_known_by_its_unet(tmp_path: Path) -> None:
+    more = {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj", "projection_class_embeddings_input_dim": 5632}
+    net = c.networks(dataclasses.replace(c.FULL["sdxl"], unet={**c.FULL["sdxl"].unet, **more}), empty=True)["unet"]
+    found = Checkpoint(c.sparse(tmp_path / "x.safetensors", shapes(net)))
+    assert found.family == "kolors"
+    assert shapes(empty(type(net), found.config("unet"))) == shapes(net)
+    assert found.config("scheduler")["num_train_timesteps"] == 1100
+
+
+# Single networks, and parts from elsewhere.
+
+
+def separate(one: Made, place: Path, names: str) -> dict[str, str]:
+    """The networks in files of their own, by the original repositories' names or by diffusers'."""
+    original = names == "original"
+    c.save(place / "unet.safetensors", c.unet_names(one.nets["unet"]) if original else one.nets["unet"].state_dict())
+    c.save(place / "vae.safetensors", c.vae_names(one.nets["vae"]) if original else one.nets["vae"].state_dict())
+    for part in one.layout.text:
+        state = one.nets[part].state_dict()
+        bigg = part == "text_encoder_2" or one.layout.last_layer
+        c.save(place / f"{part}.safetensors", c.open_names(state) if original and bigg else c.clip_names(state))
+    return {part: str(place / f"{part}.safetensors") for part in one.nets}
+
+
+@pytest.mark.parametrize("names", ["original", "diffusers"])
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_networks_in_files_of_their_own(kind: str, names: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made(kind)
+    files = separate(one, tmp_path, names)
+    model = sl.model(files.pop("unet"), **files)
+    assert model.family == ("sdxl" if kind == "sdxl" else "sd")
+    found = outputs(open_model(model), one)
+    wanted = outputs(open_source(one.folder), one)
+    if kind == "sdxl" and names == "diffusers":  # a tower by transformers' names does not tell its activation; real ones by their width
+        found = {n: t for n, t in found.items() if not n.startswith("text_encoder_2")}
+        wanted = {n: t for n, t in wanted.items() if n in found}
+    assert same(found, wanted)
+    assert open_model(model).config("vae")["scaling_factor"] == one.layout.vae["scaling_factor"]
+
+
+def test_a_missing_part_is_asked_for_by_name(made: Callable[[str], Made], tmp_path: Path) -> None:
+    files = separate(made("sd1"), tmp_path, "original")
+    model = sl.model(files["unet"], text_encoder=files["text_encoder"])
+    with pytest.raises(ValueError, match="holds no vae; give one with vae="), lease(model, dtype=torch.float32):
+        pass
+
+
+@pytest.mark.parametrize("where", ["file", "component", "folder", "checkpoint"])
+def test_another_vae_from_anywhere(where: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made("sd1")
+    vae = c.networks(one.layout, seed=9)["vae"]
+    source = tmp_path / "other"
+    if where == "file":
+        source = c.save(tmp_path / "vae.safetensors", c.vae_names(vae))
+    elif where == "component":
+        vae.save_pretrained(source)
+    else:
+        nets = {**one.nets, "vae": vae}
+        source = c.folder(source, one.layout, nets) if where == "folder" else c.checkpoint(tmp_path / "x.safetensors", one.layout, nets)
+    one = made("words")
+    base, model = sl.model(str(one.file)), sl.model(str(one.file), vae=str(source))
+    assert model.key != base.key
+    assert model.parts[0].name == "vae"
+    torch.manual_seed(1)
+    z = torch.randn(1, 4, 8, 8)
+    with lease(model, dtype=torch.float32) as family:
+        z = z / one.layout.vae["scaling_factor"]
+        assert torch.allclose(family.trainable()["vae"].decode(z).sample, vae.decode(z).sample, atol=1e-4)  # its memory layout is another
+        assert torch.equal(family.trainable()["vae"].decoder.conv_in.weight, vae.decoder.conv_in.weight)
+        assert torch.equal(family.trainable()["unet"].conv_in.weight, one.nets["unet"].conv_in.weight)
+    release()
+
+
+def test_parts_are_in_the_key_the_lineage_and_the_store(made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made("sd1")
+    source = c.save(tmp_path / "vae.safetensors", c.vae_names(c.networks(one.layout, seed=9)["vae"]))
+    first = sl.model(str(one.file), vae=str(source), prediction="v-zsnr")
+    assert codec.decode(codec.encode(first).tree, {}, lambda sha: pytest.fail(sha)) == first
+    told = told_about(first)["parts"]
+    assert [p["part"] for p in told] == ["vae", "scheduler"]
+    assert told[0]["source"] == "vae.safetensors"
+    assert "vae=" in str(sl.why(first))
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(source.read_bytes())
+    assert sl.model(str(one.file), vae=str(moved), prediction="v-zsnr").key == first.key  # by content, not by place
+    c.save(source, c.vae_names(c.networks(one.layout, seed=10)["vae"]))
+    assert sl.model(str(one.file), vae=str(source), prediction="v-zsnr").key != first.key
+    with pytest.raises(ValueError, match="no longer what"), lease(first):
+        pass
+
+
+def test_what_training_caches_by_follows_the_part(made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made("sd1")
+    source = c.save(tmp_path / "vae.safetensors", c.vae_names(c.networks(one.layout, seed=9)["vae"]))
+    plain, other = open_source(one.folder), open_source(one.folder, (Part("vae", str(source), ""),))
+    assert plain.fingerprint("vae") != other.fingerprint("vae")
+    assert plain.fingerprint("text_encoder", "tokenizer") == other.fingerprint("text_encoder", "tokenizer")
+    assert plain.fingerprint() != other.fingerprint()
+
+
+# What a network predicts.
+
+
+def variant(one: Made, path: Path, more: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
+    c.save(path, {**load_file(one.file), **more}, metadata)
+    return open_source(path).config("scheduler")
+
+
+def test_prediction_type_by_metadata_by_marks_and_by_the_user(made: Callable[[str], Made], tmp_path: Path) -> None:
+    one, path, mark = made("sd1"), tmp_path / "x.safetensors", torch.zeros(1)
+    found = variant(one, path, {"v_pred": mark, "ztsnr": mark})
+    assert (found["prediction_type"], found["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    assert variant(one, path, {"v_pred": mark})["rescale_betas_zero_snr"] is False
+    assert variant(one, path, {}, {"modelspec.prediction_type": "v"})["prediction_type"] == "v_prediction"
+    assert variant(one, path, {"v_pred": mark}, {"modelspec.prediction_type": "epsilon"})["prediction_type"] == "epsilon"
+    asked = open_model(sl.model(str(path), prediction="v-zsnr")).config("scheduler")
+    assert (asked["prediction_type"], asked["rescale_betas_zero_snr"], asked["beta_end"]) == ("v_prediction", True, 0.012)
+    with pytest.raises(ValueError, match="EDM"):
+        variant(one, path, {"edm_mean": mark})
+
+
+def test_sd2_says_v_by_the_spread_of_one_vector(tmp_path: Path) -> None:
+    real = c.FULL["sd2"]
+    names = c.single(real, c.networks(real, empty=True))
+    told = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    width = names[told].shape[0]
+    for spread, says in ((0.05, "epsilon"), (0.3, "v_prediction")):
+        path = c.sparse(tmp_path / f"{spread}.safetensors", {n: tuple(t.shape) for n, t in names.items()})
+        entry = WeightFile(path)._header.tensors[told]
+        with open(path, "r+b") as f:
+            f.seek(entry.start)
+            f.write((torch.randn(width, generator=torch.Generator().manual_seed(0)) * spread).half().numpy().tobytes())
+        found = Checkpoint(path)
+        assert found.config("scheduler")["prediction_type"] == says
+        assert found.config("unet")["sample_size"] == (96 if says == "v_prediction" else 64)
+
+
+# Files that are something else, or broken.
+
+
+def test_an_unknown_file_says_what_was_found(tmp_path: Path) -> None:
+    path = c.save(tmp_path / "x.safetensors", {"blocks.0.attn.weight": torch.zeros(3, 5), "blocks.1.attn.weight": torch.zeros(3, 5)})
+    with pytest.raises(ValueError, match=r"no family knows it; it has 2 tensors, most under blocks\.0.*blocks\.0\.attn\.weight \[3, 5\]"):
+        open_source(path)
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("lora_unet_down_blocks_0.lora_down.weight", "lora"), ("unet.mid_block.to_q.lora_A.weight", "lora"),
+    ("control_model.input_hint_block.0.weight", "controlnet"), ("emb_params", "embedding"),
+])
+def test_a_file_that_is_no_model_is_named(name: str, kind: str, tmp_path: Path) -> None:
+    path = c.save(tmp_path / "x.safetensors", {name: torch.zeros(4, 4)})
+    assert about(path) == About("", kind)
+    with pytest.raises(ValueError, match=f"it is a {kind}, no whole model"):
+        open_source(path)
+
+
+def test_files_of_one_part_are_named(made: Callable[[str], Made], tmp_path: Path) -> None:
+    files = separate(made("sd1"), tmp_path, "original")
+    found = [about(Path(files[part])) for part in ("unet", "vae", "text_encoder")]
+    assert found == [About("sd", "model"), About("", "vae"), About("", "text_encoder")]
+    with pytest.raises(ValueError, match=r"vae=.*is a text_encoder"):
+        sl.model(files["unet"], vae=files["text_encoder"])
+
+
+def test_missing_and_unknown_tensors_are_counted(made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made("sd1")
+    tensors, head = load_file(one.file), "model.diffusion_model."
+    del tensors[f"{head}out.2.bias"], tensors[f"{head}middle_block.1.norm.bias"]
+    tensors[f"{head}time_embed.7.weight"] = torch.zeros(3)
+    tensors[f"{head}input_blocks.1.0.in_layers.0.weight"] = torch.zeros(5)
+    path = c.save(tmp_path / "x.safetensors", tensors)
+    says = r"2 missing \(mid_block\S+, conv_out.bias\), 1 unknown \(\S+time_embed.7.weight\), 1 of another shape \(\S+ \[5\] for \[32\]\)"
+    with pytest.raises(ValueError, match=says) as e:
+        open_source(path).build("unet", type(one.nets["unet"]), device=CPU, dtype=torch.float32)
+    assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "length", "offsets", "json"])
+def test_a_truncated_or_lying_header_is_refused(spoil: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    raw, path = made("sd1").file.read_bytes(), tmp_path / "x.safetensors"
+    n = int.from_bytes(raw[:8], "little")
+    spoiled = {
+        "cut": raw[:-100], "length": (2**40).to_bytes(8, "little") + raw[8:], "json": raw[:8] + b"[" + raw[9:],
+        "offsets": raw[:8] + re.sub(rb'"data_offsets":\[0,(\d+)\]', rb'"data_offsets":[8,\1]', raw[8 : 8 + n], count=1) + raw[8 + n :],
+    }
+    path.write_bytes(spoiled[spoil])
+    with pytest.raises(ValueError, match=r"x\.safetensors"):
+        open_source(path)
+
+
+# Folders that want more than to be read.
+
+
+@pytest.mark.parametrize("entry", ["auto_map", "custom_pipeline", "trust_remote_code", "_attn_implementation_internal"])
+@pytest.mark.parametrize("place", ["model_index.json", "unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
+def test_configurations_that_run_code_are_refused(entry: str, place: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made("sd1")
+    folder = tmp_path / "model"
+    for f in (one.folder / place).parent.rglob("*") if "/" in place else one.folder.rglob("*"):
+        to = folder / f.relative_to(one.folder)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if f.is_file():
+            to.symlink_to(f)
+    data = json.loads((one.folder / place).read_text())
+    (folder / place).unlink()
+    (folder / place).write_text(json.dumps({**data, "deep": {"er": [{entry: {"AutoModel": "evil.Model"}}]}}))
+    if "/" in place:
+        (folder / "model_index.json").symlink_to(one.folder / "model_index.json")
+    part = place.partition("/")[0]
+    with pytest.raises(ValueError, match=f"{entry}.*refused"):
+        parts = Folder(folder)
+        parts.folder(part) if part == "tokenizer" else parts.build(part, type(one.nets[part]), device=CPU, dtype=torch.float32)
+
+
+def test_a_folder_that_lacks_tensors_is_refused(made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made("sd1")
+    for part in ("text_encoder", "unet"):
+        one.nets[part].save_pretrained(tmp_path / part)
+        file = next((tmp_path / part).glob("*.safetensors"))
+        tensors = load_file(file)
+        tensors.pop(sorted(tensors)[0])
+        save_file(tensors, file, {"format": "pt"})
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    for part in ("text_encoder", "unet"):
+        with pytest.raises(ValueError, match=f"{part} lacks 1 tensors|{part}.*missing"):
+            open_source(tmp_path).build(part, type(one.nets[part]), device=CPU, dtype=torch.float32)
+
+
+def test_folders_of_halves_and_of_pickles(made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made("sd1")
+    for part, net in c.networks(one.layout).items():
+        net.save_pretrained(tmp_path / "half" / part, variant="fp16")
+        net.save_pretrained(tmp_path / "old" / part)
+        file = next((tmp_path / "old" / part).glob("*.safetensors"))
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()
+    for name in ("half", "old"):
+        (tmp_path / name / "model_index.json").write_text((one.folder / "model_index.json").read_text())
+        assert same(outputs(open_source(tmp_path / name), one), outputs(open_source(one.folder), one))
+    assert open_source(tmp_path / "old").fingerprint("unet") != open_source(tmp_path / "old").fingerprint("vae")
+
+
+def test_a_pickled_checkpoint_is_the_same_model(made: Callable[[str], Made], tmp_path: Path) -> None:
+    one = made("sd1")
+    torch.save({"state_dict": c.single(one.layout, one.nets), "epoch": 3}, tmp_path / "x.ckpt")
+    found = open_source(tmp_path / "x.ckpt")
+    assert found.family == "sd"
+    assert same(outputs(found, one), outputs(open_source(one.folder), one))
