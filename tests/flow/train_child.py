@@ -11,7 +11,7 @@ import torch
 
 from safelight.engine import call
 from safelight.op import load_ops
-from safelight.recipes import lora
+from safelight.recipes import shared
 from safelight.store import Store
 
 KNOBS = {"rank": 2, "steps": 24, "batch": 2, "every": 8, "samples": 1, "held_out": 0.2, "lr": 1e-2}
@@ -36,7 +36,7 @@ def run(home: Path, model: str, pictures: str) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    lora.CHECKPOINT_SECONDS = 0.0
+    shared.CHECKPOINT_SECONDS = 0.0
     load_ops()
     for line in sys.stdin:
         child = os.fork()

@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from safelight.patches import kept, patch
-from safelight.patches.rows import Rows, watched
+from safelight.patches.rows import Rows, unet_of, watched
+from safelight.weights import header
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -35,6 +36,9 @@ WIDTHS = (16, 32, 96, 256)
 
 KEPT = 2
 """How many ControlNets stay loaded with a model."""
+
+CONFIG = "safelight.config"
+"""Where a file of ours says its shape, in its metadata."""
 
 FIRST = "controlnet_cond_embedding.conv_in.weight"
 ORIGINAL = ("control_model.zero_convs.0.0.weight", "zero_convs.0.0.weight")
@@ -78,16 +82,27 @@ def level(family: Family, share: float) -> float:
     return float(between if flow else between.exp())
 
 
-def fresh(family: Family) -> Any:
+def fresh(family: Family, *, attention: bool = True) -> Any:
     """A ControlNet to train, float32: the U-Net's encoder copied, its outputs zero, so that it changes nothing yet. Its hint is as many
-    times larger than the latent as the picture is. The layers that read it are random: torch's generator seeds them."""
+    times larger than the latent as the picture is. The layers that read it are random: torch's generator seeds them. Without `attention`
+    the copy has convolutions alone and does not read the prompt: about half of the weights."""
     unet: Any = family.trainable()["unet"]
     steps = family.factor.bit_length()
     widths = (*WIDTHS[:steps], *[WIDTHS[-1]] * (steps - len(WIDTHS)))
+    if not attention:
+        return _without_attention(unet, widths).to(family.device)
     net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
     if net.encoder_hid_proj is not None:
         net.encoder_hid_proj.load_state_dict(unet.encoder_hid_proj.state_dict())
     return net.to(family.device)
+
+
+def _without_attention(unet: Any, widths: tuple[int, ...]) -> Any:
+    plain = {"down_block_types": ("DownBlock2D",) * len(unet.config.block_out_channels), "mid_block_type": "UNetMidBlock2D"}
+    net = ControlNetModel(**shape(unet) | plain | {"conditioning_embedding_out_channels": widths})
+    held, wanted = unet.state_dict(), net.state_dict()
+    net.load_state_dict({name: held[name] for name, t in wanted.items() if name in held and held[name].shape == t.shape}, strict=False)
+    return net
 
 
 def read(path: str, layers: int = 2) -> dict[str, Tensor]:
@@ -105,24 +120,28 @@ def read(path: str, layers: int = 2) -> dict[str, Tensor]:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What diffusers' config.json beside a file says of its shape; empty when there is none, and the U-Net's own shape is meant."""
+    """What a file we trained, or diffusers' config.json beside one, says of its shape; empty when neither does, and the U-Net's own shape
+    is meant."""
+    own = header.read(path).metadata.get(CONFIG)
+    if own is not None:
+        return shaping(json.loads(own))
     beside = Path(path).with_name("config.json")
     told = json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
-    return _shape(told) if told.get("_class_name") == ControlNetModel.__name__ else {}
+    return shaping(told) if told.get("_class_name") == ControlNetModel.__name__ else {}
 
 
 def load(family: Family, path: str, config: Mapping[str, Any]) -> Any:
     """The file's ControlNet for this family, frozen. ValueError with matched/total when it was made for another model."""
     unet: Any = family.trainable()["unet"]
-    shape = _shape(dict(unet.config)) | dict(config)
-    tensors = read(path, int(shape["layers_per_block"]))
+    made = shape(unet) | dict(config)
+    tensors = read(path, int(made["layers_per_block"]))
     widths = [tensors[FIRST].shape[0], *(t.shape[0] for name, t in tensors.items() if _halves(name))]
-    shape |= {"conditioning_channels": tensors[FIRST].shape[1], "conditioning_embedding_out_channels": widths}
+    made |= {"conditioning_channels": tensors[FIRST].shape[1], "conditioning_embedding_out_channels": widths}
     first = tensors.get("conv_in.weight")
     if first is not None and first.shape[1] == family.channels:  # an inpainting U-Net takes more
-        shape["in_channels"] = family.channels
+        made["in_channels"] = family.channels
     with torch.device("meta"):
-        net = ControlNetModel(**shape)
+        net = ControlNetModel(**made)
     wanted = {name: t.shape for name, t in net.state_dict().items()}
     lost = [name for name, s in wanted.items() if name not in tensors or tensors[name].shape != s]
     lost += [name for name in tensors if name not in wanted]
@@ -136,7 +155,13 @@ def load(family: Family, path: str, config: Mapping[str, Any]) -> Any:
     return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
+def shape(net: Any) -> dict[str, Any]:
+    """What of a network's configuration makes a ControlNet of its shape."""
+    return shaping(dict(net.config))
+
+
+def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that a ControlNet's class takes."""
     names = inspect.signature(ControlNetModel.__init__).parameters
     return {name: value for name, value in config.items() if name in names}
 
@@ -174,6 +199,7 @@ def control(family: Family, what: Patch) -> Iterator[None]:
     if not what.strength:
         yield
         return
+    unet_of(family, "control")
     span = Span(float(what.options.get("start", 0)), float(what.options.get("end", 1)))
     with attached(family, _kept(family, what), read_hint(what), strength=what.strength, span=span):
         yield

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save
@@ -57,7 +57,8 @@ NAMED = {
 
 
 def _named(family: Family) -> tuple[str, str]:
-    width = int(family.trainable()["text_encoder"].config.hidden_size) if family.name == "sd" and family.channels == 4 else 0
+    told: Any = family.trainable()["text_encoder"].config if family.name == "sd" and family.channels == 4 else None
+    width = int(told.hidden_size) if told else 0
     own = f"safelight-{family.name}-{family.channels}ch"
     return NAMED.get((family.name, width), NAMED["sd", 768] if width else (own, own))
 

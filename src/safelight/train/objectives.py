@@ -26,4 +26,9 @@ def min_snr(prediction: str, sigma: Tensor, gamma: float) -> Tensor:
 
 def squared_error(family: Family, x: Tensor, sigma: Tensor, cond: Cond, target: Tensor) -> Tensor:
     """(B,) mean squared error of what the network says of x (B, C, h, w) at sigma (B,), float32."""
-    return (family.predict(x, sigma, cond) - target).square().mean(dim=(1, 2, 3))
+    return mean_square(family.predict(x, sigma, cond) - target)
+
+
+def mean_square(error: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B,)."""
+    return error.square().mean(dim=(1, 2, 3))
