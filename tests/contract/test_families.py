@@ -122,14 +122,26 @@ def test_training_form_says_the_same(loaded: Family) -> None:
     assert torch.allclose(before, after, atol=1e-5)
 
 
-def test_bfloat16_stays_close(tmp_path: Path) -> None:
-    folder = tiny.mini(tmp_path / "mini")
+@pytest.mark.parametrize("layout", ["mini", "taiyi", "sdxl", "kolors", "sd3"])
+def test_bfloat16_stays_close(tmp_path: Path, layout: str) -> None:
+    folder = tiny.LAYOUTS[layout](tmp_path / layout)
     exact, rough = (tiny.load(folder, device=CPU, dtype=d) for d in (torch.float32, torch.bfloat16))
     x, _ = latents(exact)
     sigma = exact.sigmas[[100, 600]]
     a, b = (f.predict(x, sigma, f.encode_text(["a red apple", ""])) for f in (exact, rough))
     assert b.dtype == torch.float32
     assert (a - b).abs().max() < 0.05 * a.std() * 5
+
+
+def test_float16_leaves_a_vae_that_overflows_in_float32(tmp_path: Path) -> None:
+    folder = tiny.sdxl(tmp_path / "m")
+    config = folder / "vae" / "config.json"
+    for overflows, dtype in ((True, torch.float32), (False, torch.float16)):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "force_upcast": overflows}))
+        loaded = tiny.load(folder, device=CPU, dtype=torch.float16)
+        assert loaded.trainable()["vae"].get_parameter("encoder.conv_in.weight").dtype == dtype
+        assert loaded.trainable()["unet"].get_parameter("conv_in.weight").dtype == torch.float16
+        assert loaded.decode(torch.randn(1, 4, 8, 8)).dtype == torch.float32
 
 
 def test_clip_skip_reads_an_earlier_layer(loaded: Family) -> None:

@@ -7,9 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from safelight import families
 from safelight.families import Family, sentencepieces
 from safelight.families.chatglm import LAYERS
+from safelight.families.sources import open_source
 from safelight.families.weight_only import WeightOnly, packed, quantized, unpacked
+from safelight.values import Part
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -82,3 +85,16 @@ def test_kolors_reads_a_text_encoder_of_few_bits(tmp_path: Path, bits: int, near
     for a, b in ((said.tokens, told.tokens), (said.extras["pooled"], told.extras["pooled"])):
         error = float((a - b)[:, -8:].norm() / a[:, -8:].norm()) if a.ndim == 3 else float((a - b).norm() / a.norm())
         assert 1e-4 < error < near + (0.02 if dtype == torch.bfloat16 else 0)
+
+
+@pytest.mark.parametrize("bits", [0, 8, 4])
+def test_chatglm_in_a_file_of_its_own(tmp_path: Path, bits: int) -> None:
+    folder = tiny.kolors(tmp_path / "m")
+    if bits:
+        few_bits(folder, bits)
+    whole = tiny.load(folder, device=CPU, dtype=torch.float32)
+    file = (folder / "text_encoder" / "model.safetensors").rename(tmp_path / "chatglm3.safetensors")
+    parts = open_source(folder, [Part("text_encoder", str(file), "")])
+    loose = families.find("kolors")(parts, device=CPU, dtype=torch.float32)
+    a, b = (f.encode_text(["a red apple", "一个紫色短发的女孩"]) for f in (whole, loose))
+    assert torch.equal(a.tokens, b.tokens) and torch.equal(a.extras["pooled"], b.extras["pooled"])

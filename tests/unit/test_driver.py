@@ -63,7 +63,7 @@ def mixed(family: Family) -> list[Request]:
     way, size = process(family), family.size
     short, long = family.encode_text(["a cat"]), family.encode_text(["a girl with purple hair, " * 12])
     nothing = family.encode_text([""])
-    assert long.tokens.shape[1] > short.tokens.shape[1]
+    assert long.tokens.shape[1] > short.tokens.shape[1] or family.name == "kolors"  # which has 256, always
     picture = torch.randn(blank(family, size, size).shape, generator=torch.Generator().manual_seed(4))
     half = torch.zeros(1, 1, size, size)
     half[..., : size // 2] = 1

@@ -25,8 +25,9 @@ LAYERS = ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h
 class ChatGLMModel(glm.ChatGLMModel):  # type: ignore[misc]
     """diffusers' class, which also reads quantized weights: `quantization_bit` in its configuration is 8 or 4."""
 
-    def __init__(self, config: Any, **options: Any) -> None:
-        super().__init__(config, **options)
+    def __init__(self, config: Any, device: torch.device | None = None, empty_init: bool = False) -> None:
+        # Not its own empty start, which takes memory where a loader asked for none.
+        super().__init__(config, device=device, empty_init=empty_init)
         if config.quantization_bit:
             if config.quantization_bit not in BITS:
                 raise ValueError(f"text_encoder: quantization_bit is {config.quantization_bit}; expected 4, 8, or 0 for plain weights")

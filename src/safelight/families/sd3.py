@@ -46,7 +46,8 @@ class SD3:
         self.net = built("transformer", SD3Transformer2DModel)
         self.text = ClipText(tokenizer(parts), built("text_encoder", CLIPTextModelWithProjection), base=1, normed=False)
         self.text_2 = ClipText(tokenizer(parts, "tokenizer_2"), built("text_encoder_2", CLIPTextModelWithProjection), base=1, normed=False)
-        self.t5, self.words = (built("text_encoder_3", T5EncoderModel), tokenizer(parts, "tokenizer_3")) if _has_t5(parts) else (None, None)
+        self.t5: Any = built("text_encoder_3", T5EncoderModel) if _has_t5(parts) else None
+        self.words: Any = None if self.t5 is None else tokenizer(parts, "tokenizer_3")
         self.prediction, self.sigmas = self.way.prediction, self.way.sigmas
         self.channels, self.factor = self.images.channels, self.images.factor
         self.size = int(self.net.config.sample_size) * self.factor

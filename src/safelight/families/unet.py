@@ -93,7 +93,7 @@ class UNet:
             score = cond.extras.get("aesthetic")
             ids = torch.tensor([h, w, 0, 0, *([h, w] if score is None else [])], dtype=torch.float32).expand(len(x), -1)
             ids = ids if score is None else torch.cat([ids, score.cpu().expand(len(x), -1)], dim=1)
-        return {"text_embeds": pooled, "time_ids": ids.to(self.device)}
+        return {"text_embeds": pooled, "time_ids": ids.to(self.device).expand(len(x), -1)}
 
     def _guidance(self, cond: Cond) -> Tensor | None:
         width = self.net.config.time_cond_proj_dim
