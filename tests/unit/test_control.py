@@ -135,7 +135,7 @@ def test_a_picture_is_the_one_diffusers_draws(load: Callable[[str], Family], tmp
         vae=copy.deepcopy(nets["vae"]), text_encoder=None, tokenizer=None, unet=copy.deepcopy(nets["unet"]),
         controlnet=controls.load(sd1, p.weights.path, {}), scheduler=scheduler, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     pipe.set_progress_bar_config(disable=True)
     scheduler.set_timesteps(4)
     sigmas = [float(s) for s in scheduler.sigmas]
@@ -143,7 +143,7 @@ def test_a_picture_is_the_one_diffusers_draws(load: Callable[[str], Family], tmp
         prompt_embeds=text, negative_prompt_embeds=none, image=controls.read_hint(p).permute(0, 3, 1, 2), num_inference_steps=4,
         guidance_scale=3.0, latents=start * (1 + sigmas[0] ** 2) ** 0.5 / scheduler.init_noise_sigma, height=32, width=32,
         controlnet_conditioning_scale=0.8, control_guidance_end=0.5, output_type="latent",
-    ).images  # fmt: skip
+    ).images
     assert plan(process(sd1), 4, schedule="normal") == pytest.approx(sigmas, rel=1e-4)
     with control(sd1, replace(p, strength=0.8)):
         blank = torch.zeros(1, 4, 8, 8)
@@ -344,6 +344,22 @@ def test_several_adapters_add_up(family: Family, tmp_path: Path) -> None:
     with ip_adapter(family, replace(made[0], strength=0.4)), ip_adapter(family, replace(made[1], strength=0.9)):
         said = family.predict(*asked(family))
     assert torch.allclose(said, prompted(family, made, [0.4, 0.9], embeds), atol=1e-6)
+
+
+def test_the_driver_says_which_row_is_whose(family: Family, tmp_path: Path) -> None:
+    """One step to 0 under guidance for two pictures: the picture prompt counts for the prompt alone, and each has its own hint."""
+    picture = an_adapter(family, tmp_path / "a.safetensors")
+    steer = with_hint(a_control(family, tmp_path / "c.safetensors"), pictures(2), tmp_path)
+    x, sigma, cond = asked(family)
+    s, (text, none) = float(sigma[1]), (Cond(t[None]) for t in cond.tokens)
+    with ip_adapter(family, picture), control(family, steer):
+        request = Request(cond=text, negative=none, latent=torch.zeros_like(x), sigmas=[s, 0.0], noise=x, guidance=CFG(2.0))
+        drawn = finish(drive(family, [request]))[0]
+        wanted, unwanted = (
+            family.denoise(x * s, torch.tensor([s] * 2), Cond(c.tokens.expand(2, -1, -1), {
+                rows.PICTURE: torch.arange(2), rows.NEGATIVE: torch.tensor([against] * 2)})) for c, against in ((text, False), (none, True))
+        )
+    assert torch.allclose(drawn, 2 * wanted - unwanted, atol=1e-5)
 
 
 def test_an_adapter_of_another_model_is_refused(family: Family, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from safelight.events import Event, Note, Progress
-from safelight.patches.rows import NEGATIVE, PICTURE
+from safelight.patches.rows import PICTURE
 from safelight.sampling import guidance as guides
 from safelight.sampling.driver import drive
 from safelight.sampling.noise import draw_seed
@@ -72,7 +72,7 @@ def walk(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Gen
     requests = [
         Request(
             cond=_shown(wanted[s.prompt], s, i),
-            negative=_shown(unwanted[s.guidance.negative], s, i, negative=True),
+            negative=_shown(unwanted[s.guidance.negative], s, i),
             latent=s.start,
             sigmas=plan(way, s.sampling.steps, schedule=s.sampling.schedule, sampler=s.sampling.sampler, denoise=s.sampling.denoise),
             seed=s.seed,
@@ -92,9 +92,8 @@ def encode(family: Family, texts: Sequence[str], *, negative: bool = False) -> M
     return {t: family.encode_text([t], negative=negative) for t in dict.fromkeys(texts)}
 
 
-def _shown(cond: Cond, shot: Shot, picture: int, *, negative: bool = False) -> Cond:
-    marks = {PICTURE: torch.tensor([picture]), NEGATIVE: torch.tensor([negative])}
-    return replace(cond, extras={**cond.extras, **shot.seen, **marks})
+def _shown(cond: Cond, shot: Shot, picture: int) -> Cond:
+    return replace(cond, extras={**cond.extras, **shot.seen, PICTURE: torch.tensor([picture])})
 
 
 def guide(g: Guidance) -> guides.Guidance:

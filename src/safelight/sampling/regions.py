@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from safelight.events import Query
+from safelight.patches.rows import NEGATIVE, PICTURE
 from safelight.sampling.resize import fading, plane, repeated, scaled
 from safelight.values import Cond, Region
 
@@ -65,7 +66,8 @@ def sides(cond: Cond, negative: Cond | None, family: Family, shape: Sequence[int
     An area of one side that the other has not is asked of the other too, under its condition with the smallest area around it: guidance
     would else compare an area with the whole picture.
     """
-    made = [_places(cond, family, shape, way), [] if negative is None else _places(negative, family, shape, way)]
+    given = ((cond, False), (negative, True))
+    made = [[] if c is None else _places(_marked(c, shape[0], against), family, shape, way) for c, against in given]
     for one, other in (made, made[::-1]):
         for place in one:
             other += _counterpart(place, other)
@@ -95,6 +97,12 @@ def level(way: Process, share: float) -> float:
     if not 0 < share < 1:
         return math.inf if share <= 0 else 0.0
     return way.at(torch.tensor((1 - share) * way.span[0]))
+
+
+def _marked(cond: Cond, pictures: int, negative: bool) -> Cond:
+    """With what patches may know of the rows (see `patches.rows`), where the condition does not say it itself."""
+    marks = {PICTURE: torch.arange(pictures), NEGATIVE: torch.tensor([negative])}
+    return replace(cond, extras=marks | dict(cond.extras), others=tuple(replace(o, extras=marks | dict(o.extras)) for o in cond.others))
 
 
 def _places(cond: Cond, family: Family, shape: Sequence[int], way: Process) -> list[Place]:
