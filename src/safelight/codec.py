@@ -54,7 +54,7 @@ def _encode(x: Any, out: Encoded, where: str) -> Any:
     if is_of("numpy", "generic", x):
         return x.item()
     if is_of("numpy", "ndarray", x) or is_tensor(x):
-        name = str(len(out.arrays))
+        name = next((known for known, a in out.arrays.items() if a is x), str(len(out.arrays)))  # one tensor in several parts is kept once
         out.arrays[name] = x
         return {"$tensor" if is_tensor(x) else "$array": name}
     if isinstance(x, Path):

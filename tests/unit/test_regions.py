@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from safelight.sampling.process import process
 from safelight.sampling.regions import ask, gather, level, sides
 from safelight.sampling.request import Request, blank
 from safelight.sampling.schedules import plan
+from safelight.store import Made, Store
 from safelight.values import Cond, Mask, Region
 from tests.gaussian import Plain, finish, flow_table
 
@@ -219,6 +221,18 @@ def test_the_ops_set_each_part() -> None:
     masked = set_mask(ranged, mask, strength=2.0, bounds=True)
     assert all(p.region.mask_strength == 2.0 and p.region.bounds and p.region.area for p in masked.parts)
     assert len({c.key for c in (both, placed, ranged, masked)}) == 4
+
+
+def test_what_parts_share_is_kept_once(tmp_path: Path) -> None:
+    text, mask = cond(1.0), Mask(np.ones((1, 4, 4), np.float32))
+    both = together(replace(text, region=Region(area=(1.0, 0.5, 0.0, 0.0), shares=True)), replace(text, region=Region(mask=mask, end=0.5)))
+    store = Store(tmp_path)
+    store.put(both, Made("a" * 32, "test", "v1", {}, {}))
+    record = Store(tmp_path).get("a" * 32)
+    assert record is not None
+    back = Store(tmp_path).load(record)
+    assert isinstance(back, Cond) and back.key == both.key and back.parts[0].region == both.region
+    assert back.parts[1].region.mask is not None and back.parts[1].region.mask.key == mask.key
 
 
 def test_blending_and_joining_texts() -> None:
