@@ -15,11 +15,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safelight import index
 from safelight.disk import place
 from safelight.events import Note, Progress
 from safelight.locks import locked
 from safelight.spec import Work
-from safelight.values import Blob, digest
 from safelight.weights import header
 
 log = logging.getLogger(__name__)
@@ -64,28 +64,14 @@ def convert(path: str | Path, cache: str | Path | None = None) -> Work[Path]:
     if is_safetensors(path):
         header.read(path)
         return path
-    folder = Path(cache) if cache is not None else _home()
+    folder = Path(cache) if cache is not None else index.home() / "weights"
     folder.mkdir(parents=True, exist_ok=True)
-    sha = _sha(path, folder)
+    sha = index.sha256(path)
     made = folder / f"{sha}.safetensors"
     with locked(folder / f"{sha}.lock"):
         if not made.is_file():
             yield from _make(path, made, sha)
     return made
-
-
-def _home() -> Path:
-    return Path(os.environ.get("SAFELIGHT_HOME") or "~/.cache/safelight").expanduser() / "weights"
-
-
-def _sha(path: Path, folder: Path) -> str:
-    """The file's hash; a note beside the results spares reading an unchanged file again."""
-    seen = path.stat()
-    note = folder / f"{digest('file', str(path.absolute()), str(seen.st_size), str(seen.st_mtime_ns))}.sha256"
-    if not note.is_file():
-        sha = Blob.of(path).sha256
-        place(folder, note, lambda to: to.write_text(sha))
-    return note.read_text()
 
 
 def _make(path: Path, made: Path, sha: str) -> Work[None]:
