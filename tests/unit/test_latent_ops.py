@@ -170,6 +170,8 @@ def test_brackets_by_either_rule(model: Model) -> None:
     plain = [OPS["encode_text"](model, t).tokens for t in weights]
     assert torch.equal(read["nested", "comfy"], plain[0]) and torch.equal(read["nested", "a1111"], plain[1])
     assert torch.equal(read["less", "a1111"], plain[2]) and not torch.equal(read["less", "comfy"], plain[2])
+    drawn = {by: OPS["generate"](model, text["nested"], seeds=[1], steps=3, emphasis=by) for by in ("comfy", "a1111")}
+    assert not np.array_equal(drawn["comfy"].pixels, drawn["a1111"].pixels)
     assert not torch.equal(OPS["encode_text"](model, "red", skip=1).tokens, OPS["encode_text"](model, "red").tokens)
 
 

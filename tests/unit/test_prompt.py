@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from safelight.families.prompt import EMPHASES, Piece, parse
+from safelight.families.prompt import EMPHASES, Piece, in_comfy, parse
 
 COMFY = {
     "": [],
@@ -66,3 +66,9 @@ def test_an_unknown_reading_is_refused() -> None:
 
 def same(got: list[Piece], want: list[tuple[str, float]]) -> bool:
     return [p.text for p in got] == [t for t, _ in want] and [p.weight for p in got] == pytest.approx([w for _, w in want])
+
+
+@pytest.mark.parametrize("text", [t for t in A1111 if t])
+def test_a1111_in_comfys_writing(text: str) -> None:
+    assert same(parse(in_comfy(text, "a1111")), [Piece(*p) for p in A1111[text]])
+    assert in_comfy(text, "comfy") == text

@@ -26,6 +26,14 @@ def parse(text: str, emphasis: str = "comfy") -> list[Piece]:
     return EMPHASES[emphasis](text)
 
 
+def in_comfy(text: str, emphasis: str) -> str:
+    """The prompt in ComfyUI's writing, with the weights that another reading gives it."""
+    if emphasis == "comfy":
+        return text
+    plain = ((p.text.replace("(", r"\(").replace(")", r"\)"), p.weight) for p in parse(text, emphasis))
+    return "".join(t if w == 1 else f"({t}:{w!r})" for t, w in plain)
+
+
 def comfy(text: str) -> list[Piece]:
     r"""ComfyUI's reading: `(x)` multiplies by 1.1, `(x:1.3)` sets 1.3 whatever surrounds it, `\(` and `\)` are letters, `[` means nothing.
 

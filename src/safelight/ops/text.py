@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from safelight.op import Knob, OneOf, op
-from safelight.sampling.settings import CANVAS, Canvas
+from safelight.sampling.settings import CANVAS, Canvas, emphases
 from safelight.values import Cond, Mask, Model, Region
 
 if TYPE_CHECKING:
@@ -15,28 +15,12 @@ if TYPE_CHECKING:
     from safelight.families import Family
 
 
-def _emphases() -> Iterable[str]:
-    from safelight.families.prompt import EMPHASES
-
-    return EMPHASES
-
-
-def _as_comfy(text: str, emphasis: str) -> str:
-    """The prompt in ComfyUI's writing with the weights that another reading gives it."""
-    from safelight.families.prompt import parse
-
-    if emphasis == "comfy":
-        return text
-    plain = ((p.text.replace("(", r"\(").replace(")", r"\)"), p.weight) for p in parse(text, emphasis))
-    return "".join(t if w == 1 else f"({t}:{w!r})" for t, w in plain)
-
-
 @op(group="text", version=1)
 def encode_text(
     model: Model, text: Annotated[str, Knob(multiline=True)], *,
     first: Annotated[str | None, Knob(multiline=True)] = None,
     skip: Annotated[int, Knob(-1, 24)] = 0,
-    emphasis: Annotated[str, OneOf(_emphases)] = "comfy",
+    emphasis: Annotated[str, OneOf(emphases)] = "comfy",
     negative: bool = False,
     canvas: Canvas = CANVAS,
 ) -> Cond:
@@ -51,12 +35,13 @@ def encode_text(
     """
     import torch
 
+    from safelight.families.prompt import in_comfy
     from safelight.runtime import lease
 
     with lease(model, holder="encode_text") as family, torch.no_grad():
 
         def read(prompt: str) -> Cond:
-            return family.encode_text([_as_comfy(prompt, emphasis)], skip=skip, negative=negative)
+            return family.encode_text([in_comfy(prompt, emphasis)], skip=skip, negative=negative)
 
         made = read(text)
         if first is not None:

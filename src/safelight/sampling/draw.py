@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from safelight.events import Event, Note, Progress
+from safelight.families.prompt import in_comfy
 from safelight.patches.rows import PICTURE
 from safelight.sampling import guidance as guides
 from safelight.sampling.driver import drive
@@ -66,13 +67,14 @@ def draw(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Gen
 
 def walk(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Generator[Event, None, list[Tensor]]:
     """The shots' latents, (1, C, h, w) each."""
-    wanted = encode(family, [s.prompt for s in shots])
-    unwanted = encode(family, [s.guidance.negative for s in shots], negative=True)
+    written = [[in_comfy(t, s.guidance.emphasis) for t in (s.prompt, s.guidance.negative)] for s in shots]
+    wanted = encode(family, [prompt for prompt, _ in written])
+    unwanted = encode(family, [negative for _, negative in written], negative=True)
     way = process(family)
     requests = [
         Request(
-            cond=_shown(wanted[s.prompt], s, i),
-            negative=_shown(unwanted[s.guidance.negative], s, i),
+            cond=_shown(wanted[written[i][0]], s, i),
+            negative=_shown(unwanted[written[i][1]], s, i),
             latent=s.start,
             sigmas=plan(way, s.sampling.steps, schedule=s.sampling.schedule, sampler=s.sampling.sampler, denoise=s.sampling.denoise),
             seed=s.seed,

@@ -29,6 +29,13 @@ def _guidances() -> Iterable[str]:
     return GUIDANCES
 
 
+def emphases() -> Iterable[str]:
+    """Who may read a prompt's brackets."""
+    from safelight.families.prompt import EMPHASES
+
+    return EMPHASES
+
+
 @dataclass(frozen=True)
 class Size(Knobs):
     """How large the pictures are."""
@@ -88,6 +95,7 @@ class Guidance(Knobs):
     negative: Annotated[str, Knob(multiline=True, help="what the pictures should not be like")] = ""
     guide: Annotated[str, OneOf(_guidances, help="cfg; rescale keeps its contrast down; off asks the prompt alone")] = "cfg"
     rescale: Annotated[float, Knob(0, 1, step=0.05, help="for guide=rescale: how much")] = 0.7
+    emphasis: Annotated[str, OneOf(emphases, help="who reads the brackets: comfy, or a1111, where they multiply and [x] is less")] = "comfy"
 
 
 SIZE, SAMPLING, GUIDANCE, SCALE, STAGE, CANVAS = Size(), Sampling(), Guidance(), Scale(), Stage(), Canvas()

@@ -1,7 +1,7 @@
 """One sampler of a chain: from a latent, perhaps noisy already, to a latent, perhaps still noisy."""
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from safelight.events import Event
 from safelight.families import Family
-from safelight.patches.rows import NEGATIVE, PICTURE
 from safelight.sampling.draw import LOOKS, guide
 from safelight.sampling.driver import drive
 from safelight.sampling.process import process
@@ -38,10 +37,9 @@ def staged(
     mask = None if latent.mask is None else scaled(latent.mask, samples.shape[-1], samples.shape[-2])
     if mask is not None and len(mask) != 1:
         mask = repeated(mask, len(samples))
-    n = len(samples)
     request = Request(
-        cond=_marked(_shown(family, positive, samples, mask), n, negative=False),
-        negative=None if negative is None else _marked(_shown(family, negative, samples, mask), n, negative=True),
+        cond=_shown(family, positive, samples, mask),
+        negative=None if negative is None else _shown(family, negative, samples, mask),
         latent=samples,
         sigmas=sigmas,
         seed=seed,
@@ -68,18 +66,6 @@ def adapted(family: Family, latent: Latent) -> Tensor:
     return samples.new_zeros(len(samples), family.channels, h, w)
 
 
-def _marked(cond: Cond, pictures: int, *, negative: bool) -> Cond:
-    """For patches: whose row is whose."""
-    marks = {PICTURE: torch.arange(pictures), NEGATIVE: torch.full((pictures,), negative)}
-    return _each(cond, lambda part: marks)
-
-
-def _each(cond: Cond, more: Callable[[Cond], Mapping[str, Tensor]]) -> Cond:
-    """Every part of the condition with more extras."""
-    parts = [replace(part, extras={**part.extras, **more(part)}) for part in cond.parts]
-    return replace(parts[0], others=tuple(parts[1:]))
-
-
 def _shown(family: Family, cond: Cond, samples: Tensor, mask: Tensor | None) -> Cond:
     """For an inpainting network a condition without its picture is shown the latent itself and the mask, or grey and a mask of all."""
     if all("inpaint" in part.extras for part in cond.parts) or not _inpaints(family):
@@ -91,7 +77,8 @@ def _shown(family: Family, cond: Cond, samples: Tensor, mask: Tensor | None) -> 
         seen = torch.cat([torch.ones(shape), *(torch.full(shape, value) for value in BLANK)], dim=1)
     else:
         return cond
-    return _each(cond, lambda part: {} if "inpaint" in part.extras else {"inpaint": seen})
+    parts = [part if "inpaint" in part.extras else replace(part, extras={**part.extras, "inpaint": seen}) for part in cond.parts]
+    return replace(parts[0], others=tuple(parts[1:]))
 
 
 def _inpaints(family: Family) -> bool:
