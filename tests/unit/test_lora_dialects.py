@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from diffusers import SD3Transformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_sd3_transformer_checkpoint_to_diffusers
 from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -172,6 +172,7 @@ def flat(prefix: str, path: str) -> str:
 
 DOWN_UP, A_B = (".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight")
 DEFAULT, OLD = (".lora_A.default.weight", ".lora_B.default.weight"), ("_lora.down.weight", "_lora.up.weight")
+LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 LINEAR = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
 
 
@@ -259,6 +260,61 @@ def test_names_of_real_files(sdxl: Any) -> None:
     assert all(named[f"blocks.{n}"] == path for n, path in kolors.items())
     names = {name: path for path, (name, _) in blocks(sdxl).items()}
     assert names["input_blocks.4.1"] == "down_blocks.1.attentions.0" and names["output_blocks.2.2"] == "up_blocks.0.upsamplers.0"
+
+
+def sd3_original(state: Tensors) -> Tensors:
+    """A transformer's tensors in SD 3's own layout."""
+    out = dict(state)
+    fused = {"x_block.attn": ("to_q", "to_k", "to_v"), "context_block.attn": ("add_q_proj", "add_k_proj", "add_v_proj")}
+    rest = {"attn.to_out.0": "x_block.attn.proj", "attn.to_add_out": "context_block.attn.proj"}
+    rest |= {"norm1.linear": "x_block.adaLN_modulation.1"}
+    rest |= {"norm1_context.linear": "context_block.adaLN_modulation.1", "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2"}
+    rest |= {"ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2"}
+    top = {"pos_embed.proj": "x_embedder.proj", "pos_embed.pos_embed": "pos_embed", "proj_out": "final_layer.linear"}
+    top |= {f"time_text_embed.timestep_embedder.linear_{n}": f"t_embedder.mlp.{2 * n - 2}" for n in (1, 2)}
+    top |= {f"time_text_embed.text_embedder.linear_{n}": f"y_embedder.mlp.{2 * n - 2}" for n in (1, 2)}
+    top |= {"norm_out.linear": "final_layer.adaLN_modulation.1"}
+    for i, end in ((i, end) for i in range(2) for end in ("weight", "bias")):
+        for name, parts in fused.items():
+            three = [out.pop(f"transformer_blocks.{i}.attn.{part}.{end}") for part in parts]
+            out[f"joint_blocks.{i}.{name}.qkv.{end}"] = torch.cat(three)
+        for ours, theirs in rest.items():
+            if f"transformer_blocks.{i}.{ours}.{end}" in out:
+                out[f"joint_blocks.{i}.{theirs}.{end}"] = out.pop(f"transformer_blocks.{i}.{ours}.{end}")
+    for key in list(out):
+        head = next((h for h in top if key == h or key.startswith(f"{h}.")), None)
+        if head:
+            out[top[head] + key.removeprefix(head)] = out.pop(key)
+    return out
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
+@pytest.mark.parametrize("kind", ["lora", "loha"])
+def test_sd3_has_q_k_and_v_in_one(tmp_path: Path, prefix: str, kind: str) -> None:
+    torch.manual_seed(0)
+    net = SD3Transformer2DModel(
+        sample_size=8, num_layers=2, attention_head_dim=4, num_attention_heads=2, joint_attention_dim=12, caption_projection_dim=8,
+        pooled_projection_dim=8, pos_embed_max_size=8,
+    ).requires_grad_(False)
+    family: Any = Networks({"transformer": net}, {})
+    original, moved, file = sd3_original(dict(net.state_dict())), {}, {}
+    for key, weight in original.items():
+        moved[key] = weight
+        if key.endswith(".weight") and "joint_blocks.1.context_block.adaLN" not in key and "final_layer.adaLN" not in key:
+            a, b, c, d = (torch.randn(*shape) * 0.3 for shape in [(len(weight), 2), (2, weight[0].numel())] * 2)
+            name = key.removesuffix(".weight").replace(".", "_" if prefix.endswith("_") else ".")
+            ends = {"lora_up.weight": a, "lora_down.weight": b} if kind == "lora" else dict(zip(LOHA, (a, b, c, d), strict=True))
+            file |= {f"{prefix}{name}.{end}": t for end, t in ends.items()}
+            moved[key] = weight + (a @ b if kind == "lora" else (a @ b) * (c @ d)).view_as(weight)
+    converted = convert_sd3_transformer_checkpoint_to_diffusers(dict(moved))
+    wanted = {k: v for k, v in converted.items() if "norm_out" not in k and "1.norm1_context" not in k}  # which have their halves turned
+    save_file(file, tmp_path / "a.safetensors")
+    before = look(family)
+    with lora.lora(family, Patch("lora", Blob.of(tmp_path / "a.safetensors"))):
+        now = net.state_dict()
+        assert sum(not torch.equal(now[key], before["transformer.state"][key]) for key in wanted) == len(file) // len(ends) + 8
+        assert all(float((now[key] - wanted[key]).abs().max()) < 1e-5 for key in wanted)
+    assert same(look(family), before)
 
 
 READ = [("sd", "kohya"), ("sd", "diffusers"), ("sd", "attn_procs"), ("sdxl", "kohya"), ("sdxl", "kohya, LDM")]

@@ -47,14 +47,15 @@ def lora(family: Family, what: Patch) -> Iterator[None]:
     keys = sum(len(changes[name].keys) for name in where)
     log.info("lora %s: %d of %d keys matched, %d layers", path, keys, sum(len(c.keys) for c in changes.values()), len(where))
     networks = family.trainable()
-    with kept(_touched(networks, where.values())):
-        for name, place in where.items():
+    fits = [fit for some in where.values() for fit in some]
+    with kept(_touched(networks, [place for place, _ in fits])):
+        for place, change in fits:
             strength = what.strength if place.part in DENOISERS else text_strength
             # What lies around a layer was put on before: the order stays only if this goes around it too.
             if strength and what.options.get("merged", True) and not isinstance(place.layer, Beside):
-                _merge(place.layer, changes[name], strength)
+                _merge(place.layer, change, strength)
             elif strength:
-                _set_module(networks[place.part], place.path, Beside(place.layer, changes[name], strength))
+                _set_module(networks[place.part], place.path, Beside(place.layer, change, strength))
         yield
 
 
@@ -64,23 +65,24 @@ def _touched(networks: Mapping[str, nn.Module], where: Collection[Place]) -> lis
     return [*(place.layer for place in where), *(networks[part].get_submodule(path) for part, path in holders)]
 
 
-def match(family: Family, changes: Mapping[str, Change], path: str, *, text: bool = True) -> dict[str, Place]:
-    """Where every change goes, by its name. `text` false: what names a text encoder may go nowhere.
+def match(family: Family, changes: Mapping[str, Change], path: str, *, text: bool = True) -> dict[str, list[tuple[Place, Change]]]:
+    """Where every change goes, by its name: to one layer, or piece by piece to several. `text` false: what names a text encoder may go
+    nowhere.
 
     ValueError with matched and total keys and the first misfits when a change has no layer of its shape, or two have the same one.
     """
     names = Names(family)
-    where: dict[str, Place] = {}
+    where: dict[str, list[tuple[Place, Change]]] = {}
     lost: dict[str, str] = {}
     taken: dict[tuple[str, str], str] = {}
     for name, change in changes.items():
-        place = names.find(name)
-        why = "no such layer" if place is None else _misfit(change, place)
-        if place is not None and not why:
-            first = taken.setdefault((place.part, place.path), name)
-            why = "" if first == name else f"the same layer as {first}"
-        if place is not None and not why:
-            where[name] = place
+        found = names.find(name)
+        fits = list(zip(found, change.pieces(len(found)), strict=True)) if found else []
+        why = next(filter(None, (_misfit(piece, place) for place, piece in fits)), "") if fits else "no such layer"
+        first = [taken.setdefault((place.part, place.path), name) for place in found] if not why else []
+        why = why or next((f"the same layer as {other}" for other in first if other != name), "")
+        if not why:
+            where[name] = fits
         elif text or not _names_text(name):
             lost[name] = why
     if lost:

@@ -5,7 +5,7 @@ A weight of any layer is read as a matrix, one row an output channel: (out, in),
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,10 @@ EPSILON = torch.finfo(torch.float32).eps
 class Kind(Protocol):
     """What one layer's tensors mean."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """lora, loha, lokr, full or dora."""
+        ...
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -71,7 +74,7 @@ class Factor:
 class Lora:
     """LoRA (arXiv:2106.09685) and LoCon: scale * up @ down, `scale` being alpha / rank. A LoCon with `lora_mid` is a factor with a core."""
 
-    name: ClassVar[str] = "lora"
+    name = "lora"
     factor: Factor
     scale: float
 
@@ -89,7 +92,7 @@ class Lora:
 class Loha:
     """LoHa (FedPara, arXiv:2108.06098): scale times the entrywise product of two low-rank matrices."""
 
-    name: ClassVar[str] = "loha"
+    name = "loha"
     first: Factor
     second: Factor
     scale: float
@@ -108,7 +111,7 @@ class Loha:
 class Lokr:
     """LoKr (arXiv:2212.10650): scale times the Kronecker product of a small and a large matrix."""
 
-    name: ClassVar[str] = "lokr"
+    name = "lokr"
     small: Factor
     large: Factor
     scale: float
@@ -128,7 +131,7 @@ class Lokr:
 class Full:
     """The difference itself, of any layer's weight or a norm's."""
 
-    name: ClassVar[str] = "full"
+    name = "full"
     difference: Tensor
 
     @property
@@ -149,7 +152,7 @@ class Dora:
     the moved weight, with LyCORIS's epsilon, as every trainer has it.
     """
 
-    name: ClassVar[str] = "dora"
+    name = "dora"
     moved: Kind
     magnitude: Tensor
 
@@ -175,6 +178,32 @@ class Dora:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Piece `at` of `of` equal ones of a difference whose rows are those of several layers, one after another (q, k and v in one)."""
+
+    whole: Kind
+    at: int
+    of: int
+
+    @property
+    def name(self) -> str:
+        """The whole's."""
+        return self.whole.name
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Rows and columns of the piece; None when the whole has no such pieces."""
+        size = self.whole.size
+        return None if size is None or size[0] % self.of else (size[0] // self.of, size[1])
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """The whole, cut."""
+        rows = weight.shape[0]
+        whole = self.whole.delta(torch.empty((rows * self.of, *weight.shape[1:]), device=weight.device))
+        return whole[rows * self.at : rows * (self.at + 1)]
+
+
+@dataclass(frozen=True)
 class Change:
     """What a file does to one layer. `bias` is the difference of the bias; `keys` are the file's names for all of it."""
 
@@ -195,6 +224,13 @@ class Change:
             return f"the layer's bias has {rows} values"
         return ""
 
+    def pieces(self, of: int) -> list[Change]:
+        """One change for each of several layers that this one takes for one. A DoRA cannot be cut: its lengths are of all rows together."""
+        if of == 1 or isinstance(self.weight, Dora):
+            return [self] * of
+        biases = [None] * of if self.bias is None else list(self.bias.flatten().tensor_split(of))
+        return [Change(self.weight and _piece(self.weight, i, of), bias, self.keys) for i, bias in enumerate(biases)]
+
     def applied(self, weight: Tensor, bias: Tensor | None, strength: float) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with the change in them, float32; what is not changed comes back as it is."""
         if self.weight is not None:
@@ -203,6 +239,13 @@ class Change:
             added = self.bias.to(weight.device, torch.float32) * strength
             bias = added if bias is None else bias.float() + added
         return weight, bias
+
+
+def _piece(kind: Kind, at: int, of: int) -> Kind:
+    if isinstance(kind, Lora) and kind.factor.core is None and _rows(kind.factor.a) % of == 0:
+        rows = _rows(kind.factor.a) // of
+        return Lora(Factor(kind.factor.a[rows * at : rows * (at + 1)], kind.factor.b), kind.scale)
+    return Rows(kind, at, of)
 
 
 def _rows(t: Tensor) -> int:

@@ -5,8 +5,10 @@ how kohya writes them, and no two layers of a network differ in that alone.
 """
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -27,6 +29,9 @@ PREFIXES = {
 COMFY_TEXT = {"text_encoder": ("clip_l", "clip_h"), "text_encoder_2": ("clip_g",), "text_encoder_3": ("t5xxl",)}
 """ComfyUI's names of text encoders, after `text_encoders.`."""
 
+CLIP = re.compile(r"encoder\.layers\.\d+\.(self_attn|mlp\.fc|layer_norm)|embeddings\.(token|position)_embedding|final_layer_norm")
+"""Layers of a CLIP text tower that kohya's names put below `text_model`; other towers have no such part."""
+
 LDM_TOP = {
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
@@ -43,6 +48,23 @@ LDM_INNER = {
 """What LDM (and SGM) call the layers of a U-Net and of its blocks."""
 
 DIFFSYNTH_INNER = {"ff.net.0.proj": "act_fn.proj", "ff.net.2": "ff"}
+SD3_TOP = {
+    "pos_embed.proj": "x_embedder.proj", "proj_out": "final_layer.linear",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0", "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0", "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+}
+SD3_INNER = {
+    "attn.to_out.0": "x_block.attn.proj", "attn.to_add_out": "context_block.attn.proj", "attn2.to_out.0": "x_block.attn2.proj",
+    "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2", "norm1.linear": "x_block.adaLN_modulation.1",
+    "ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2",
+}
+SD3_FUSED = {
+    "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+"""What SD 3's own layout calls the layers of its transformer, of its blocks, and what it has three of in one. The last
+layers' modulations, whose halves it has the other way round, are left out."""
+
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 """What diffusers' files of 2023 call a text encoder's projections."""
 
@@ -66,18 +88,16 @@ class Names:
         self.tables = {part: spellings(part, net, self.places[part]) for part, net in networks.items()}
         self.prefixes = [(prefix, part) for part in networks for prefix in prefixes(part, networks)]
 
-    def find(self, name: str) -> Place | None:
-        """The layer of this name, dotted or not; None when no layer has it, or more than one."""
+    def find(self, name: str) -> list[Place]:
+        """The layer of this name, dotted or not, or the layers whose rows it has one after another; empty when there is none, or when
+        the name could be two layers'."""
         flat = name.replace(".", "_")
         found = {
-            (part, path)
+            (part, paths)
             for prefix, part in self.prefixes
-            if flat.startswith(prefix) and (path := self.tables[part].get(flat.removeprefix(prefix)))
+            if flat.startswith(prefix) and (paths := self.tables[part].get(flat.removeprefix(prefix)))
         }
-        if len(found) != 1:
-            return None
-        part, path = found.pop()
-        return Place(part, path, self.places[part][path])
+        return [Place(part, path, self.places[part][path]) for part, paths in found for path in paths] if len(found) == 1 else []
 
 
 def kohya_name(part: str, path: str, *, several: bool = False) -> str:
@@ -85,7 +105,7 @@ def kohya_name(part: str, path: str, *, several: bool = False) -> str:
     prefix = "lora_te1_" if part == "text_encoder" and several else PREFIXES[part]
     if part not in DENOISERS:
         path = path.removeprefix("text_model.")
-        prefix += "" if path == "text_projection" else "text_model_"
+        prefix += "text_model_" if CLIP.match(path) else ""
     return prefix + path.replace(".", "_")
 
 
@@ -113,16 +133,18 @@ def prefixes(part: str, parts: Collection[str]) -> list[str]:
     return list(dict.fromkeys([*told, ""] if only else told))
 
 
-def spellings(part: str, network: nn.Module, paths: Collection[str]) -> dict[str, str]:
-    """Path by every flat name a layer has inside its network. A name that could be two layers' is left out."""
-    found: dict[str, str] = {}
+def spellings(part: str, network: nn.Module, paths: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Paths by every flat name a layer, or several as one, has inside its network. A name with two meanings is left out."""
+    found: dict[str, tuple[str, ...]] = {}
     twice = set()
-    every = _denoiser_names(network, paths) if part in DENOISERS else _text_names(paths)
-    for path, name in every:
+    every: Iterable[tuple[tuple[str, ...], str]] = _text_names(paths)
+    if part in DENOISERS:
+        every = chain(_denoiser_names(network, paths), _fused_names(paths))
+    for meant, name in every:
         flat = name.replace(".", "_")
-        if found.setdefault(flat, path) != path:
+        if found.setdefault(flat, meant) != meant:
             twice.add(flat)
-    return {name: path for name, path in found.items() if name not in twice}
+    return {name: meant for name, meant in found.items() if name not in twice}
 
 
 def block_names(unet: nn.Module) -> Iterator[tuple[str, str, str]]:
@@ -166,26 +188,42 @@ def _rows(block: nn.Module, path: str) -> list[list[str]]:
     return rows
 
 
-def _denoiser_names(network: nn.Module, paths: Collection[str]) -> Iterator[tuple[str, str]]:
+def _denoiser_names(network: nn.Module, paths: Collection[str]) -> Iterator[tuple[tuple[str], str]]:
     blocks = {path: (ldm, diffsynth) for path, ldm, diffsynth in block_names(network)}
     for path in paths:
-        names = [path, LDM_TOP.get(path, path)]
+        names = [path, LDM_TOP.get(path, path), _sd3_name(path)]
         block = next((head for n in (3, 4) if (head := ".".join(path.split(".")[:n])) in blocks), "")
         if block:
             inner, (ldm, diffsynth) = path.removeprefix(f"{block}."), blocks[block]
             names.append(f"{ldm}.{LDM_INNER[block.split('.')[-2]].get(inner, inner)}")
             names += [f"{diffsynth}.{name}" for name in (inner, _ending(inner, DIFFSYNTH_INNER))]
         for name in names:
-            yield path, name
-            yield path, _ending(name, {"to_out.0": "to_out"})
+            yield (path,), name
+            yield (path,), _ending(name, {"to_out.0": "to_out"})
 
 
-def _text_names(paths: Collection[str]) -> Iterator[tuple[str, str]]:
+def _sd3_name(path: str) -> str:
+    if path.startswith("transformer_blocks"):
+        return _ending(path, SD3_INNER).replace("transformer_blocks", "joint_blocks", 1)
+    return SD3_TOP.get(path, path)
+
+
+def _fused_names(paths: Collection[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for head in sorted({".".join(path.split(".")[:2]) for path in paths if path.startswith("transformer_blocks.")}):
+        for name, parts in SD3_FUSED.items():
+            meant = tuple(f"{head}.{part}" for part in parts)
+            if all(path in paths for path in meant):
+                yield meant, f"{_sd3_name(head)}.{name}"
+        if f"{head}.attn.to_add_out" in paths:  # the last block has none of it, and its modulation's halves the other way round
+            yield (f"{head}.norm1_context.linear",), f"{_sd3_name(head)}.context_block.adaLN_modulation.1"
+
+
+def _text_names(paths: Collection[str]) -> Iterator[tuple[tuple[str], str]]:
     for path in paths:
         inner = path.removeprefix("text_model.")
         for name in (inner, _ending(inner, OLD_TEXT)):
-            yield path, name
-            yield path, f"text_model.{name}"
+            yield (path,), name
+            yield (path,), f"text_model.{name}"
 
 
 def _ending(name: str, other: Mapping[str, str]) -> str:
