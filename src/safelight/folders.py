@@ -42,7 +42,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 OLD = {"unet": "diffusion_models", "clip": "text_encoders"}
 WHOLE = {"diffusers": "model_index.json", "LLM": "config.json"}
-"""Kinds whose entries are folders, and the file that makes a folder one."""
+"""Kinds that have folders as entries, and the file that makes a folder one; of `diffusers`, files are no entries."""
+
+FOLDER = ("model_index.json", "config.json")
+"""What a folder has that may be named in place of a file: a whole model, or one part of it."""
 
 DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -79,7 +82,7 @@ class Folders:
     def walk(self, kind: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Names and what lies there, folder by folder; of one name the first counts."""
         for place in self.of(kind):
-            yield from _walk(place, WHOLE.get(kind, ""))
+            yield from _walk(place, WHOLE.get(kind, ""), files=kind != "diffusers")
 
     def find(self, kind: str, name: str) -> Path:
         """Where a name lies: as it is listed, or without its suffix, or the last part of it alone when that is the only one.
@@ -88,7 +91,7 @@ class Folders:
         """
         wanted = inside(name, f"models: {kind}")
         candidates = [(p, p.path / (wanted + suffix)) for suffix in ("", *WEIGHTS) for p in self.of(kind)]
-        place, found = next(((p, f) for p, f in candidates if (f / WHOLE[kind] if kind in WHOLE else f).is_file()), (None, None))
+        place, found = next(((p, f) for p, f in candidates if f.is_file() or any((f / mark).is_file() for mark in FOLDER)), (None, None))
         if place is None or found is None:
             return self._by_last_part(kind, wanted)
         if not place.holds(found):
@@ -126,17 +129,24 @@ def inside(name: str, what: str) -> str:
     return plain
 
 
-def _walk(place: Place, mark: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """What lies below a place: weights, or folders that hold the file `mark`."""
+def _walk(place: Place, mark: str, *, files: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What lies below a place: weights (`files`), and folders that hold the file `mark` if there is one."""
     todo, seen = [(str(place.path), "")], {place.path.resolve()}
     while todo:
         folder, prefix = todo.pop()
         for entry in _entries(place, folder):
             name = prefix + entry.name
-            if os.path.isfile(os.path.join(entry.path, mark)) if mark else entry.name.lower().endswith(WEIGHTS) and entry.is_file():
+            folder_here = entry.is_dir()
+            if _is_entry(entry, folder_here, mark, files):
                 yield name, entry
-            elif entry.is_dir() and not _again(entry, seen):
+            elif folder_here and not _again(entry, seen):
                 todo.append((entry.path, f"{name}/"))
+
+
+def _is_entry(entry: os.DirEntry[str], is_folder: bool, mark: str, files: bool) -> bool:
+    if is_folder:
+        return bool(mark) and os.path.isfile(os.path.join(entry.path, mark))
+    return files and entry.name.lower().endswith(WEIGHTS) and entry.is_file()
 
 
 def _entries(place: Place, folder: str) -> list[os.DirEntry[str]]:
@@ -211,6 +221,13 @@ def _add_section(found: dict[str, list[Place]], section: dict[str, Any], beside:
         places = [Place(base / os.path.expanduser(str(line).strip()), links) for line in lines if str(line).strip()]
         have = found.setdefault(OLD.get(kind, kind), [])
         have[:] = [*places, *have] if first else [*have, *places]
+
+
+def shown(source: Path) -> str:
+    """What people call a model there: its file without the suffix, its folder, or owner/name of the Hugging Face cache."""
+    if source.parent.name == "snapshots" and source.parents[1].name.startswith("models--"):
+        return source.parents[1].name.removeprefix("models--").replace("--", "/")
+    return source.stem if source.suffix.lower() in WEIGHTS else source.name
 
 
 # The Hugging Face cache: models--owner--name/refs/main names the commit, snapshots/<commit>/ has links into blobs/.

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import safelight as sl
 from safelight import codec, families
 from safelight.families.checkpoint import About, Checkpoint, about, empty
-from safelight.families.sources import Folder, Parts, open_model, open_source
+from safelight.families.sources import Folder, Parts, open_model, open_source, read_config
 from safelight.families.weight_file import WeightFile
 from safelight.lineage import about as told_about
 from safelight.runtime import lease, release
@@ -140,6 +140,12 @@ def test_kolors_is_known_by_its_unet(tmp_path: Path) -> None:
     assert found.family == "kolors"
     assert shapes(empty(type(net), found.config("unet"))) == shapes(net)
     assert found.config("scheduler")["num_train_timesteps"] == 1100
+
+
+def test_a_folder_with_chatglm_is_kolors_whatever_its_pipeline_is_called(tmp_path: Path) -> None:
+    told = {"_class_name": "StableDiffusionXLPipeline", "text_encoder": ["kolors", "ChatGLMModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(told))
+    assert Folder(tmp_path).family == "kolors"
 
 
 # Single networks, and parts from elsewhere.
@@ -346,6 +352,19 @@ def test_configurations_that_run_code_are_refused(entry: str, place: str, made: 
     with pytest.raises(ValueError, match=f"{entry}.*refused"):
         parts = Folder(folder)
         parts.folder(part) if part == "tokenizer" else parts.build(part, type(one.nets[part]), device=CPU, dtype=torch.float32)
+
+
+def test_an_auto_map_to_classes_of_ours_is_left_unread(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    told = {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": "modeling_chatglm.ChatGLMModel"}
+    path.write_text(json.dumps({"x": 1, "auto_map": told}))
+    assert read_config(path) == {"x": 1}
+    path.write_text(json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}}))
+    assert read_config(path) == {}
+    for other in ("evil.ChatGLMConfig", "other/repo--configuration_chatglm.ChatGLMConfig", ["modeling_chatglm.ChatGLMModel", "evil.X"], 7):
+        path.write_text(json.dumps({"auto_map": {"AutoModel": other}}))
+        with pytest.raises(ValueError, match=r"auto_map.*refused"):
+            read_config(path)
 
 
 def test_a_folder_that_lacks_tensors_is_refused(made: Callable[[str], Made], tmp_path: Path) -> None:

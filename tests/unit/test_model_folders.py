@@ -190,11 +190,30 @@ def test_models_of_the_hugging_face_cache(place: Path) -> None:
     assert folders.hub_names() == ["hf:some/one"]
     assert folders.hub_snapshot("hf:some/one") == folders.hub_snapshot("some/one@c0ffee") == at
     assert sl.model("hf:some/one").source == str(at)
+    assert [folders.shown(p) for p in (at, Path("a/b.c.safetensors"), Path("a/d.e"))] == ["some/one", "b.c", "d.e"]
     for name in ("hf:../../etc", "hf:some/one@../../x", "hf:a/b/c", "hf:"):
         with pytest.raises(ValueError, match="no name on Hugging Face"):
             folders.hub_snapshot(name)
     with pytest.raises(ValueError, match="pull hf:some/other"):
         sl.model("hf:some/other")
+
+
+def test_folders_that_are_entries(place: Path) -> None:
+    root = fill(place / "models", "diffusers/sub/one/model_index.json", "diffusers/sub/one/unet/x.safetensors", "LLM/glm/config.json",
+                "LLM/glm/a.safetensors", "LLM/glm8.safetensors", "vae/fixed/config.json", "vae/fixed/w.safetensors")
+    found = folders.roots(root)
+    assert (found.names("diffusers"), found.names("LLM")) == (["sub/one"], ["glm", "glm8.safetensors"])
+    assert found.find("diffusers", "one") == root / "diffusers" / "sub" / "one"
+    assert found.find("vae", "fixed") == root / "vae" / "fixed"
+
+
+def test_a_pulled_model_has_its_short_name(place: Path) -> None:
+    at = hub_model(place, "models--stable-diffusion-v1-5--stable-diffusion-v1-5")
+    assert sl.model("sd15").source == str(at)
+    tiny.sd1(place / "here" / "models" / "diffusers" / "stable-diffusion-v1-5")
+    assert sl.model("ms:sd15").source == str(place / "here" / "models" / "diffusers" / "stable-diffusion-v1-5")
+    with pytest.raises(ValueError, match="safelight pull hf:Kwai-Kolors/Kolors-diffusers"):
+        sl.model("kolors")
 
 
 def test_a_model_by_its_name_is_the_model_at_its_path(place: Path) -> None:

@@ -93,7 +93,8 @@ class Family(Protocol):
 class Loader(Protocol):
     """How a family is made: its class, called with a model's parts.
 
-    `pipelines` are the names a diffusers folder of this family has as `_class_name` in model_index.json.
+    `pipelines` are the names a diffusers folder of this family has as `_class_name` in model_index.json, or those of components that no
+    other family has.
     """
 
     pipelines: tuple[str, ...]
@@ -147,9 +148,13 @@ def edition() -> str:
     return digest(*[f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in seen])
 
 
-def of_pipeline(pipeline: str) -> str:
-    """The family whose folders name this pipeline class. ValueError listing the known ones. Imports every family, and so torch."""
-    by_pipeline = {p: name for name, cls in known().items() for p in cls.pipelines}
-    if pipeline not in by_pipeline:
-        raise ValueError(f"model: no family draws with {pipeline or 'a nameless pipeline'}; known are {', '.join(sorted(by_pipeline))}")
-    return by_pipeline[pipeline]
+def of_pipeline(classes: Sequence[str]) -> str:
+    """The family of a folder that names these classes: its components', then its pipeline's. Imports every family, and so torch.
+
+    ValueError listing the known pipelines.
+    """
+    by_class = {p: name for name, cls in known().items() for p in cls.pipelines}
+    found = next((by_class[c] for c in classes if c in by_class), None)
+    if found is None:
+        raise ValueError(f"model: no family draws with {classes[-1] or 'a nameless pipeline'}; known are {', '.join(sorted(by_class))}")
+    return found

@@ -21,7 +21,9 @@ class Kolors:
     """A loaded Kolors model. Its U-Net projects the text to its own width, and is told the pooled text and the picture's size."""
 
     name = "kolors"
-    pipelines: ClassVar[tuple[str, ...]] = ("KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsInpaintPipeline")
+    pipelines: ClassVar[tuple[str, ...]] = (
+        "KolorsPipeline", "KolorsImg2ImgPipeline", "KolorsInpaintPipeline", "ChatGLMModel",
+    )
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""

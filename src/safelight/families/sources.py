@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,9 @@ WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece
 
 REFUSED = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
 """Entries of configurations that make libraries run code from the model's own files."""
+
+OURS = re.compile(r"(configuration|modeling|tokenization)_chatglm\.ChatGLM\w+")
+"""Classes an auto_map may name: we have our own of them, and the entry is dropped unread. Kolors' text encoder is published with it."""
 
 PREDICTIONS: dict[str, dict[str, Any]] = {
     "eps": {"prediction_type": "epsilon", "rescale_betas_zero_snr": False},
@@ -96,8 +100,9 @@ class Folder:
         if not place.is_file():
             raise ValueError(f"model: {folder} has no model_index.json; expected a folder in diffusers layout")
         try:
-            name = read_config(place).get("_class_name", "")
-            return index.remember(place, "family", lambda _: of_pipeline(str(name)), version=edition())
+            told = read_config(place)
+            classes = [v[-1] for v in told.values() if isinstance(v, list) and v] + [told.get("_class_name", "")]
+            return index.remember(place, "family", lambda _: of_pipeline(classes), version=edition())
         except ValueError as e:
             raise ValueError(f"model: {place}: {e}") from e
 
@@ -143,9 +148,12 @@ class Folder:
         settled = settings or {}
         if (old := _pickle(at)) is not None:
             return pickled(old, part, cls, {**config, **settled}, device=device, dtype=dtype)
-        options: dict[str, Any] = {"torch_dtype" if "_class_name" in config else "dtype": dtype, **_variant(at), **settled}
+        options: dict[str, Any] = {"torch_dtype": dtype, **settled}
+        if "_class_name" not in config:  # transformers': it is given the configuration that was looked through
+            options = {"dtype": dtype, "config": cls.config_class.from_dict({**config, **settled})}
         try:
-            net, told = cls.from_pretrained(at, use_safetensors=True, local_files_only=True, output_loading_info=True, **options)
+            options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, **_variant(at)}
+            net, told = cls.from_pretrained(at, **options)
         except OSError as e:
             raise ValueError(f"model folder {self.path}: {part} cannot be read: {e}") from e
         missing = sorted(told["missing_keys"])
@@ -222,6 +230,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {e}") from e
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a table of settings, got a {type(data).__name__}")
+    named = data.get("auto_map")
+    if isinstance(named, dict) and all(OURS.fullmatch(str(n)) for v in named.values() for n in (v if isinstance(v, list) else [v]) if n):
+        del data["auto_map"]
     asked = next((name for name in REFUSED if _asks(data, name)), None)
     if asked:
         raise ValueError(f"{path} has {asked}, which runs code that comes with the model; it is refused")

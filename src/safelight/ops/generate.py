@@ -63,7 +63,7 @@ def with_lora(
 
     Args:
         strength: how much of it; 0 changes nothing, 1 is as trained
-        text_strength: another strength for the text encoder's part; nothing: the same
+        text_strength: another strength for the text encoders' part; nothing: the same; at 0 that part need not fit the model
         merged: add it into the weights (no cost in drawing) or compute it beside the layers
     """
     options = {**lora.options, "merged": merged} | ({} if text_strength is None else {"text_strength": text_strength})
@@ -141,5 +141,8 @@ def storyboard(
 
 
 def _named(drawn: Image, model: Model) -> Image:
-    told = {"model": Path(model.source).name if Path(model.source).name != "weights" else "mini", "model_hash": model.fingerprint[:10]}
+    from safelight import folders
+
+    name = folders.shown(Path(model.source))
+    told = {"model": name if name != "weights" else "mini", "model_hash": model.fingerprint[:10]}
     return dataclasses.replace(drawn, info=tuple({**row, **told} for row in drawn.info))

@@ -19,6 +19,7 @@ PARTS = {"vae": ("vae",), "unet": ("diffusion_models",), "text_encoder": ("text_
 def _place(name: str, kinds: tuple[str, ...]) -> Path:
     from safelight import folders
     from safelight.embedded import WEIGHTS
+    from safelight.pulling.names import KNOWN
 
     if name == "mini":
         return WEIGHTS
@@ -28,9 +29,18 @@ def _place(name: str, kinds: tuple[str, ...]) -> Path:
     if path.exists():
         return path.absolute()
     try:
-        return folders.current().first(kinds, name)
+        return folders.current().first(kinds, pulled(name))
     except ValueError as e:
+        if name in KNOWN:
+            return folders.hub_snapshot(KNOWN[name].hf)
         raise ValueError(f"model: {name!r} is no file or folder here, nor in the models folders ({str(e).removeprefix('models: ')})") from e
+
+
+def pulled(name: str) -> str:
+    """The folder's name of what `safelight pull ms:...` fetched."""
+    from safelight.pulling.names import wanted
+
+    return wanted(name).name if name.startswith("ms:") else name
 
 
 def _parts(given: Mapping[str, Any]) -> tuple[Part, ...]:
