@@ -1,6 +1,9 @@
 """A layer and a change of it that is not merged: the layer stays as it is, what is added is computed in every pass."""
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -18,8 +21,9 @@ class Beside(nn.Module):
     def __init__(self, base: nn.Module, change: Change, strength: float) -> None:
         """The change's tensors are moved to the layer's device."""
         super().__init__()
-        self.base, self.change, self.strength = base, change, strength
-        self.pair = _pair(original(base), change)
+        self.base, self.strength = base, strength
+        self.change: Change = moved(change, weight_of(base).device)
+        self.pair = _pair(original(base), self.change)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's, in its dtype."""
@@ -42,6 +46,15 @@ class Beside(nn.Module):
     def bias(self) -> Tensor | None:
         """The layer's own."""
         return own(self, "bias")
+
+
+def moved(record: Any, device: torch.device) -> Any:
+    """A change, or a part of one, with its tensors on another device."""
+    if isinstance(record, Tensor):
+        return record.to(device)
+    if not dataclasses.is_dataclass(record) or isinstance(record, type):
+        return record
+    return dataclasses.replace(record, **{f.name: moved(getattr(record, f.name), device) for f in dataclasses.fields(record)})
 
 
 def original(layer: nn.Module) -> nn.Module:
@@ -77,7 +90,7 @@ def _pair(layer: nn.Module, change: Change) -> nn.Module | None:
     kind = change.weight
     if not isinstance(kind, Lora) or kind.factor.b is None or kind.factor.core is not None or change.bias is not None:
         return None
-    device, rank = weight_of(layer).device, int(kind.factor.b.shape[0])
+    rank = int(kind.factor.b.shape[0])
     down: nn.Linear | nn.Conv2d
     up: nn.Linear | nn.Conv2d
     if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
@@ -89,6 +102,6 @@ def _pair(layer: nn.Module, change: Change) -> nn.Module | None:
         up = nn.Linear(rank, layer.out_features, bias=False, device="meta")
     else:
         return None
-    down.weight = nn.Parameter(kind.factor.b.to(device, torch.float32).reshape(down.weight.shape), requires_grad=False)
-    up.weight = nn.Parameter((kind.factor.a.to(device, torch.float32) * kind.scale).reshape(up.weight.shape), requires_grad=False)
+    down.weight = nn.Parameter(kind.factor.b.float().reshape(down.weight.shape), requires_grad=False)
+    up.weight = nn.Parameter((kind.factor.a.float() * kind.scale).reshape(up.weight.shape), requires_grad=False)
     return nn.Sequential(down, up)
