@@ -282,3 +282,23 @@ def test_sd3_without_t5_and_of_odd_sizes(tmp_path: Path) -> None:
     x = torch.randn(2, 16, 7, 9)
     said = bare.predict(x, bare.sigmas[[100, 900]], bare.encode_text([PROMPT, ""]))
     assert said.shape == x.shape
+
+
+def test_clip_skip_counts_as_diffusers_does(tmp_path: Path) -> None:
+    both = load(tiny.sdxl(tmp_path / "xl"), diffusers.StableDiffusionXLPipeline, **XL)
+    told = both.theirs.encode_prompt(PROMPT, None, CPU, 1, False, clip_skip=1)
+    assert gap(both.ours.encode_text([PROMPT], skip=1).tokens, told[0]) < CLOSE
+    assert gap(both.ours.encode_text([PROMPT], skip=-1).tokens, both.ours.encode_text([PROMPT]).tokens) > 0.01
+
+
+def test_the_pooled_text_is_that_of_the_first_chunk_without_weights(tmp_path: Path) -> None:
+    ours: Any = tiny.load(tiny.sdxl(tmp_path / "m"), device=CPU, dtype=torch.float32)
+    long = "a girl with (purple:1.4) hair, " * 12
+    first, *rest = ours.text_2.chunks(long)
+    assert rest
+    with torch.no_grad():
+        said = ours.text_2.model(input_ids=torch.tensor([first.ids, rest[0].ids])).text_embeds
+    both = ours.encode_text(["night city", long])
+    assert gap(both.extras["pooled"][1:], said[:1]) < CLOSE
+    assert gap(said[:1], said[1:]) > 0.01
+    assert gap(both.extras["pooled"][:1], ours.encode_text(["night city"]).extras["pooled"]) < CLOSE
