@@ -10,6 +10,7 @@ from safelight import index
 from safelight.families import edition, known
 from safelight.families.clip_words import clip_folder
 from safelight.families.glm_file import chatglm
+from safelight.families.joint_layout import joint
 from safelight.families.layouts import LATENT_UNITS, Cut, Layout, clip, open_clip, unet, vae
 from safelight.families.weight_file import WeightFile
 from safelight.values import digest
@@ -142,7 +143,8 @@ class Loose:
 
 def found_in(file: WeightFile, part: str) -> Layout | None:
     """How a part lies in a file, whatever else is there; None when it is not."""
-    return unet(file) if part == "unet" else vae(file) if part == "vae" else _text(file)
+    known = {"unet": unet, "transformer": joint, "vae": vae}
+    return known.get(part, _text)(file)
 
 
 def _text(file: WeightFile) -> Layout | None:
@@ -194,6 +196,8 @@ def _taken(file: WeightFile, cut: Cut) -> torch.Tensor:
     found = file.read(cut.name)
     if cut.of > 1:
         found = found.chunk(cut.of)[cut.piece]
+    if cut.swapped:
+        found = found.roll(len(found) // 2, 0)
     return found.T.contiguous() if cut.turned else found
 
 

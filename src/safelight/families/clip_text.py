@@ -47,7 +47,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Read:
-    """What a tower says of prompts: `tokens` (B, n * window, D), and `pooled` (B, P) of each prompt's first chunk where it projects one."""
+    """What a tower says of prompts: `tokens` (B, n * window, D), and `pooled` (B, P) of each prompt's first chunk, projected where the
+    tower has a projection; nothing where the last layer alone was read."""
 
     tokens: Tensor
     pooled: Tensor | None
@@ -143,7 +144,7 @@ class ClipText:
         state: Tensor = out.hidden_states[-1 - left_out]
         if self.normed:
             state = model.final_layer_norm(state)
-        return state.float(), out.text_embeds.float() if isinstance(model, CLIPTextModelWithProjection) else None
+        return state.float(), (out.text_embeds if isinstance(model, CLIPTextModelWithProjection) else out.pooler_output).float()
 
 
 def tokens(tokenizer: Any, text: str, words: Sequence[Word] = ()) -> list[Token]:

@@ -25,12 +25,14 @@ LATENT_UNITS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 class Cut(NamedTuple):
-    """Where a network's tensor comes from: a tensor of the file, all of it or the i-th of n equal pieces along its first axis."""
+    """Where a network's tensor comes from: a tensor of the file, all of it or the i-th of n equal pieces along its first axis; a matrix
+    turned, or its two halves exchanged."""
 
     name: str
     piece: int = 0
     of: int = 1
     turned: bool = False
+    swapped: bool = False
 
 
 @dataclass(frozen=True)

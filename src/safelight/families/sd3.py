@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
-from safelight.families import family
+from safelight.families import family, layouts
 from safelight.families.clip_text import ClipText, side_by_side, tokenizer, tokens, weighted
+from safelight.families.joint_layout import joint
 from safelight.families.latents import Autoencoder
 from safelight.families.layouts import Layout
 from safelight.families.parametrisation import Parametrisation
@@ -44,7 +45,9 @@ class SD3:
         self.way = Parametrisation.read(parts.config("scheduler"), self.device)
         self.images = Autoencoder(parts, device=self.device, dtype=dtype)
         self.net = built("transformer", SD3Transformer2DModel)
-        self.text = ClipText(tokenizer(parts), built("text_encoder", CLIPTextModelWithProjection), base=1, normed=False)
+        bare = "CLIPTextModel" in parts.config("text_encoder").get("architectures", ())  # its projection is none
+        first = built("text_encoder", CLIPTextModel if bare else CLIPTextModelWithProjection)
+        self.text = ClipText(tokenizer(parts), first, base=1, normed=False)
         self.text_2 = ClipText(tokenizer(parts, "tokenizer_2"), built("text_encoder_2", CLIPTextModelWithProjection), base=1, normed=False)
         self.t5: Any = built("text_encoder_3", T5EncoderModel) if _has_t5(parts) else None
         self.words: Any = None if self.t5 is None else tokenizer(parts, "tokenizer_3")
@@ -56,8 +59,20 @@ class SD3:
 
     @staticmethod
     def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
-        """None: this family is read from folders."""
-        return None
+        """A transformer with one attention for text and picture. T5's words are in no file: it is read where it is given as a folder."""
+        found = joint(file)
+        if found is None:
+            return None
+        first, second = (layouts.clip(file, f"text_encoders.{name}.transformer.") or Layout({}) for name in ("clip_l", "clip_g"))
+        return {
+            "transformer": found,
+            "vae": (layouts.vae(file, ("first_stage_model.", "vae.")) or Layout({})).told(scaling_factor=1.5305, shift_factor=0.0609),
+            "text_encoder": first.told(architectures=["CLIPTextModel"]),
+            "text_encoder_2": second,
+            "tokenizer": layouts.clip_words(),
+            "tokenizer_2": layouts.clip_words("!"),
+            "scheduler": Layout({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}),
+        }
 
     def tokens(self, text: str) -> int:
         """How many tokens the text takes, without begin and end marks, by the CLIP towers' count."""
