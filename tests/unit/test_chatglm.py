@@ -98,3 +98,12 @@ def test_chatglm_in_a_file_of_its_own(tmp_path: Path, bits: int) -> None:
     loose = families.find("kolors")(parts, device=CPU, dtype=torch.float32)
     a, b = (f.encode_text(["a red apple", "一个紫色短发的女孩"]) for f in (whole, loose))
     assert torch.equal(a.tokens, b.tokens) and torch.equal(a.extras["pooled"], b.extras["pooled"])
+
+
+def test_words_may_lie_beside_the_text_encoder(tmp_path: Path) -> None:
+    folder = tiny.kolors(tmp_path / "m")
+    (folder / "tokenizer" / "tokenizer.model").rename(folder / "text_encoder" / "tokenizer.model")
+    assert tiny.load(folder, device=CPU, dtype=torch.float32).tokens("a red apple") == 3
+    (folder / "text_encoder" / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.model"):
+        tiny.load(folder, device=CPU, dtype=torch.float32)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.kolors import text_encoder as glm
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from safelight.families import sentencepieces
@@ -44,10 +45,7 @@ class ChatGLMText:
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """ValueError when a part is missing or foreign."""
-        place = parts.folder("tokenizer") / "tokenizer.model"
-        if not place.is_file():
-            raise ValueError(f"model {parts.source}: no tokenizer.model under tokenizer/; ChatGLM's words are in it")
-        self.words = sentencepieces.read(place)
+        self.words = _words(parts)
         self.model: Any = parts.build("text_encoder", ChatGLMModel, device=device, dtype=dtype)
         known = self.words.get_vocab_size()
         self.prefix = [known + MARKS.index(mark) for mark in PREFIX]
@@ -76,3 +74,15 @@ class ChatGLMText:
         said = self.model(**fed, output_hidden_states=True, use_cache=False, return_dict=True)
         states: tuple[Tensor, ...] = said.hidden_states  # (256, B, D) each
         return Read(states[-2 - skip].transpose(0, 1).float(), states[-1][-1].float())
+
+
+def _words(parts: Parts) -> Tokenizer:
+    """Kolors as first published has its words beside the text encoder's weights."""
+    for part in ("tokenizer", "text_encoder"):
+        try:
+            place = parts.folder(part) / "tokenizer.model"
+        except ValueError:
+            continue
+        if place.is_file():
+            return sentencepieces.read(place)
+    raise ValueError(f"model {parts.source}: no tokenizer.model under tokenizer/ or text_encoder/; ChatGLM's words are in it")

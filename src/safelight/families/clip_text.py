@@ -144,7 +144,8 @@ class ClipText:
         state: Tensor = out.hidden_states[-1 - left_out]
         if self.normed:
             state = model.final_layer_norm(state)
-        return state.float(), (out.text_embeds if isinstance(model, CLIPTextModelWithProjection) else out.pooler_output).float()
+        pooled: Tensor | None = out.text_embeds if isinstance(model, CLIPTextModelWithProjection) else out.pooler_output
+        return state.float(), None if pooled is None else pooled.float()
 
 
 def tokens(tokenizer: Any, text: str, words: Sequence[Word] = ()) -> list[Token]:
