@@ -84,7 +84,7 @@ def op(
             result carries along something that content keys leave out: what a dataset dropped, what a picture was made of, a trainer's
             record. What runs again because of it has the same content key as before, so nothing costly after it does.
         loads: this op makes a value of its output type from the text that is its first parameter; every surface then takes that text
-            (`--data pictures/`, `"model": "mini"`) wherever the type is wanted. One op a type.
+            (`--data pictures/`, `"model": "mini"`) wherever the type is wanted. One op a type; at a port `x` an op `load_x` comes first.
         fingerprint: for ops that read what is not an input (a folder, a model's files): gets the settings by parameter name, returns a
             hash of what is there. It enters the recipe key. ValueError when nothing is there.
         registry: where to put it; `OPS` when not given.
@@ -123,4 +123,7 @@ def find(name: str, ops: Mapping[str, Op[..., Any]]) -> Op[..., Any]:
 
 def source_of(port: Port, ops: Mapping[str, Op[..., Any]]) -> Op[..., Any] | None:
     """The op that makes what a port takes from text, or None."""
+    named = ops.get(f"load_{port.name}")
+    if named is not None and issubclass(named.spec.output, port.types):
+        return named
     return next((o for t in port.types for o in ops.values() if o.spec.loads and issubclass(o.spec.output, t)), None)

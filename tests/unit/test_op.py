@@ -12,7 +12,7 @@ import pytest
 
 from safelight.binding import arguments, by_name, settle
 from safelight.literals import check, parse
-from safelight.op import InputError, Op, find, op, source_of
+from safelight.op import InputError, Op, find, load_ops, op, source_of
 from safelight.source import _tree, reached, source_hash
 from safelight.spec import REQUIRED
 from safelight.values import Dataset, Image, Model, Value
@@ -196,6 +196,13 @@ def test_ports_know_what_they_take() -> None:
     assert ports["second"].socket == "*" and ports["second"].takes(Model) and ports["second"].optional
     assert ports["third"].many and ports["third"].optional
     assert source_of(ports["third"], SMALL) is SMALL["net"] and source_of(spec_of("wear").port["patch"], {}) is None
+
+
+def test_a_port_is_read_by_the_op_of_its_own_name_first() -> None:
+    ops = load_ops()
+    for op_name, port in (("with_lora", "lora"), ("with_control", "control"), ("with_embedding", "embedding"), ("generate", "image")):
+        assert source_of(ops[op_name].spec.port[port], ops) is ops[f"load_{port}"]
+    assert source_of(ops["generate"].spec.port["model"], ops) is ops["model"]
 
 
 def test_unknown_ops_have_near_names() -> None:
