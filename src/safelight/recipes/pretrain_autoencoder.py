@@ -15,6 +15,7 @@ import argparse
 import logging
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -107,12 +108,17 @@ class Crops:
     batch: int = 12
     side: int = 64
 
+    @cached_property
+    def mixture(self) -> Mixture:
+        """Which pictures a step has."""
+        return Mixture(self.shards, SHARES, seed=self.seed)
+
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """(x, z, shown) of a step: they follow from the seed and the step alone."""
         import torch
 
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        index = Mixture(self.shards, SHARES, seed=self.seed).batch(step, self.batch)
+        index = self.mixture.batch(step, self.batch)
         x = unit(self.shards.pixels(index))
         z = encode(x, self.pca)
         shown = z + torch.randn(z.shape, generator=g) * torch.rand(len(z), 1, 1, 1, generator=g) * 0.1
