@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from safelight.families.prompt import parse
 from safelight.families.sources import Parts
 
 KEEP_TOGETHER = 8
-"""A word of fewer tokens than this is not cut at the end of a chunk; ComfyUI's figure."""
+"""A stretch of one weight of fewer tokens than this is not cut at the end of a chunk; ComfyUI's figure."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token id and how strongly it counts; `fresh` where a new word begins."""
+    """One token id and how strongly it counts; `fresh` where a stretch begins that stays together: text of one pair of brackets, or a word
+    that a patch added."""
 
     id: int
     weight: float
@@ -83,16 +85,17 @@ class ClipText:
         return table
 
     def chunks(self, text: str) -> list[Chunk]:
-        """At least one chunk; words stay whole where they fit."""
+        """At least one chunk, filled as ComfyUI does: long stretches are cut where a chunk ends, short ones go to the next whole."""
         room = self.window - 2
         rows: list[list[Token]] = [[]]
-        for word in _words(self.tokens(text)):
-            while len(rows[-1]) + len(word) > room:
-                cut = room - len(rows[-1]) if len(word) >= KEEP_TOGETHER else 0
-                rows[-1] += word[:cut]
-                word = word[cut:]
+        for stretch in _stretches(self.tokens(text)):
+            long = len(stretch) >= min(KEEP_TOGETHER, room)
+            while len(rows[-1]) + len(stretch) > room:
+                cut = room - len(rows[-1]) if long else 0
+                rows[-1] += stretch[:cut]
+                stretch = stretch[cut:]
                 rows.append([])
-            rows[-1] += word
+            rows[-1] += stretch
         if len(rows) > 1 and not rows[-1]:
             rows.pop()
         return [self._framed(row) for row in rows]
@@ -149,21 +152,29 @@ class ClipText:
 
 
 def tokens(tokenizer: Any, text: str, words: Sequence[Word] = ()) -> list[Token]:
-    """A prompt's tokens. What lies between `words` is tokenized whole, so `(red:1.0)` gives the very ids of `red`; a token has its last
-    letter's weight."""
+    """A prompt's tokens. Where spaces are no part of tokens (CLIP, BERT), each stretch of one weight is read by itself, as ComfyUI does;
+    elsewhere the text is read whole, so that `(red:1.0)` gives the very ids of `red`, and a token has its last letter's weight."""
     pieces = parse(text)
+    letters = [(i, weight) for i, (piece, weight) in enumerate(pieces) for _ in piece]
     plain = "".join(piece for piece, _ in pieces)
-    weights = [w for piece, w in pieces for _ in piece]
+    ends = [sum(len(p) for p, _ in pieces[: i + 1]) for i in range(len(pieces))] if _spaces_are_nothing(tokenizer) else [len(plain)]
     out: list[Token] = []
-    for start, stop, word in _stretches(plain, words):
-        if word is not None:
-            out += [Token(id, weights[stop - 1] * word.weight, i == 0) for i, id in enumerate(word.ids)]
-        else:
-            out += _spelled(tokenizer, plain[start:stop], weights[start:stop])
+    for begin, end in pairwise((0, *ends)):
+        for start, stop, word in _spellings(plain[begin:end], words):
+            here = letters[begin + start : begin + stop]
+            if word is not None:
+                out += [Token(id, here[-1][1] * word.weight, i == 0) for i, id in enumerate(word.ids)]
+            else:
+                out += _spelled(tokenizer, plain[begin + start : begin + stop], here)
     return out
 
 
-def _stretches(plain: str, words: Sequence[Word]) -> Iterator[tuple[int, int, Word | None]]:
+def _spaces_are_nothing(tokenizer: Any) -> bool:
+    one, other = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", " a"))
+    return bool(one == other)
+
+
+def _spellings(plain: str, words: Sequence[Word]) -> Iterator[tuple[int, int, Word | None]]:
     """(start, stop, the word it is) from the first letter to the last; of several words that fit, the one with the longest pattern."""
     known, at = sorted(words, key=lambda w: -len(w.pattern)), 0
     for found in re.finditer("|".join(f"({w.pattern})" for w in known), plain) if known else ():
@@ -173,13 +184,15 @@ def _stretches(plain: str, words: Sequence[Word]) -> Iterator[tuple[int, int, Wo
     yield at, len(plain), None
 
 
-def _spelled(tokenizer: Any, plain: str, weights: Sequence[float]) -> list[Token]:
+def _spelled(tokenizer: Any, plain: str, letters: Sequence[tuple[int, float]]) -> list[Token]:
+    """Tokens of a text whose letters have each the number of their stretch and their weight."""
     read = tokenizer(plain, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
     out: list[Token] = []
-    for token, (start, stop) in zip(read["input_ids"], read["offset_mapping"], strict=True):
-        weight = weights[max(stop - 1, 0)] if weights else 1.0
-        spaced = start == 0 or plain[start - 1].isspace() or plain[start : start + 1].isspace()
-        out.append(Token(int(token), weight, not out or spaced or weight != out[-1].weight))
+    before = -1
+    for token, (_, stop) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+        stretch, weight = letters[max(stop - 1, 0)] if letters else (0, 1.0)
+        out.append(Token(int(token), weight, stretch != before))
+        before = stretch
     return out
 
 
@@ -205,13 +218,13 @@ def tokenizer(parts: Parts, part: str = "tokenizer") -> Any:
     raise ValueError(f"model {parts.source}: no {', '.join(made)} under {part}/")
 
 
-def _words(tokens: Sequence[Token]) -> list[list[Token]]:
-    words: list[list[Token]] = []
+def _stretches(tokens: Sequence[Token]) -> list[list[Token]]:
+    out: list[list[Token]] = []
     for token in tokens:
         if token.fresh:
-            words.append([])
-        words[-1].append(token)
-    return words
+            out.append([])
+        out[-1].append(token)
+    return out
 
 
 def _mark(tokenizer: Any, *names: str) -> int:

@@ -113,7 +113,7 @@ def combine_masks(
 @op(group="mask", version=1)
 def feather_mask(
     mask: Mask, *, left: Annotated[int, SIDE] = 0, top: Annotated[int, SIDE] = 0, right: Annotated[int, SIDE] = 0,
-    bottom: Annotated[int, SIDE] = 0,
+    bottom: Annotated[int, SIDE] = 0, wrapped: bool = False,
 ) -> Mask:
     """Let a mask fade out towards its edges.
 
@@ -122,10 +122,13 @@ def feather_mask(
         top: over so many pixels
         right: over so many pixels
         bottom: over so many pixels
+        wrapped: as ComfyUI's FeatherMask: from the right and from below the faintest place is the first column and row, then the last ones
     """
+    import numpy as np
+
     high, wide = mask.values.shape[1:]
-    across = _fade(wide, left) * _fade(wide, right)[::-1]
-    down = _fade(high, top) * _fade(high, bottom)[::-1]
+    across = _fade(wide, left) * np.roll(_fade(wide, right)[::-1], wrapped)
+    down = _fade(high, top) * np.roll(_fade(high, bottom)[::-1], wrapped)
     return Mask(mask.values * across * down[:, None])
 
 

@@ -27,8 +27,7 @@ def encoded(b: Building, clip: Clip, prompt: str, **more: Any) -> Words:
 
 def _with_words(b: Building, model: Link, prompt: str) -> tuple[Link, str]:
     """The model that knows the prompt's embeddings, and the prompt without those that are not there: ComfyUI ignores them."""
-    for name in dict.fromkeys(EMBEDDING.findall(prompt)):
-        bare = re.sub(r":[\d.+-]+$", "", name)
+    for bare in dict.fromkeys(re.sub(r":[\d.+-]+$", "", name) for name in EMBEDDING.findall(prompt)):
         try:
             file = b.places.models.find("embeddings", bare)
         except ValueError as e:

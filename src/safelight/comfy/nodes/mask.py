@@ -62,7 +62,7 @@ def composite(b: Building, n: Given) -> Any:
 @node("FeatherMask", "mask", [*MASK, *[pixels(side, 0, 0, 1) for side in SIDES]], "MASK")
 def feather(b: Building, n: Given) -> Any:
     """A mask that fades out."""
-    return b.add("feather_mask", mask=n["mask"], **{side: n[side] for side in SIDES})
+    return b.add("feather_mask", mask=n["mask"], wrapped=True, **{side: n[side] for side in SIDES})
 
 
 @node("GrowMask", "mask", [*MASK, integer("expand", 0, -16384, 16384), switch("tapered_corners", True)], "MASK")
