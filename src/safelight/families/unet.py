@@ -42,6 +42,7 @@ class UNet:
         if took not in (plain, inpainting):
             raise ValueError(f"model {parts.source}: the U-Net takes {took} channels; expected {plain}, or {inpainting} for inpainting")
         self.inpaints = took == inpainting
+        self._blank: dict[tuple[int, int], Tensor] = {}
         self.size = int(self.net.config.sample_size) * images.factor
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -77,11 +78,16 @@ class UNet:
         self.net.set_attn_processor(AttnProcessor())
 
     def _painted(self, x: Tensor, cond: Cond) -> Tensor:
-        given = cond.extras.get("inpaint")
+        given, (h, w) = cond.extras.get("inpaint"), x.shape[-2:]
         if given is None:
-            h, w = (n * self.images.factor for n in x.shape[-2:])
-            given = self.inpainting(torch.full((1, h, w, 3), 0.5), torch.ones(1, 1, h, w))["inpaint"]
+            given = self._blank[h, w] if (h, w) in self._blank else self._painted_over(h, w)
         return given.to(self.device).expand(len(x), -1, -1, -1)
+
+    def _painted_over(self, h: int, w: int) -> Tensor:
+        """Nothing of a picture is left; kept, since every step asks for it."""
+        high, wide = h * self.images.factor, w * self.images.factor
+        self._blank = {(h, w): self.inpainting(torch.full((1, high, wide, 3), 0.5), torch.ones(1, 1, high, wide))["inpaint"]}
+        return self._blank[h, w]
 
     def _size(self, x: Tensor, cond: Cond) -> dict[str, Tensor] | None:
         if self.net.config.addition_embed_type != "text_time":
