@@ -1,6 +1,6 @@
 """The same prompts through a ComfyUI server and through Safelight, both in float32 on the CPU: how far are the pictures apart?
 
-    python bench/parity/compare.py --server http://127.0.0.1:8188 --models ~/ComfyUI/models --name checkpoint=v1-5-pruned-emaonly.safetensors
+    python bench/parity/compare.py --server http://127.0.0.1:8188 --models ~/ComfyUI/models --name checkpoint=v1-5.safetensors
 
 Start ComfyUI with `--cpu --force-fp32 --fp32-text-enc`. Words in braces in the prompts are put in by --name (`checkpoint`, `lora`, `lora2`,
 `vae`, `embedding`, `controlnet`, `inpaint`) and --side; a prompt whose names are not given is left out. `--matrix` runs every sampler with
@@ -44,6 +44,7 @@ class Server:
         self.url = url.rstrip("/")
 
     def ask(self, path: str, data: bytes | None = None, kind: str = "application/json") -> bytes:
+        """The answer's body. ValueError when it refuses."""
         try:
             with urlopen(Request(self.url + path, data, {"Content-Type": kind} if data else {})) as answer:
                 return bytes(answer.read())
@@ -51,6 +52,7 @@ class Server:
             raise ValueError(f"{path}: {e.code} {e.read().decode()[:1000]}") from e
 
     def upload(self, picture: Path) -> None:
+        """Put a picture into its input folder."""
         mark = uuid.uuid4().hex
         fields = f'--{mark}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'
         file = f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="{picture.name}"\r\nContent-Type: image/png\r\n\r\n'
@@ -105,6 +107,7 @@ def filled(data: Any, names: Mapping[str, Any]) -> Any:
 
 
 def prompts(folder: Path, names: Mapping[str, Any]) -> Iterator[tuple[str, Prompt]]:
+    """The folder's prompts by file name, without those that name what was not given."""
     for path in sorted(folder.glob("*.json")):
         try:
             yield path.stem, filled(json.loads(path.read_text("utf-8")), names)
@@ -156,6 +159,7 @@ def compared(name: str, prompt: Prompt, theirs: dict[str, list[np.ndarray]], min
 
 
 def main() -> int:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default="http://127.0.0.1:8188")
     parser.add_argument("--models", type=Path, required=True, help="ComfyUI's models folder, or an extra_model_paths.yaml")
