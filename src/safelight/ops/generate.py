@@ -70,7 +70,7 @@ def with_lora(
     return model.with_patch(dataclasses.replace(lora, strength=strength, options=options))
 
 
-@op(group="generate")
+@op(group="generate", version=2)
 def generate(
     model: Model, prompt: Annotated[str, Knob(multiline=True)], *,
     seeds: Annotated[Sequence[int], Knob(0, 2**64 - 1, draw=True)] = (-1,),
@@ -112,7 +112,7 @@ def _lines(given: Mapping[str, Any]) -> str:
     return Blob.of(path).sha256
 
 
-@op(group="generate", fingerprint=_lines)
+@op(group="generate", version=2, fingerprint=_lines)
 def storyboard(
     model: Model, path: Path, *, size: Size = SIZE, sampling: Sampling = SAMPLING, guidance: Guidance = GUIDANCE,
 ) -> Work[Image]:

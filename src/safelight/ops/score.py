@@ -24,7 +24,7 @@ def _eyes(given: Mapping[str, Any]) -> str:
     return stamp() if "clip" in given["by"] else ""
 
 
-@op(group="score", version=1, exact=True, fingerprint=_eyes)
+@op(group="score", version=2, exact=True, fingerprint=_eyes)
 def score(
     image: Image, data: Dataset | None = None, *,
     by: Annotated[Sequence[str], OneOf(_metrics)] = ("clip",),
