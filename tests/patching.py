@@ -117,7 +117,8 @@ def _resampler(text: int, wide: int, hidden: int = 64) -> dict[str, torch.Tensor
 def a_vision(folder: Path, wide: int = 16) -> Path:
     """A tiny CLIP vision model."""
     torch.manual_seed(2)
-    shape: dict[str, int] = {"hidden_size": wide, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": max(2, wide // 64)}
+    heads = max(2, wide // 64)
+    shape: dict[str, int] = {"hidden_size": wide, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": heads}
     config = CLIPVisionConfig(**shape, image_size=32, patch_size=8, projection_dim=wide)
     CLIPVisionModelWithProjection(config).save_pretrained(folder)
     return folder
