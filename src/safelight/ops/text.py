@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from safelight.families import Family
 
 
-@op(group="text", version=1)
+@op(group="text", version=2)
 def encode_text(
     model: Model, text: Annotated[str, Knob(multiline=True)], *,
     first: Annotated[str | None, Knob(multiline=True)] = None,
