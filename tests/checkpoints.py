@@ -171,6 +171,47 @@ def checkpoint(path: Path, layout: Layout, nets: Mapping[str, Any], *, half: boo
     return path
 
 
+@dataclass(frozen=True)
+class Made:
+    """One model, written as a folder and as a single file."""
+
+    layout: Layout
+    nets: dict[str, Any]
+    folder: Path
+    file: Path
+
+
+Make = Callable[[str], Made]
+
+
+def maker(place: Path) -> Make:
+    """What makes the models of TINY, and `words` (SD 1.x with all words of CLIP), each when it is first asked for."""
+    known: dict[str, Made] = {}
+
+    def make(kind: str) -> Made:
+        if kind not in known:
+            layout = sd1(words=WORDS) if kind == "words" else TINY[kind]()
+            nets = networks(layout)
+            note = {"modelspec.prediction_type": "v"} if kind == "sd2" else None
+            file = checkpoint(place / f"{kind}.safetensors", layout, nets, metadata=note)
+            known[kind] = Made(layout, nets, folder(place / kind, layout, nets), file)
+        return known[kind]
+
+    return make
+
+
+def separate(one: Made, place: Path, names: str) -> dict[str, str]:
+    """The networks in files of their own, by the original repositories' names or by diffusers'."""
+    original = names == "original"
+    save(place / "unet.safetensors", unet_names(one.nets["unet"]) if original else one.nets["unet"].state_dict())
+    save(place / "vae.safetensors", vae_names(one.nets["vae"]) if original else one.nets["vae"].state_dict())
+    for part in one.layout.text:
+        state = one.nets[part].state_dict()
+        bigg = part == "text_encoder_2" or one.layout.last_layer
+        save(place / f"{part}.safetensors", open_names(state) if original and bigg else clip_names(state))
+    return {part: str(place / f"{part}.safetensors") for part in one.nets}
+
+
 def save(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({n: t.detach().contiguous().clone() for n, t in tensors.items()}, path, metadata)

@@ -248,12 +248,12 @@ def hub_names() -> list[str]:
 def hub_snapshot(name: str) -> Path:
     """The folder of `owner/name` or `owner/name@revision` in the cache. ValueError when it was never downloaded."""
     repo, _, revision = name.removeprefix("hf:").partition("@")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or ".." in repo or not re.fullmatch(r"[\w.-]*", revision):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or ".." in name or not re.fullmatch(r"[\w./-]*", revision):
         raise ValueError(f"models: {name!r} is no name on Hugging Face; expected hf:owner/name or hf:owner/name@revision")
     folder = hub() / f"models--{repo.replace('/', '--')}"
     ref = folder / "refs" / (revision or "main")
     commit = ref.read_text("utf-8").strip() if ref.is_file() else revision
     found = folder / "snapshots" / commit
-    if not commit or not re.fullmatch(r"[\w.-]+", commit) or not found.is_dir():
+    if not re.fullmatch(r"\w[\w-]*", commit) or not found.is_dir():
         raise ValueError(f"models: {repo}{'@' + revision if revision else ''} is not in {hub()}; `safelight pull hf:{repo}` fetches it")
     return found

@@ -3,20 +3,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 import safelight as sl
 from safelight import codec, families
-from safelight.families.checkpoint import About, Checkpoint, about, empty
-from safelight.families.sources import Folder, Parts, open_model, open_source, read_config
+from safelight.families.checkpoint import Checkpoint, empty
+from safelight.families.sources import Folder, Parts, open_model, open_source
 from safelight.families.weight_file import WeightFile
 from safelight.lineage import about as told_about
 from safelight.runtime import lease, release
@@ -26,33 +24,12 @@ from tests import checkpoints as c
 CPU = torch.device("cpu")
 
 
-@dataclasses.dataclass(frozen=True)
-class Made:
-    """One model, written as a folder and as a single file."""
-
-    layout: c.Layout
-    nets: dict[str, Any]
-    folder: Path
-    file: Path
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    place, known = tmp_path_factory.mktemp("models"), {}
-
-    def make(kind: str) -> Made:
-        if kind not in known:
-            layout = c.sd1(words=c.WORDS) if kind == "words" else c.TINY[kind]()
-            nets = c.networks(layout)
-            note = {"modelspec.prediction_type": "v"} if kind == "sd2" else None
-            file = c.checkpoint(place / f"{kind}.safetensors", layout, nets, metadata=note)
-            known[kind] = Made(layout, nets, c.folder(place / kind, layout, nets), file)
-        return known[kind]
-
-    return make
+def made(tmp_path_factory: pytest.TempPathFactory) -> c.Make:
+    return c.maker(tmp_path_factory.mktemp("models"))
 
 
-def outputs(parts: Parts, made: Made) -> dict[str, torch.Tensor]:
+def outputs(parts: Parts, made: c.Made) -> dict[str, torch.Tensor]:
     """What every network says to the same inputs."""
     torch.manual_seed(5)
     out = {}
@@ -82,7 +59,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("kind", sorted(c.TINY))
-def test_a_single_file_says_what_the_folder_says(kind: str, made: Callable[[str], Made]) -> None:
+def test_a_single_file_says_what_the_folder_says(kind: str, made: c.Make) -> None:
     one = made(kind)
     folder, file = open_source(one.folder), open_source(one.file)
     assert folder.family == file.family == ("sdxl" if kind in ("sdxl", "refiner") else "sd")
@@ -95,7 +72,7 @@ def test_a_single_file_says_what_the_folder_says(kind: str, made: Callable[[str]
 
 
 @pytest.mark.parametrize("kind", ["sd1", "refiner"])
-def test_half_precision_files_are_the_same_numbers(kind: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_half_precision_files_are_the_same_numbers(kind: str, made: c.Make, tmp_path: Path) -> None:
     one = made(kind)
     halves = {part: net.half() for part, net in c.networks(one.layout).items()}
     folder = c.folder(tmp_path / "half", one.layout, halves)
@@ -103,7 +80,7 @@ def test_half_precision_files_are_the_same_numbers(kind: str, made: Callable[[st
     assert same(outputs(open_source(folder), one), outputs(open_source(file), one))
 
 
-def test_the_family_draws_from_a_single_file(made: Callable[[str], Made]) -> None:
+def test_the_family_draws_from_a_single_file(made: c.Make) -> None:
     one = made("words")
     drawn = []
     for source in (one.folder, one.file):
@@ -148,26 +125,26 @@ def test_a_folder_with_chatglm_is_kolors_whatever_its_pipeline_is_called(tmp_pat
     assert Folder(tmp_path).family == "kolors"
 
 
+@pytest.mark.parametrize(("down", "up"), [([1, [2, 1]], [[1, 2, 3], 1]), ([1, [2, 2]], [[2, 2, 2], 1])])
+def test_distilled_sdxl_models_have_other_depths_everywhere(down: list[Any], up: list[Any], tmp_path: Path) -> None:
+    depths = {"transformer_layers_per_block": down, "reverse_transformer_layers_per_block": up, "mid_block_type": "UNetMidBlock2D"}
+    layout = c.sdxl()
+    net = c.networks(dataclasses.replace(layout, unet={**layout.unet, **depths}))["unet"]
+    found = open_source(c.save(tmp_path / "x.safetensors", c.unet_names(net)))
+    assert found.family == "sdxl"
+    again = found.build("unet", type(net), device=CPU, dtype=torch.float32).state_dict()
+    assert again.keys() == net.state_dict().keys()
+    assert all(torch.equal(t, again[n]) for n, t in net.state_dict().items())
+
+
 # Single networks, and parts from elsewhere.
-
-
-def separate(one: Made, place: Path, names: str) -> dict[str, str]:
-    """The networks in files of their own, by the original repositories' names or by diffusers'."""
-    original = names == "original"
-    c.save(place / "unet.safetensors", c.unet_names(one.nets["unet"]) if original else one.nets["unet"].state_dict())
-    c.save(place / "vae.safetensors", c.vae_names(one.nets["vae"]) if original else one.nets["vae"].state_dict())
-    for part in one.layout.text:
-        state = one.nets[part].state_dict()
-        bigg = part == "text_encoder_2" or one.layout.last_layer
-        c.save(place / f"{part}.safetensors", c.open_names(state) if original and bigg else c.clip_names(state))
-    return {part: str(place / f"{part}.safetensors") for part in one.nets}
 
 
 @pytest.mark.parametrize("names", ["original", "diffusers"])
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_networks_in_files_of_their_own(kind: str, names: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_networks_in_files_of_their_own(kind: str, names: str, made: c.Make, tmp_path: Path) -> None:
     one = made(kind)
-    files = separate(one, tmp_path, names)
+    files = c.separate(one, tmp_path, names)
     model = sl.model(files.pop("unet"), **files)
     assert model.family == ("sdxl" if kind == "sdxl" else "sd")
     found = outputs(open_model(model), one)
@@ -179,15 +156,15 @@ def test_networks_in_files_of_their_own(kind: str, names: str, made: Callable[[s
     assert open_model(model).config("vae")["scaling_factor"] == one.layout.vae["scaling_factor"]
 
 
-def test_a_missing_part_is_asked_for_by_name(made: Callable[[str], Made], tmp_path: Path) -> None:
-    files = separate(made("sd1"), tmp_path, "original")
+def test_a_missing_part_is_asked_for_by_name(made: c.Make, tmp_path: Path) -> None:
+    files = c.separate(made("sd1"), tmp_path, "original")
     model = sl.model(files["unet"], text_encoder=files["text_encoder"])
     with pytest.raises(ValueError, match="holds no vae; give one with vae="), lease(model, dtype=torch.float32):
         pass
 
 
 @pytest.mark.parametrize("where", ["file", "component", "folder", "checkpoint"])
-def test_another_vae_from_anywhere(where: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_another_vae_from_anywhere(where: str, made: c.Make, tmp_path: Path) -> None:
     one = made("sd1")
     vae = c.networks(one.layout, seed=9)["vae"]
     source = tmp_path / "other"
@@ -212,7 +189,7 @@ def test_another_vae_from_anywhere(where: str, made: Callable[[str], Made], tmp_
     release()
 
 
-def test_parts_are_in_the_key_the_lineage_and_the_store(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_parts_are_in_the_key_the_lineage_and_the_store(made: c.Make, tmp_path: Path) -> None:
     one = made("sd1")
     source = c.save(tmp_path / "vae.safetensors", c.vae_names(c.networks(one.layout, seed=9)["vae"]))
     first = sl.model(str(one.file), vae=str(source), prediction="v-zsnr")
@@ -230,7 +207,7 @@ def test_parts_are_in_the_key_the_lineage_and_the_store(made: Callable[[str], Ma
         pass
 
 
-def test_what_training_caches_by_follows_the_part(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_what_training_caches_by_follows_the_part(made: c.Make, tmp_path: Path) -> None:
     one = made("sd1")
     source = c.save(tmp_path / "vae.safetensors", c.vae_names(c.networks(one.layout, seed=9)["vae"]))
     plain, other = open_source(one.folder), open_source(one.folder, (Part("vae", str(source), ""),))
@@ -242,12 +219,12 @@ def test_what_training_caches_by_follows_the_part(made: Callable[[str], Made], t
 # What a network predicts.
 
 
-def variant(one: Made, path: Path, more: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
+def variant(one: c.Made, path: Path, more: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
     c.save(path, {**load_file(one.file), **more}, metadata)
     return open_source(path).config("scheduler")
 
 
-def test_prediction_type_by_metadata_by_marks_and_by_the_user(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_prediction_type_by_metadata_by_marks_and_by_the_user(made: c.Make, tmp_path: Path) -> None:
     one, path, mark = made("sd1"), tmp_path / "x.safetensors", torch.zeros(1)
     found = variant(one, path, {"v_pred": mark, "ztsnr": mark})
     assert (found["prediction_type"], found["rescale_betas_zero_snr"]) == ("v_prediction", True)
@@ -276,112 +253,10 @@ def test_sd2_says_v_by_the_spread_of_one_vector(tmp_path: Path) -> None:
         assert found.config("unet")["sample_size"] == (96 if says == "v_prediction" else 64)
 
 
-# Files that are something else, or broken.
+# Older and smaller ways to keep a model.
 
 
-def test_an_unknown_file_says_what_was_found(tmp_path: Path) -> None:
-    path = c.save(tmp_path / "x.safetensors", {"blocks.0.attn.weight": torch.zeros(3, 5), "blocks.1.attn.weight": torch.zeros(3, 5)})
-    with pytest.raises(ValueError, match=r"no family knows it; it has 2 tensors, most under blocks\.0.*blocks\.0\.attn\.weight \[3, 5\]"):
-        open_source(path)
-
-
-@pytest.mark.parametrize(("name", "kind"), [
-    ("lora_unet_down_blocks_0.lora_down.weight", "lora"), ("unet.mid_block.to_q.lora_A.weight", "lora"),
-    ("control_model.input_hint_block.0.weight", "controlnet"), ("emb_params", "embedding"),
-])
-def test_a_file_that_is_no_model_is_named(name: str, kind: str, tmp_path: Path) -> None:
-    path = c.save(tmp_path / "x.safetensors", {name: torch.zeros(4, 4)})
-    assert about(path) == About("", kind)
-    with pytest.raises(ValueError, match=f"it is a {kind}, no whole model"):
-        open_source(path)
-
-
-def test_files_of_one_part_are_named(made: Callable[[str], Made], tmp_path: Path) -> None:
-    files = separate(made("sd1"), tmp_path, "original")
-    found = [about(Path(files[part])) for part in ("unet", "vae", "text_encoder")]
-    assert found == [About("sd", "model"), About("", "vae"), About("", "text_encoder")]
-    with pytest.raises(ValueError, match=r"vae=.*is a text_encoder"):
-        sl.model(files["unet"], vae=files["text_encoder"])
-
-
-def test_missing_and_unknown_tensors_are_counted(made: Callable[[str], Made], tmp_path: Path) -> None:
-    one = made("sd1")
-    tensors, head = load_file(one.file), "model.diffusion_model."
-    del tensors[f"{head}out.2.bias"], tensors[f"{head}middle_block.1.norm.bias"]
-    tensors[f"{head}time_embed.7.weight"] = torch.zeros(3)
-    tensors[f"{head}input_blocks.1.0.in_layers.0.weight"] = torch.zeros(5)
-    path = c.save(tmp_path / "x.safetensors", tensors)
-    says = r"2 missing \(mid_block\S+, conv_out.bias\), 1 unknown \(\S+time_embed.7.weight\), 1 of another shape \(\S+ \[5\] for \[32\]\)"
-    with pytest.raises(ValueError, match=says) as e:
-        open_source(path).build("unet", type(one.nets["unet"]), device=CPU, dtype=torch.float32)
-    assert str(path) in str(e.value)
-
-
-@pytest.mark.parametrize("spoil", ["cut", "length", "offsets", "json"])
-def test_a_truncated_or_lying_header_is_refused(spoil: str, made: Callable[[str], Made], tmp_path: Path) -> None:
-    raw, path = made("sd1").file.read_bytes(), tmp_path / "x.safetensors"
-    n = int.from_bytes(raw[:8], "little")
-    spoiled = {
-        "cut": raw[:-100], "length": (2**40).to_bytes(8, "little") + raw[8:], "json": raw[:8] + b"[" + raw[9:],
-        "offsets": raw[:8] + re.sub(rb'"data_offsets":\[0,(\d+)\]', rb'"data_offsets":[8,\1]', raw[8 : 8 + n], count=1) + raw[8 + n :],
-    }
-    path.write_bytes(spoiled[spoil])
-    with pytest.raises(ValueError, match=r"x\.safetensors"):
-        open_source(path)
-
-
-# Folders that want more than to be read.
-
-
-@pytest.mark.parametrize("entry", ["auto_map", "custom_pipeline", "trust_remote_code", "_attn_implementation_internal"])
-@pytest.mark.parametrize("place", ["model_index.json", "unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
-def test_configurations_that_run_code_are_refused(entry: str, place: str, made: Callable[[str], Made], tmp_path: Path) -> None:
-    one = made("sd1")
-    folder = tmp_path / "model"
-    for f in (one.folder / place).parent.rglob("*") if "/" in place else one.folder.rglob("*"):
-        to = folder / f.relative_to(one.folder)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if f.is_file():
-            to.symlink_to(f)
-    data = json.loads((one.folder / place).read_text())
-    (folder / place).unlink()
-    (folder / place).write_text(json.dumps({**data, "deep": {"er": [{entry: {"AutoModel": "evil.Model"}}]}}))
-    if "/" in place:
-        (folder / "model_index.json").symlink_to(one.folder / "model_index.json")
-    part = place.partition("/")[0]
-    with pytest.raises(ValueError, match=f"{entry}.*refused"):
-        parts = Folder(folder)
-        parts.folder(part) if part == "tokenizer" else parts.build(part, type(one.nets[part]), device=CPU, dtype=torch.float32)
-
-
-def test_an_auto_map_to_classes_of_ours_is_left_unread(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    told = {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": "modeling_chatglm.ChatGLMModel"}
-    path.write_text(json.dumps({"x": 1, "auto_map": told}))
-    assert read_config(path) == {"x": 1}
-    path.write_text(json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}}))
-    assert read_config(path) == {}
-    for other in ("evil.ChatGLMConfig", "other/repo--configuration_chatglm.ChatGLMConfig", ["modeling_chatglm.ChatGLMModel", "evil.X"], 7):
-        path.write_text(json.dumps({"auto_map": {"AutoModel": other}}))
-        with pytest.raises(ValueError, match=r"auto_map.*refused"):
-            read_config(path)
-
-
-def test_a_folder_that_lacks_tensors_is_refused(made: Callable[[str], Made], tmp_path: Path) -> None:
-    one = made("sd1")
-    for part in ("text_encoder", "unet"):
-        one.nets[part].save_pretrained(tmp_path / part)
-        file = next((tmp_path / part).glob("*.safetensors"))
-        tensors = load_file(file)
-        tensors.pop(sorted(tensors)[0])
-        save_file(tensors, file, {"format": "pt"})
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    for part in ("text_encoder", "unet"):
-        with pytest.raises(ValueError, match=f"{part} lacks 1 tensors|{part}.*missing"):
-            open_source(tmp_path).build(part, type(one.nets[part]), device=CPU, dtype=torch.float32)
-
-
-def test_folders_of_halves_and_of_pickles(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_folders_of_halves_and_of_pickles(made: c.Make, tmp_path: Path) -> None:
     one = made("sd1")
     for part, net in c.networks(one.layout).items():
         net.save_pretrained(tmp_path / "half" / part, variant="fp16")
@@ -395,7 +270,7 @@ def test_folders_of_halves_and_of_pickles(made: Callable[[str], Made], tmp_path:
     assert open_source(tmp_path / "old").fingerprint("unet") != open_source(tmp_path / "old").fingerprint("vae")
 
 
-def test_a_pickled_checkpoint_is_the_same_model(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_a_pickled_checkpoint_is_the_same_model(made: c.Make, tmp_path: Path) -> None:
     one = made("sd1")
     torch.save({"state_dict": c.single(one.layout, one.nets), "epoch": 3}, tmp_path / "x.ckpt")
     found = open_source(tmp_path / "x.ckpt")

@@ -191,7 +191,7 @@ def test_models_of_the_hugging_face_cache(place: Path) -> None:
     assert folders.hub_snapshot("hf:some/one") == folders.hub_snapshot("some/one@c0ffee") == at
     assert sl.model("hf:some/one").source == str(at)
     assert [folders.shown(p) for p in (at, Path("a/b.c.safetensors"), Path("a/d.e"))] == ["some/one", "b.c", "d.e"]
-    for name in ("hf:../../etc", "hf:some/one@../../x", "hf:a/b/c", "hf:"):
+    for name in ("hf:../../etc", "hf:some/one@../../x", "hf:some/one@..", "hf:a/b/c", "hf:"):
         with pytest.raises(ValueError, match="no name on Hugging Face"):
             folders.hub_snapshot(name)
     with pytest.raises(ValueError, match="pull hf:some/other"):

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safelight import index
 from safelight.families import edition, of_pipeline
 from safelight.families.checkpoint import Checkpoint, Loose, beyond_shapes, pickled
+from safelight.folders import inside
 from safelight.values import Model, Part, canonical, digest
+from safelight.weights import header
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +150,7 @@ class Folder:
         settled = settings or {}
         if (old := _pickle(at)) is not None:
             return pickled(old, part, cls, {**config, **settled}, device=device, dtype=dtype)
+        _check_weights(at)
         options: dict[str, Any] = {"torch_dtype": dtype, **settled}
         if "_class_name" not in config:  # transformers': it is given the configuration that was looked through
             options = {"dtype": dtype, "config": cls.config_class.from_dict({**config, **settled})}
@@ -244,6 +247,16 @@ def _asks(data: Any, name: str) -> bool:
     if isinstance(data, dict):
         return name in data or any(_asks(v, name) for v in data.values())
     return isinstance(data, list) and any(_asks(v, name) for v in data)
+
+
+def _check_weights(folder: Path) -> None:
+    """ValueError when a file of weights is cut off or lies, or a list of shards names files elsewhere."""
+    for path in folder.glob("*.safetensors"):
+        header.read(path)
+    for path in folder.glob("*.index.json"):
+        for name in {str(n) for n in dict(read_config(path).get("weight_map", {})).values()}:
+            if "/" in inside(name, str(path)) or not (folder / name).is_file():
+                raise ValueError(f"{path}: it names {name!r}, which does not lie beside it; the folder is not whole, or not to be trusted")
 
 
 def _pickle(folder: Path) -> Path | None:
