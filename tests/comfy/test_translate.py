@@ -24,8 +24,8 @@ from tests.comfy.prompts import ROOT, node, shipped
 @pytest.fixture
 def here(tmp_path: Path) -> Places:
     names = {
-        "checkpoints": ["tiny", "inpaint", "xl"], "vae": ["other"], "loras": ["one", "two"], "controlnet": ["edges"], "embeddings": ["mood"],
-        "diffusion_models": ["net"], "text_encoders": ["l", "g"],
+        "checkpoints": ["tiny", "inpaint", "xl"], "vae": ["other"], "loras": ["one", "two"], "controlnet": ["edges"],
+        "embeddings": ["mood"], "diffusion_models": ["net"], "text_encoders": ["l", "g"],
     }
     for kind, files in names.items():
         for name in files:
@@ -184,7 +184,7 @@ def test_unknown_classes_cycles_and_prompts_without_an_end(here: Places) -> None
     prompt = shipped("text_to_image")
     unknown = prompt | {"8": node("KSamplr", model=["1", 0])}
     assert faults(unknown, here) == [("8", "missing_node_type", "no such node class here")]
-    with pytest.raises(PromptError, match="node 8 .*'KSamplr' not found.*did you mean 'KSampler'"):
+    with pytest.raises(PromptError, match=r"node 8 .*'KSamplr' not found.*did you mean 'KSampler'"):
         translate(unknown, here)
     assert faults(prompt | {"8": {"inputs": {}}}, here)[0][:2] == ("8", "invalid_prompt")
     assert faults({k: e for k, e in prompt.items() if k != "7"}, here)[0][1] == "prompt_no_outputs"

@@ -32,7 +32,7 @@ def _with_words(b: Building, model: Link, prompt: str) -> tuple[Link, str]:
             file = b.places.models.find("embeddings", bare)
         except ValueError as e:
             log.warning("node %s: %s; it is left out of the prompt", b.node, e)
-            prompt = prompt.replace(f"embedding:{bare}", "")
+            prompt = re.sub(rf"embedding:{re.escape(bare)}(?=[\s,():]|$)", "", prompt)
             continue
         read = b.add("load_embedding", part=f"{bare}.file", path=str(file), name=bare)
         model = b.add("with_embedding", part=bare, model=model, embedding=read)
