@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,8 +48,12 @@ def _rows(found: Folders, kind: str, hashed: bool) -> list[dict[str, Any]]:
     from safelight import index
     from safelight.families.listing import listed
 
-    rows = [{**vars(row), "path": str(row.path)} for row in listed(found, kind)]
-    return [row | {"sha256": index.sha256(Path(row["path"]))} if hashed and Path(row["path"]).is_file() else row for row in rows]
+    rows: list[dict[str, Any]] = []
+    for row in listed(found, kind):
+        more = {"sha256": index.sha256(row.path)} if hashed and row.path.is_file() else {}
+        told = {"family": row.family, "kind": row.kind, "problem": row.problem}
+        rows.append({"name": row.name, "path": row.at, "size": row.size, **told, **more})
+    return rows
 
 
 def _size(n: int) -> str:

@@ -16,11 +16,16 @@ class Listed:
     """An entry of a models folder: `family` of whole models, else `kind` (lora, vae, ..., or pickle for what is not looked into)."""
 
     name: str
-    path: Path
+    at: str
     size: int
     family: str
     kind: str
     problem: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.at)
 
 
 def listed(folders: Folders, kind: str) -> list[Listed]:
@@ -30,19 +35,19 @@ def listed(folders: Folders, kind: str) -> list[Listed]:
     known = index.survey(files, ABOUT, asked, version=edition())
     rows = []
     for name, entry in there:
-        path, told = Path(entry.path), known.get(entry.path)
-        rows.append(Listed(name, path, files[entry.path].st_size, *told) if told else _other(name, path))
+        told = known.get(entry.path)
+        rows.append(Listed(name, entry.path, files[entry.path].st_size, *told) if told else _other(name, Path(entry.path)))
     return rows
 
 
 def _other(name: str, path: Path) -> Listed:
     """A pickle, which is not looked into, or a folder."""
     if path.is_file():
-        return Listed(name, path, path.stat().st_size, "", "pickle")
+        return Listed(name, str(path), path.stat().st_size, "", "pickle")
     size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     if not (path / "model_index.json").is_file():
-        return Listed(name, path, size, "", "folder")
+        return Listed(name, str(path), size, "", "folder")
     try:
-        return Listed(name, path, size, Folder(path).family, "model")
+        return Listed(name, str(path), size, Folder(path).family, "model")
     except (ValueError, OSError) as e:
-        return Listed(name, path, size, "", "folder", str(e))
+        return Listed(name, str(path), size, "", "folder", str(e))
