@@ -21,10 +21,10 @@ from safelight.op import load_ops
 from safelight.pictures import read
 from safelight.store import Store
 from safelight.values import Image
-from tests.comfy.prompts import NAMES, ROOT, node, places, shipped
+from tests.comfy.prompts import NAMES, ROOT, STEPS, node, places, shipped
 
 OPS = load_ops()
-SAMPLING = {"seed": 156680208700286, "steps": 8, "scale": 7.0, "sampler": "euler", "schedule": "normal"}
+SAMPLING = {"seed": 156680208700286, "steps": STEPS, "scale": 7.0, "sampler": "euler", "schedule": "normal"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,6 @@ def equal(files: list[Path], image: Image) -> bool:
 def test_every_shipped_prompt_runs(here: Places, tmp_path: Path, name: str) -> None:
     prompt = shipped(name)
     for entry in prompt.values():
-        entry["inputs"] |= {"steps": 3} if "denoise" in entry["inputs"] else {}
         if "stop_at_clip_layer" in entry["inputs"]:  # these text encoders have two layers
             entry["inputs"]["stop_at_clip_layer"] = max(entry["inputs"]["stop_at_clip_layer"], -2)
     files = drawn(prompt, here, tmp_path)
@@ -143,7 +142,7 @@ def blends_and_ranges(d: Direct) -> Image:
     old = d.text("an old photograph of a (harbour:0.7)")
     first = OPS["set_range"](OPS["average_conds"](positive, old, strength=0.35), start=0.0, end=0.45)
     then = OPS["set_range"](OPS["concat_conds"](old, positive), start=0.45, end=1.0)
-    return d.decoded(d.draw(OPS["combine_conds"]([first, then]), OPS["scale_cond"](negative, by=0.0), steps=10))
+    return d.decoded(d.draw(OPS["combine_conds"]([first, then]), OPS["scale_cond"](negative, by=0.0)))
 
 
 def long_and_nested(d: Direct) -> Image:
