@@ -19,6 +19,12 @@ class Computing:
     device: str = ""
     dtype: str = ""
 
+    @staticmethod
+    def read(text: str) -> Computing:
+        """Back from its text."""
+        words = text.split()
+        return Computing("".join(w for w in words if w not in DTYPES), "".join(w for w in words if w in DTYPES))
+
     def __str__(self) -> str:
         return " ".join(word for word in (self.device, self.dtype) if word)
 

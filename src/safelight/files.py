@@ -16,6 +16,7 @@ import numpy as np
 
 from safelight import embed, engine, parameters
 from safelight.codec import ORIGIN
+from safelight.computing import Computing, chosen, computing
 from safelight.disk import place
 from safelight.events import Note
 from safelight.lineage import Lineage, trace, versions
@@ -268,7 +269,7 @@ def _saved_again(value: Value, path: Path, history: Lineage, store: Store) -> Pa
 
 
 def _compared(path: Path, again: Path, history: Lineage) -> Reproduced:
-    now = versions()
+    now = {**versions(), "computing": str(chosen())}
     others = {k: (v, now.get(k, "absent")) for k, v in history.data["versions"].items() if now.get(k) != v}
     if filecmp.cmp(path, again, shallow=False):
         return Reproduced(path, True)
@@ -284,7 +285,13 @@ def _compared(path: Path, again: Path, history: Lineage) -> Reproduced:
 
 
 def reproduce(path: str | Path, *, cached: bool = False) -> Reproduced:
-    """Make a file again from what it says of itself, and compare. Everything runs anew, training too; with `cached` only the last op."""
+    """Make a file again from what it says of itself, and compare. Everything runs anew, training too; with `cached` only the last op.
+
+    A file that was made on a device or in a precision that somebody chose is made there and so again.
+    """
     from safelight.progress import watch
 
-    return watch(reproduction(Path(path).expanduser(), current(), cached=cached))
+    file = Path(path).expanduser()
+    said = Computing.read(why(file).data["versions"].get("computing", ""))
+    with computing(said.device, said.dtype):
+        return watch(reproduction(file, current(), cached=cached))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import safelight
 from safelight import comfy, runtime
 from safelight.codec import ORIGIN
 from safelight.comfy import Places
@@ -229,6 +230,19 @@ def test_files_are_named_and_described_as_comfyui_does(here: Places, tmp_path: P
     assert [n["op"] for n in why(first["7"][0]).data["nodes"].values()][-1] == "decode"
     with pytest.raises(ValueError, match="leads out of"):
         drawn(prompt | {"7": node("SaveImage", images=["6", 0], filename_prefix="../x")}, here, tmp_path)
+
+
+def test_a_picture_in_a_chosen_precision_is_made_again_in_it(here: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_HOME", str(tmp_path / "home"))
+    with computing("cpu", "bfloat16"):
+        files = drawn(shipped("text_to_image"), here, tmp_path)
+        exact = drawn(shipped("text_to_image"), here, tmp_path)["7"][0]
+    assert why(exact).data["versions"]["computing"] == "cpu bfloat16"
+    made = safelight.reproduce(files["7"][0])
+    assert made.largest == 0 and not made.versions
+    with computing("cpu", "float32"):
+        other = drawn(shipped("text_to_image"), here, tmp_path)["7"][0]
+    assert not np.array_equal(read(other), read(exact)), "kept results of one precision are not taken for another's"
 
 
 def test_events_name_comfyuis_nodes(here: Places, tmp_path: Path) -> None:
