@@ -215,7 +215,8 @@ def prove(model: Model, file: Path, plan: Plan, trained: Trained, prompts: Seque
     with lease(model, dtype=torch.float32, holder="train_lora") as family, trainables.lora(family, plan.shape, plan.seed) as adapter:
         adapter.load(trained.weights)
         said, layers = lora_file.probe(family, prompts), len(adapter.layers)
-    with lease(model.with_patch(Patch("lora", Blob.of(file))), dtype=torch.float32, holder="train_lora") as family:
+    beside = Patch("lora", Blob.of(file), options={"merged": False})  # merging rounds the weights, which is no fault of the file's
+    with lease(model.with_patch(beside), dtype=torch.float32, holder="train_lora") as family:
         read = lora_patch.read(str(file))
         return lora_file.compare(said, lora_file.probe(family, prompts), layers, len(lora_patch.match(family, read, str(file))))
 
