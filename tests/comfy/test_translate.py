@@ -237,7 +237,7 @@ def test_numbers_of_files_go_on_from_the_highest(tmp_path: Path) -> None:
 
 def test_the_command_says_what_is_wrong_by_node(here: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_MODELS", "")
-    (tmp_path / "p.json").write_text(json.dumps(shipped("text_to_image")))
+    (tmp_path / "p.json").write_text(json.dumps({"client_id": "x", "prompt": shipped("text_to_image")}))
     given = ["run", str(tmp_path / "p.json"), "--models", str(tmp_path / "models"), "--check", "--set", "KSampler.steps=0"]
     result = CliRunner().invoke(cli, given)
     assert isinstance(result.exception, PromptError) and "node 5 (KSampler)" in str(result.exception)

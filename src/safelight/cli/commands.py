@@ -47,7 +47,7 @@ def run_command(
 
     if models:
         os.environ["SAFELIGHT_MODELS"] = models
-    ops, graph = load_ops(), read_flow(flow)
+    ops, graph = load_ops(), comfy.unwrapped(read_flow(flow))
     prompt = comfy.is_prompt(graph)
     places = comfy.Places(folders(), Path(pictures), Path(out))
     if not prompt:

@@ -7,6 +7,6 @@ from __future__ import annotations
 from safelight.comfy.check import Fault, PromptError
 from safelight.comfy.node import NODES, NodeClass, Places
 from safelight.comfy.run import problems, run
-from safelight.comfy.translate import Translation, is_prompt, translate
+from safelight.comfy.translate import Translation, is_prompt, translate, unwrapped
 
-__all__ = ["NODES", "Fault", "NodeClass", "Places", "PromptError", "Translation", "is_prompt", "problems", "run", "translate"]
+__all__ = ["NODES", "Fault", "NodeClass", "Places", "PromptError", "Translation", "is_prompt", "problems", "run", "translate", "unwrapped"]

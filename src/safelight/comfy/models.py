@@ -50,7 +50,7 @@ def _class(found: Checked, key: str) -> NodeClass:
 
 
 def _inputs(key: str, known: Any, given: Mapping[str, Any], places: Places) -> dict[str, str]:
-    return {part: str(places.models.find(KINDS[name], given[name])) for part, name in known.parts.items()}
+    return {part: places.find(KINDS[name], given[name]) for part, name in known.parts.items()}
 
 
 def _own_used(found: Checked, head: str, kind: str) -> bool:

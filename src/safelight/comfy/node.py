@@ -27,6 +27,10 @@ class Places:
     input: Path
     output: Path
 
+    def find(self, kind: str, name: str) -> str:
+        """The absolute path of a name in the models folders. ValueError when it is not there."""
+        return str(self.models.find(kind, name).absolute())
+
 
 Options = Callable[[Places], Sequence[str]]
 Given = Mapping[str, Any]

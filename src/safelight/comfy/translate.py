@@ -29,6 +29,12 @@ class Translation:
         return list(dict.fromkeys(s.value.id for s in self.saved))
 
 
+def unwrapped(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """The nodes: of a file that holds the body of a POST /prompt, what is under `prompt`."""
+    inner = graph.get("prompt")
+    return dict(inner if isinstance(inner, Mapping) and is_prompt(inner) else graph)
+
+
 def is_prompt(graph: Mapping[str, Any]) -> bool:
     """Whether it has a node class of ComfyUI's: then it is a prompt, however many ops of ours are among its nodes."""
     return any(isinstance(e, Mapping) and e.get("class_type") in NODES for e in graph.values())

@@ -29,12 +29,12 @@ def _with_words(b: Building, model: Link, prompt: str) -> tuple[Link, str]:
     """The model that knows the prompt's embeddings, and the prompt without those that are not there: ComfyUI ignores them."""
     for bare in dict.fromkeys(re.sub(r":[\d.+-]+$", "", name) for name in EMBEDDING.findall(prompt)):
         try:
-            file = b.places.models.find("embeddings", bare)
+            file = b.places.find("embeddings", bare)
         except ValueError as e:
             log.warning("node %s: %s; it is left out of the prompt", b.node, e)
             prompt = re.sub(rf"embedding:{re.escape(bare)}(?=[\s,():]|$)", "", prompt)
             continue
-        read = b.add("load_embedding", part=f"{bare}.file", path=str(file), name=bare)
+        read = b.add("load_embedding", part=f"{bare}.file", path=file, name=bare)
         model = b.add("with_embedding", part=bare, model=model, embedding=read)
     return model, prompt
 

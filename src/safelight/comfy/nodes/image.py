@@ -38,7 +38,7 @@ def _file(places: Places, name: str) -> Path:
     path = root / inside(bare, "image")
     if not path.is_file():
         raise ValueError(f"image: Invalid image file: {name} is not in {root}")
-    return path
+    return path.absolute()
 
 
 @node("LoadImage", "image", [PICTURE], "IMAGE", "MASK", title="Load Image")

@@ -68,7 +68,7 @@ def last_layer(b: Building, n: Given) -> Any:
 def _lora(b: Building, n: Given, model: Link, strength: float, text_strength: float, *, part: str = "") -> Link:
     file = Link(f"{b.node}.lora")
     if file.id not in b.nodes:
-        b.add("load_lora", part="lora", path=str(b.places.models.find("loras", n["lora_name"])))
+        b.add("load_lora", part="lora", path=b.places.find("loras", n["lora_name"]))
     return b.add("with_lora", part=part, model=model, lora=file, strength=strength, text_strength=text_strength)
 
 
@@ -97,7 +97,7 @@ def lora_of_model(b: Building, n: Given) -> Any:
 @node("ControlNetLoader", "loaders", [choice("control_net_name", files("controlnet"))], "CONTROL_NET", title="Load ControlNet Model")
 def control(b: Building, n: Given) -> Any:
     """A ControlNet."""
-    return b.add("load_control", path=str(b.places.models.find("controlnet", n["control_net_name"])))
+    return b.add("load_control", path=b.places.find("controlnet", n["control_net_name"]))
 
 
 @node("FreeU", "model_patches/unet",
