@@ -105,7 +105,10 @@ def _child(path: Path, target: Path, sha: str) -> Iterator[dict[str, Any]]:
             yield told
             if "done" in told:
                 return
-        raise ValueError(f"{path}: the process that reads it ended without a result: {_last(process.wait(), trouble)}")
+        why = _last(process.wait(), trouble)
+        if "MemoryError" in why:  # with nothing left it could not even say so
+            raise ValueError(f"{path}: no checkpoint that can be read: it needs more memory than weights of its size do")
+        raise ValueError(f"{path}: the process that reads it ended without a result: {why}")
 
 
 @contextmanager
