@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from safelight import runtime
 from safelight.embedded import WEIGHTS
-from safelight.ops.generate import model as named
+from safelight.ops.model import model as named
 from safelight.sampling.draw import Shot, starts, walk
 from safelight.sampling.settings import Guidance, Sampling, Size
 

@@ -18,7 +18,7 @@ import torch
 
 from safelight.families import Family, find
 from safelight.families.sources import open_source
-from safelight.ops.generate import model
+from safelight.ops.model import model
 from safelight.recipes.lora import Lesson, Net, Plan
 from safelight.recipes.shared import training_dtype
 from safelight.runtime import choose_device
