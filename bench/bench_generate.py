@@ -88,7 +88,7 @@ def bare(family: Any, side: int, steps: int) -> Callable[[], None]:
     @torch.no_grad()
     def run() -> None:
         for t in range(steps):
-            family.unet(x, torch.full((2,), 900 - t), encoder_hidden_states=text, return_dict=False)
+            family.trainable()["unet"](x, torch.full((2,), 900 - t), encoder_hidden_states=text, return_dict=False)
 
     return run
 
