@@ -223,6 +223,20 @@ def _add_section(found: dict[str, list[Place]], section: dict[str, Any], beside:
         have[:] = [*places, *have] if first else [*have, *places]
 
 
+def place(op: str, kind: str, path: Path, *, whole: bool = True) -> Path:
+    """Where an op finds what its user names: here, or by its name in the models folders. Without `whole` only a file counts here.
+
+    ValueError, naming the op, when there is none.
+    """
+    here = Path(path).expanduser()
+    if here.is_file() or (whole and here.exists()):
+        return here
+    try:
+        return current().find(kind, str(path))
+    except ValueError as e:
+        raise ValueError(f"{op}: there is no file {path}, and {str(e).removeprefix('models: ')}") from e
+
+
 def shown(source: Path) -> str:
     """What people call a model there: its file without the suffix, its folder, or owner/name of the Hugging Face cache."""
     if source.parent.name == "snapshots" and source.parents[1].name.startswith("models--"):

@@ -30,6 +30,7 @@ from typing import Any
 
 from safelight.codec import Encoded, decode, encode, exact_key, is_tensor
 from safelight.disk import copy, place
+from safelight.index import home
 from safelight.locks import acquire, locked, release
 from safelight.values import Blob, Value
 
@@ -330,11 +331,6 @@ _current: ContextVar[Store | None] = ContextVar("store", default=None)
 _making: ContextVar[Made | None] = ContextVar("making", default=None)
 
 
-def default_root() -> Path:
-    """`$SAFELIGHT_HOME`, or `~/.cache/safelight`."""
-    return Path(os.environ.get("SAFELIGHT_HOME") or "~/.cache/safelight").expanduser()
-
-
 @cache
 def _at(root: Path) -> Store:
     return Store(root)
@@ -342,7 +338,7 @@ def _at(root: Path) -> Store:
 
 def current() -> Store:
     """The store of the op that runs now, or the default one. Op bodies make blobs and work folders with it."""
-    return _current.get() or _at(default_root())
+    return _current.get() or _at(home())
 
 
 def making() -> Made | None:

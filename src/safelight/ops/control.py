@@ -10,7 +10,8 @@ from safelight.op import Knob, OneOf, Work, op
 from safelight.values import NO_FILE, Blob, Image, Model, Patch, digest
 
 
-def _hints() -> Iterable[str]:
+def hint_names() -> Iterable[str]:
+    """The preprocessors there are."""
     from safelight.data.hints import HINTS
 
     return sorted(HINTS)
@@ -19,7 +20,7 @@ def _hints() -> Iterable[str]:
 @op(group="image", version=1)
 def hint(
     image: Image, *,
-    by: Annotated[str, OneOf(_hints)] = "canny",
+    by: Annotated[str, OneOf(hint_names)] = "canny",
     size: Annotated[float | None, Knob(0.1, 512, step=0.5)] = None,
     low: Annotated[float, Knob(0.0, 6.0, step=0.05)] = 0.4,
     high: Annotated[float, Knob(0.0, 6.0, step=0.05)] = 0.8,
@@ -42,13 +43,7 @@ def _place(name: str, path: Path, kind: str) -> Path:
     """A file or folder, here or by its name in the models folders. ValueError when there is none."""
     from safelight import folders
 
-    here = Path(path).expanduser()
-    if here.exists():
-        return here.absolute()
-    try:
-        return folders.current().find(kind, str(path))
-    except ValueError as e:
-        raise ValueError(f"{name}: there is no file {path}, and {str(e).removeprefix('models: ')}") from e
+    return folders.place(name, kind, path).absolute()
 
 
 def _weights(name: str, path: Path, kind: str) -> Path:

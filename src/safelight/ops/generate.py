@@ -15,19 +15,15 @@ def _lora(path: Path) -> Path:
     """Where the file lies. ValueError when there is none, here or in the models folders."""
     from safelight import folders
 
-    here = Path(path).expanduser()
-    if here.is_file():
-        return here
-    try:
-        return folders.current().find("loras", str(path))
-    except ValueError as e:
-        raise ValueError(f"load_lora: there is no file {path}, and {str(e).removeprefix('models: ')}") from e
+    return folders.place("load_lora", "loras", path, whole=False)
 
 
 def _file(given: Mapping[str, Any]) -> str:
+    from safelight import index
+
     file = _lora(given["path"])
     beside = file.with_name("adapter_config.json")
-    return Blob.of(file).sha256 + (Blob.of(beside).sha256 if beside.is_file() else "")
+    return index.sha256(file) + (index.sha256(beside) if beside.is_file() else "")
 
 
 @op(group="model", version=2, loads=True, fingerprint=_file)

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from safelight.op import Knob, OneOf, Work, op
+from safelight.ops.control import hint_names
 from safelight.train.settings import (
     BATCHES,
     OBJECTIVE,
@@ -22,12 +22,6 @@ from safelight.train.settings import (
     Watch,
 )
 from safelight.values import Dataset, Model, Patch, canonical, digest
-
-
-def _hints() -> Iterable[str]:
-    from safelight.data.hints import HINTS
-
-    return sorted(HINTS)
 
 
 @op(group="train", version=2)
@@ -60,7 +54,7 @@ def train_lora(
 @op(group="train", version=1)
 def train_control(
     model: Model, data: Dataset, *,
-    by: Annotated[str, OneOf(_hints)] = "canny",
+    by: Annotated[str, OneOf(hint_names)] = "canny",
     attention: bool = True,
     optimizer: Optimizer = STEER,
     batches: Batches = STEERED,

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from safelight.events import Note, Progress
+from safelight.index import home
 from safelight.locks import locked
 from safelight.pulling.choose import INDEX, Remote, matching, needed
 from safelight.pulling.http import Brought, Refused, right
 from safelight.pulling.hubs import Hub, open_hub
 from safelight.pulling.names import KNOWN, Known, Wanted, wanted
 from safelight.spec import Work
-from safelight.store import default_root
 from safelight.values import digest
 
 __all__ = ["KNOWN", "Known", "Plan", "Pulled", "Remote", "Wanted", "plan", "pull", "wanted"]
@@ -133,7 +133,7 @@ def _target(plan: Plan, f: Remote) -> Path:
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """One process at a time brings a file; a second waits, and then finds it."""
-    folder = default_root() / "pulls"
+    folder = home() / "pulls"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / digest("pull", str(target.absolute()))):
         yield

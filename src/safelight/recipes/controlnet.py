@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,7 @@ from safelight.runtime import lease
 from safelight.spec import Work
 from safelight.store import current
 from safelight.train import batches, cache, held_out, lora_file, objectives
-from safelight.train.checkpoints import Checkpoints
-from safelight.train.loop import Reading, Trained, Training, train
+from safelight.train.loop import Reading, Trained, train
 from safelight.train.settings import Batches, Optimizer, Watch
 from safelight.values import Cond, Dataset, Model, Patch
 
@@ -55,17 +55,8 @@ def train_control(model: Model, data: Dataset, plan: Plan, work: Path, lineage: 
         part = plan.watch.held_out
         lesson = yield from shared.encoded(family, model, rows, captions, side=side, part=part, seed=plan.seed)
         net = Net(family, begin(family, plan), lesson, plan)
-        trained = yield from train(Training(
-            parameters=dict(net.copy.named_parameters()),
-            losses=net.losses,
-            steps=plan.batches.steps,
-            optimizer=plan.optimizer,
-            pictures=plan.batches.batch,
-            checkpoints=Checkpoints(work / "checkpoints"),
-            watch=Watching(net, work / "samples"),
-            every=plan.watch.every,
-            seconds=shared.CHECKPOINT_SECONDS,
-        ))
+        parameters, watcher = dict(net.copy.named_parameters()), Watching(net, work / "samples")
+        trained = yield from train(shared.training(parameters, net.losses, watcher, plan=plan, work=work))
         config = json.loads(json.dumps(control.shape(net.copy)))  # as it comes back from the file
         notes = lora_file.modelspec(family, f"{plan.by} for {Path(model.source).name}", side, kind="controlnet")
     notes |= {control.CONFIG: json.dumps(config, sort_keys=True), "safelight.hint": plan.by, "safelight.lineage": lineage}
@@ -103,12 +94,18 @@ class Net:
         pixels = np.stack([floats(square(read(path, least=self.lesson.side), self.lesson.side)) for path in paths])
         return torch.from_numpy(hints.make(pixels, self.plan.by, hints.Asked()))
 
-    def said(self, x: Tensor, sigma: Tensor, cond: Cond, hint: Tensor) -> Tensor:
-        """What the network says of x (B, C, h, w) under the hints (B, H, W, 3)."""
+    @contextmanager
+    def steered(self, hint: Tensor) -> Iterator[None]:
+        """The model under the hints (B, H, W, 3), one a row."""
         f = self.family
         half = torch.autocast(f.device.type, f.dtype, enabled=f.dtype != torch.float32)  # the copy's weights are float32
         with control.attached(f, self.copy, hint), half:
-            return f.predict(x, sigma, cond).float()
+            yield
+
+    def said(self, x: Tensor, sigma: Tensor, cond: Cond, hint: Tensor) -> Tensor:
+        """What the network says of x (B, C, h, w) under the hints."""
+        with self.steered(hint):
+            return self.family.predict(x, sigma, cond).float()
 
     def cond(self, captions: Sequence[str]) -> Cond:
         """The captions as the model reads them."""
@@ -154,8 +151,7 @@ class Watching:
         rows = [*lesson.held, *lesson.learn][: net.plan.watch.samples]
         prompts = [lesson.captions[i] for i in rows]
         if rows:
-            half = torch.autocast(net.family.device.type, net.family.dtype, enabled=net.family.dtype != torch.float32)
-            with control.attached(net.family, net.copy, net.hints(rows)), half:
+            with net.steered(net.hints(rows)):
                 record["samples"] = yield from shared.samples(net.family, prompts, self.folder, step)
         if not len(lesson.held):
             return None

@@ -26,8 +26,7 @@ from safelight.spec import Work
 from safelight.store import current
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
 from safelight.train.captions import captioned, found_trigger, frequencies, without
-from safelight.train.checkpoints import Checkpoints
-from safelight.train.loop import Reading, Trained, Training, train
+from safelight.train.loop import Reading, Trained, train
 from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
 from safelight.values import Blob, Cond, Dataset, Model, Patch, canonical, digest
 
@@ -57,17 +56,8 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
         lesson = yield from prepare(family, model, data, plan)
         with trainables.lora(family, plan.shape, plan.seed) as adapter:
             net = Net(family, adapter, lesson, plan)
-            trained = yield from train(Training(
-                parameters=adapter.parameters,
-                losses=net.losses,
-                steps=plan.batches.steps,
-                optimizer=plan.optimizer,
-                pictures=plan.batches.batch,
-                checkpoints=Checkpoints(work / "checkpoints"),
-                watch=Watching(net, work / "samples"),
-                every=plan.watch.every,
-                seconds=shared.CHECKPOINT_SECONDS,
-            ))
+            watcher = Watching(net, work / "samples")
+            trained = yield from train(shared.training(adapter.parameters, net.losses, watcher, plan=plan, work=work))
         notes = metadata(family, model, lesson, plan, trained) | {"safelight.lineage": lineage}
     tensors = adapter.file(trained.weights)
     notes["sshs_model_hash"] = lora_file.tensor_hash(tensors)

@@ -3,15 +3,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image as Pil
-from torch import Tensor
+from torch import Tensor, nn
 
 from safelight.events import Note, Preview
 from safelight.families.sources import TEXT, open_model
@@ -21,6 +21,9 @@ from safelight.sampling.settings import SIZE, Guidance, Sampling
 from safelight.spec import Work
 from safelight.store import current
 from safelight.train import cache, held_out
+from safelight.train.checkpoints import Checkpoints
+from safelight.train.loop import Training, Watcher
+from safelight.train.settings import Batches, Optimizer, Watch
 from safelight.values import Blob, Cond, Dataset, Model, Row, canonical, digest
 
 if TYPE_CHECKING:
@@ -35,6 +38,41 @@ def training_dtype() -> torch.dtype:
     """The device's own, but never float16, whose gradients vanish without a scale."""
     dtype = choose_dtype(choose_device())
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+class Plan(Protocol):
+    """The settings that every recipe's plan has."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """How a step is made."""
+        ...
+
+    @property
+    def batches(self) -> Batches:
+        """How long, and what is seen at once."""
+        ...
+
+    @property
+    def watch(self) -> Watch:
+        """What is looked at on the way."""
+        ...
+
+
+def training(parameters: Mapping[str, nn.Parameter], losses: Callable[[int], Iterable[Tensor]], watcher: Watcher, *,
+             plan: Plan, work: Path) -> Training:
+    """What the loop needs, by a recipe's plan; checkpoints lie in the run's own folder `work`."""
+    return Training(
+        parameters=parameters,
+        losses=losses,
+        steps=plan.batches.steps,
+        optimizer=plan.optimizer,
+        pictures=plan.batches.batch,
+        checkpoints=Checkpoints(work / "checkpoints"),
+        watch=watcher,
+        every=plan.watch.every,
+        seconds=CHECKPOINT_SECONDS,
+    )
 
 
 @dataclass(frozen=True)
