@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, unescape
 
 PNG = b"\x89PNG\r\n\x1a\n"
 LONG = 8_192  # texts of ours above this are compressed; those that other tools read stay plain
@@ -110,6 +109,8 @@ def _exif(texts: Mapping[str, str], limit: int) -> bytes:
 
 
 def _xmp(texts: Mapping[str, str]) -> bytes:
+    from xml.sax.saxutils import escape  # it brings the whole of HTTP with it
+
     fields = "".join(f"<sl:{k}>{escape(v)}</sl:{k}>" for k, v in texts.items())
     return _packet(f'<rdf:Description rdf:about="" xmlns:sl="{NAMESPACE}">{fields}</rdf:Description>')
 
@@ -163,6 +164,8 @@ def _exif_texts(exif: Any) -> dict[str, str]:
 
 
 def _xmp_texts(packet: bytes, segments: list[bytes]) -> dict[str, str]:
+    from xml.sax.saxutils import unescape
+
     parts = sorted((s[len(MORE_MARK) + 36 :][:4], s[len(MORE_MARK) + 40 :]) for s in segments if s.startswith(MORE_MARK))
     text = (b"".join(part for _, part in parts) or packet).decode("utf-8", "replace")
     return {key: unescape(value) for key, value in re.findall(r"<sl:(\w+)>(.*?)</sl:\1>", text, re.DOTALL)} if NAMESPACE in text else {}

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ PACKAGES = ("safelight", "torch", "diffusers", "transformers", "peft", "numpy", 
 def versions() -> Mapping[str, str]:
     """Versions of Python and of the packages that numbers may depend on."""
     import platform
+    from importlib import metadata
 
     found = {"python": platform.python_version()}
     for name in PACKAGES:
