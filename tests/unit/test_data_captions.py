@@ -69,8 +69,8 @@ def test_template_errors(template: str, said: str) -> None:
 
 
 def test_unknown_captioner() -> None:
-    with pytest.raises(ValueError, match="expected one of file, tagger, template"):
-        finished(caption(DATA, "blip", Asked()))
+    with pytest.raises(ValueError, match="expected one of blip, file, tagger, template, vlm, wd14"):
+        finished(caption(DATA, "blimp", Asked()))
 
 
 PERSON = {"hair colour": "purple", "hair style": "long", "glasses": "glasses", "expression": "smiling", "beard": "none", "skin": "tan",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from safelight.data.asking import Looking, Tagging, Wording
 from safelight.op import Knob, OneOf, Work, op
 from safelight.values import Dataset
 
@@ -72,39 +73,38 @@ def _captioners() -> Iterable[str]:
 
 
 def _eyes(given: Mapping[str, Any]) -> str:
-    """Only the tagger looks with a model."""
-    from safelight.scoring.clip import stamp
+    """The files of the network that looks, for those that look with one."""
+    from safelight.data.networks import stamp
+    from safelight.scoring.clip import stamp as embedded
 
-    return stamp() if given["by"] == "tagger" else ""
+    return embedded() if given["by"] == "tagger" else stamp(given["by"], given["looking"].network)
 
 
-@op(group="data", version=1, exact=True, fingerprint=_eyes)
+@op(group="data", version=2, exact=True, fingerprint=_eyes)
 def caption(
     data: Dataset, *,
     by: Annotated[str, OneOf(_captioners)] = "file",
-    template: str = "{caption}",
     trigger: str = "",
     place: Literal["end", "start"] = "end",
-    language: Literal["en", "zh"] = "en",
-    confidence: Annotated[float, Knob(0.0, 1.0, step=0.05)] = 0.5,
+    wording: Wording = Wording(),
+    looking: Looking = Looking(),
+    tagging: Tagging = Tagging(),
 ) -> Work[Dataset]:
-    """Give every picture a caption: the one from its file, one made from a template, or one that the embedded model sees.
+    """Give every picture a caption: the one from its file, one made from a template, or one that a network sees.
 
-    Captions are layers: a new one is put on top and is the one in use; the older ones stay.
+    Captions are layers: a new one is put on top and is the one in use; the older ones stay, and `choose_caption` takes one of them.
 
     Args:
-        by: `file` takes what a caption file, table or folder name says; `template` fills in the template; `tagger` looks at the picture
-            with the embedded CLIP and says hair, glasses, clothes, background and so on in the words of the embedded model
-        template: for by=template; may name {caption} {name} {stem} {folder} {width} {height} and the columns of the table
+        by: `file` takes what a caption file, table or folder name says; `template` fills in the template; `tagger` looks with the embedded
+            CLIP and says hair, glasses, clothes, background and so on in the words of the embedded model; `blip` writes a sentence, `vlm`
+            asks a vision-language model, `wd14` says booru tags; these three look with `network`
         trigger: words added to every caption, by which the trained style is called later, as in `in ukiyo style`
         place: where the trigger goes
-        language: for by=tagger
-        confidence: for by=tagger: attributes it is less sure of go unsaid
     """
     from safelight.data.captioners import Asked
     from safelight.data.captions import caption as add_layer
 
-    asked = Asked(template, language, confidence, _towers, _vocabulary)
+    asked = Asked(wording.template, wording.language, wording.confidence, _towers, _vocabulary, looking, tagging)
     return (yield from add_layer(data, by, asked, trigger=trigger, place=place))
 
 

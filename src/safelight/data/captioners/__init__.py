@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from safelight.data.asking import Looking, Tagging
 from safelight.events import Event
 from safelight.values import Row
 
@@ -33,13 +34,15 @@ class Towers(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a captioner is asked for. `towers` and `vocabulary` are called only by captioners that look at the pictures."""
+    """What a captioner is asked for. `towers` and `vocabulary` are called only by the tagger; `looking` and `tagging` are for others."""
 
     template: str = "{caption}"
     language: str = "en"
     confidence: float = 0.5
     towers: Callable[[], Towers] | None = None
     vocabulary: Callable[[], Vocabulary] | None = None
+    looking: Looking = Looking()
+    tagging: Tagging = Tagging()
 
 
 Captioner = Callable[[Sequence[Row], Asked], Generator[Event, None, list[str]]]
@@ -56,6 +59,6 @@ def captioner(name: str) -> Callable[[Captioner], Captioner]:
     return register
 
 
-from safelight.data.captioners import file, tagger, template  # noqa: E402  (they register themselves)
+from safelight.data.captioners import blip, file, tagger, template, vlm, wd14  # noqa: E402  (they register themselves)
 
-__all__ = ["CAPTIONERS", "Asked", "Captioner", "Towers", "Vocabulary", "captioner", "file", "tagger", "template"]
+__all__ = ["CAPTIONERS", "Asked", "Captioner", "Towers", "Vocabulary", "blip", "captioner", "file", "tagger", "template", "vlm", "wd14"]
