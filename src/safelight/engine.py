@@ -50,8 +50,11 @@ def call(op: Op[..., Any], given: Mapping[str, Any], store: Store) -> Work[Any]:
 
 def _called(op: Op[..., Any], ports: Mapping[str, Any], literals: Mapping[str, Any], store: Store) -> Work[Any]:
     values: dict[str, Any] = {}
+    literals, steps = op.spec.expanded(literals)
     for port in op.spec.ports:
         values[port.name] = yield from _taken(op, port, ports[port.name], store)
+    for step in steps:
+        values[step.port] = yield from call(op.registry[step.op], {step.port: values[step.port], **step.inputs}, store)
     made = recipe(op, literals, {name: _each(value, lambda v: as_input(store, v)) for name, value in values.items()}, mark(op, literals))
     record = store.get(made.recipe)
     if record is not None:

@@ -104,7 +104,21 @@ class _Reader:
                 errors.append(e)
         for error in errors:
             self.wrong(key, name, error)
-        self.nodes[key] = Node(key, op, literals, links)
+        self.nodes[key] = Node(key, op, literals, links) if errors else self.expanded(Node(key, op, literals, links))
+
+    def expanded(self, node: Node) -> Node:
+        """The node without what its settings ask for before it, which become nodes of their own."""
+        try:
+            literals, steps = node.op.spec.expanded(node.literals)
+        except InputError as e:
+            self.wrong(node.id, node.op.spec.name, e)
+            return node
+        links = dict(node.links)
+        for i, step in enumerate(steps):
+            key = f"{node.id}.{step.port}.{i}"
+            self.node(key, {"class_type": step.op, "inputs": {step.port: [links[step.port], 0], **step.inputs}})
+            links[step.port] = key
+        return Node(node.id, node.op, literals, links)
 
     def literal(self, op: Op[..., Any], name: str, given: Any, errors: list[InputError]) -> Any:
         """What a file or a form's text field says, read as the setting's kind: `"0..7"` for seeds, `"clip,style"` for a list of names."""

@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Mapping, MutableMapping
+from dataclasses import replace
 from functools import cache, update_wrapper
 from importlib import import_module
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from safelight.events import Event
 from safelight.signature import read
-from safelight.spec import InputError, Knob, OneOf, Port, Setting, Spec, Work, near
+from safelight.spec import Expand, InputError, Knob, OneOf, Port, Setting, Spec, Step, Work, near
 
-__all__ = ["op", "Op", "OPS", "Knob", "OneOf", "Work", "Spec", "Port", "Setting", "InputError", "load_ops", "find"]
+__all__ = ["op", "Op", "OPS", "Knob", "OneOf", "Work", "Spec", "Port", "Setting", "Step", "InputError", "load_ops", "find"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,6 +45,12 @@ class Op(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<op {self.spec.name}>"
+
+    def expands(self, expand: Expand) -> Expand:
+        """Say which ops the settings ask for before this one, as a prompt does that names a LoRA: the decorated function gets the literals
+        by flat name and returns those that are left and the steps. Keys and lineage are those of the graph with these ops written out."""
+        self.spec = replace(self.spec, expand=expand)
+        return expand
 
     def work(self, arguments: Mapping[str, Any]) -> Generator[Event, Any, R]:
         """The body as a generator of events, whether it yields or not. `arguments` are the Python parameters."""

@@ -140,6 +140,7 @@ def _load(base: _Base, model: Model) -> Family:
 
 
 def _changed(family: Family, model: Model, train: bool) -> ExitStack:
+    patches.told(family)  # what an earlier lease left unread
     with ExitStack() as stack:
         stack.enter_context(preserved(family.trainable()))
         if train:

@@ -127,9 +127,23 @@ class Signature:
     output: type[Value]
 
 
+@dataclass(frozen=True)
+class Step:
+    """An op that stands before another one: what goes in at `port` passes through it first, by its own port of that name. `inputs` are the
+    op's others, as in a graph."""
+
+    port: str
+    op: str
+    inputs: Mapping[str, Any]
+
+
+Expand = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Sequence[Step]]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spec(Signature):
-    """Everything the surfaces know of an op. `exact`, `loads`, `fingerprint` and `version`: see `safelight.op.op`."""
+    """Everything the surfaces know of an op. `exact`, `loads`, `fingerprint` and `version`: see `safelight.op.op`;
+    `expand`: see `Op.expands`."""
 
     name: str
     group: str
@@ -140,6 +154,11 @@ class Spec(Signature):
     exact: bool = False
     loads: bool = False
     fingerprint: Callable[[Mapping[str, Any]], str] | None = field(default=None, repr=False, compare=False)
+    expand: Expand | None = field(default=None, repr=False, compare=False)
+
+    def expanded(self, literals: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Step]]:
+        """The literals that the op itself is given, and the ops before it. InputError when they cannot be."""
+        return (literals, ()) if self.expand is None else self.expand(literals)
 
     @property
     def summary(self) -> str:

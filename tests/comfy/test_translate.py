@@ -121,7 +121,34 @@ def test_controls_go_to_the_model_of_the_samplers_that_read_them(here: Places) -
     assert found["5.control"][1]["start"] == 0.1 and found["5.control1"][1]["strength"] == 0.5
     prompt = shipped("two_controlnets")
     prompt["5"]["inputs"]["negative"] = ["10", 1]
-    assert faults(prompt, here)[0][:2] == ("5", "custom_validation_failed")
+    found = graph(prompt, here)
+    assert "side" not in found["5.control"][1] and found["5.control1"][1]["side"] == "positive"
+
+
+OLD = {"class_type": "ControlNetApply", "inputs": {"control_net": ["8", 0], "image": ["9", 0], "strength": 0.7}}
+
+
+def old(on: str) -> dict[str, Any]:
+    return {**OLD, "inputs": {**OLD["inputs"], "conditioning": [on, 0]}}
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "sides"),
+    [
+        ((old("2"), "20"), ("3", "3"), {"0.7": "both"}),  # the old node's reaches over
+        (("2", "2"), (old("3"), "21"), {"0.7": "negative"}),  # but not from the negative side
+        ((old("10"), "20"), ("3", "3"), {"0.8": "both", "0.7": "both"}),  # with all that the condition carries
+        ((old("10"), "20"), ("10", "10"), {"0.8": "both", "0.7": "positive"}),  # unless the negative one has its own
+    ],
+)
+def test_what_steers_which_side_is_what_comfyui_makes_of_it(here: Places, positive: Any, negative: Any, sides: dict[str, str]) -> None:
+    prompt = shipped("two_controlnets")
+    for name, (made, key) in (("positive", positive), ("negative", negative)):
+        if isinstance(made, dict):
+            prompt[key] = made
+        prompt["5"]["inputs"][name] = [key, 1 if key == "10" and name == "negative" else 0]
+    found = [inputs for made, inputs in graph(prompt, here).values() if made == "with_control"]
+    assert {str(inputs["strength"]): inputs.get("side", "both") for inputs in found} == sides
 
 
 def test_a_prompt_only_against_is_told_so(here: Places) -> None:

@@ -177,9 +177,9 @@ def test_a_part_of_the_way_counts_row_by_row(family: Family, tmp_path: Path) -> 
 def test_the_way_is_counted_as_comfyui_counts(load: Callable[[str], Family]) -> None:
     family, flow = load("mini"), load("flow")
     table = family.sigmas.double()
-    assert controls.level(family, 0.3) == pytest.approx(float((table[699].log() * 0.7 + table[700].log() * 0.3).exp()), rel=1e-5)
-    assert (controls.level(family, 0.0), controls.level(family, 1.0)) == (float("inf"), 0.0)
-    assert controls.level(flow, 0.25) == pytest.approx(0.75, abs=1e-6)
+    assert rows.level(family, 0.3) == pytest.approx(float((table[699].log() * 0.7 + table[700].log() * 0.3).exp()), rel=1e-5)
+    assert (rows.level(family, 0.0), rows.level(family, 1.0)) == (float("inf"), 0.0)
+    assert rows.level(flow, 0.25) == pytest.approx(0.75, abs=1e-6)
 
 
 def test_every_picture_may_have_its_own_hint(family: Family, tmp_path: Path) -> None:

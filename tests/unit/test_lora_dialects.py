@@ -565,9 +565,9 @@ def test_a_file_says_what_it_was_trained_on(tmp_path: Path) -> None:
     pair = {f"{key}.lora_down.weight": torch.ones(4, 768), f"{key}.lora_up.weight": torch.ones(320, 4)}
     save_file(pair, tmp_path / "a.safetensors", notes)
     assert lora.describe(str(tmp_path / "a.safetensors")) == {
-        "dialect": "kohya, diffusers block names", "kinds": ["lora"], "layers": 1, "keys": 2, "rank": 4, "ranks": [4], "networks": ["unet"],
-        "alpha": "none", "base": "Stable Diffusion 1.x", "trigger": "sks cat", "tags": ["sks", "a cat", "sunny", "broken"],
-        "ss_base_model_version": "sd_v1",
+        "dialect": "kohya, diffusers block names", "kinds": ["lora"], "layers": 1, "keys": 2, "total": 2, "rank": 4, "ranks": [4],
+        "networks": ["unet"], "alpha": "none", "base": "Stable Diffusion 1.x", "trigger": "sks cat",
+        "tags": ["sks", "a cat", "sunny", "broken"], "ss_base_model_version": "sd_v1",
     }
 
 

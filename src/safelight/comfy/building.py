@@ -25,7 +25,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Steer:
-    """A ControlNet that a condition carries; `both` when it also steers the other side of the guidance."""
+    """A ControlNet that a condition carries; `both` when, on the positive condition, it steers the negative one too."""
 
     control: Link
     image: Link

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from safelight.events import Note
 from safelight.op import Knob, OneOf, Work, op
 from safelight.values import NO_FILE, Blob, Image, Model, Patch, digest
 
@@ -67,6 +68,11 @@ def _sound(file: Path) -> Work[Blob]:
     return Blob(str(found), index.sha256(found))
 
 
+def loaded(op: str, name: str, found: Mapping[str, Any], more: str) -> Note:
+    """What is told of an adapter file that was read; `keys` of its `total` tensors are used."""
+    return Note(text=f"{op}: {name}: {found['keys']} of {found['total']} keys read; {more}")
+
+
 def _hash(*files: Path) -> str:
     from safelight import index
 
@@ -85,13 +91,14 @@ def load_control(path: Path) -> Work[Patch]:
     Args:
         path: the file or folder, or its name in models/controlnet: .safetensors, or .pth, .pt and .bin, of which only the tensors are taken
     """
-    from safelight.patches.control import describe, read
+    from safelight.patches.control import contents, describe, read
 
     file = _weights("load_control", path, "controlnet")
     weights = yield from _sound(file)
     read(weights.path)
-    config = describe(file)
-    return Patch("control", weights, options={"config": config} if config else {}, info={"name": path.stem})
+    config, found = describe(file), contents(weights.path)
+    yield loaded("load_control", path.stem, found, f"{found['layout']} names")
+    return Patch("control", weights, options={"config": config} if config else {}, info={"name": path.stem, **found})
 
 
 @op(group="model", store=False, exact=True)
@@ -101,6 +108,7 @@ def with_control(
     strength: Annotated[float, Knob(0, 10, step=0.05)] = 1.0,
     start: Annotated[float, Knob(0, 1, step=0.01)] = 0.0,
     end: Annotated[float, Knob(0, 1, step=0.01)] = 1.0,
+    side: Literal["both", "positive", "negative"] = "both",
 ) -> Model:
     """Let a ControlNet steer a model by a hint picture. Several add up.
 
@@ -110,14 +118,14 @@ def with_control(
         strength: how closely; 0 changes nothing, 1 is as trained
         start: from which share of the way on, 0 is the first step
         end: up to which share of the way, 1 is the last step
+        side: whether it steers what the prompt says, what the negative prompt says, or both; the difference between them is what guides
     """
     from safetensors.numpy import save
 
     _expect("with_control", "control", control, "load_control")
-    if not start <= end:
-        raise ValueError(f"with_control: start: got {start:g}, expected at most end, which is {end:g}")
+    _ordered("with_control", start, end)
     picture = _kept(save({"hint": image.pixels}))
-    options = {**control.options, "hint": picture.sha256, "start": start, "end": end}
+    options = {**control.options, "hint": picture.sha256, "start": start, "end": end} | ({} if side == "both" else {"side": side})
     files = {**control.files, "hint.safetensors": picture}
     return model.with_patch(dataclasses.replace(control, strength=strength, options=options, files=files))
 
@@ -162,6 +170,7 @@ def load_embedding(path: Path, *, name: str = "") -> Work[Patch]:
     file = _weights("load_embedding", path, "embeddings")
     sound = yield from _sound(file)
     told = describe(sound.path, name or file.stem)
+    yield loaded("load_embedding", name or file.stem, told, f"{told['vectors']} vectors of {', '.join(map(str, told['widths']))}")
     return Patch("embedding", current().blob(sound.path), options={"words": told.pop("words")}, info={"name": name or file.stem, **told})
 
 
@@ -189,27 +198,39 @@ def with_ip_adapter(
     path: Path,
     encoder: Path,
     strength: Annotated[float, Knob(0, 10, step=0.05)] = 1.0,
+    start: Annotated[float, Knob(0, 1, step=0.01)] = 0.0,
+    end: Annotated[float, Knob(0, 1, step=0.01)] = 1.0,
 ) -> Work[Model]:
     """Let pictures be part of the prompt: an IP-Adapter (arXiv:2308.06721) on a model. Several add up.
 
     Args:
         image: what the drawn pictures are to be like; several are looked at together
-        path: the adapter's file in its original layout (`image_proj.*`, `ip_adapter.*`), or its name in models/ipadapter
+        path: the adapter's file, plain, plus or full-face (`image_proj.*`, `ip_adapter.*`; no FaceID), or its name in models/ipadapter
         encoder: the CLIP vision model that the adapter was trained with: a folder, a file, or its name in models/clip_vision
         strength: how much the pictures count beside the words; 0 changes nothing
+        start: from which share of the way on, 0 is the first step
+        end: up to which share of the way, 1 is the last step
     """
-    from safelight.patches.ip_adapter import encode
+    from safelight.patches.ip_adapter import describe, encode
 
+    _ordered("with_ip_adapter", start, end)
     weights = yield from _sound(_weights("with_ip_adapter", path, "ipadapter"))
+    found = describe(weights.path)
+    yield loaded("with_ip_adapter", path.stem, found, f"{found['layout']}, {found['layers']} attention layers")
     seen = _kept(encode(weights.path, _place("with_ip_adapter", encoder, "clip_vision"), image.pixels))
-    options, files = {"picture": seen.sha256}, {"picture.safetensors": seen}
-    return model.with_patch(Patch("ip_adapter", weights, strength, options, files, {"name": path.stem}))
+    options, files = {"picture": seen.sha256, "start": start, "end": end}, {"picture.safetensors": seen}
+    return model.with_patch(Patch("ip_adapter", weights, strength, options, files, {"name": path.stem, **found}))
 
 
 def _kept(content: bytes) -> Blob:
     from safelight.store import current
 
     return current().blob(content, ".safetensors")
+
+
+def _ordered(name: str, start: float, end: float) -> None:
+    if not start <= end:
+        raise ValueError(f"{name}: start: got {start:g}, expected at most end, which is {end:g}")
 
 
 def _expect(name: str, port: str, given: Patch, maker: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from safelight.op import Knob, Work, op
+from safelight.op import Knob, Step, Work, op
+from safelight.ops.control import loaded
 from safelight.sampling.settings import GUIDANCE, SAMPLING, SIZE, Guidance, Sampling, Size
 from safelight.values import Blob, Image, Mask, Model, Patch
 
@@ -45,6 +46,8 @@ def load_lora(path: Path, *, alpha: Annotated[float | None, Knob(0, 4096, step=0
         raise ValueError(f"load_lora: alpha is {alpha:g}, and {file} has its own; leave alpha out, and use `strength` for less or more")
     if alpha is not None:
         options = {"alpha": alpha}
+    about = f"{known['dialect']}, {' and '.join(known.get('kinds', ()))} of rank {known['rank']}, {known['layers']} layers"
+    yield loaded("load_lora", file.stem, known, about)
     return Patch("lora", current().blob(sound), options=options, info={"name": file.stem, **known})
 
 
@@ -78,8 +81,9 @@ def generate(
 ) -> Work[Image]:
     """Draw pictures of a prompt, one a seed.
 
-    `(word:1.2)` makes a word count more; prompts may be of any length. With an image, drawing starts from it (`denoise` below 1 keeps
-    something of it); with a mask as well, only what the mask covers is drawn, the rest stays to the pixel.
+    `(word:1.2)` makes a word count more; prompts may be of any length. `<lora:name:0.8>` in the prompt puts a LoRA of the models folders on
+    the model, `<lora:name:0.8:0.5>` with another strength for the text encoders; `\\<lora:` stays text. With an image, drawing starts from
+    it (`denoise` below 1 keeps something of it); with a mask as well, only what the mask covers is drawn, the rest stays to the pixel.
 
     Args:
         prompt: what to draw
@@ -88,10 +92,11 @@ def generate(
         mask: where 1, the image is drawn over
     """
     from safelight.runtime import lease
-    from safelight.sampling.draw import Shot, draw, painted_over, seen, starts, warnings
+    from safelight.sampling.draw import Shot, draw, fits, painted_over, seen, starts, warnings
 
     yield from warnings(image, sampling)
     with lease(model, holder="generate") as family:
+        yield from fits(family)
         begun = starts(family, size, len(seeds), image, mask)
         shown = seen(family, size, len(seeds), image, mask)
         shots = [Shot(prompt, seed, sampling, guidance, z, m, e) for seed, (z, m), e in zip(seeds, begun, shown, strict=True)]
@@ -99,6 +104,17 @@ def generate(
     if image is not None and mask is not None:
         drawn = painted_over(image, drawn, mask)
     return _named(drawn, model)
+
+
+@generate.expands
+def _with_loras(given: Mapping[str, Any]) -> tuple[Mapping[str, Any], Sequence[Step]]:
+    """What a prompt's tags stand for: a `with_lora` each before the op."""
+    from safelight.sampling.tags import refuse, taken
+
+    refuse("generate", "negative", given["negative"], "LoRAs are named in the prompt")
+    prompt, named = taken("generate", given["prompt"])
+    told = [{"lora": n.file, "strength": n.strength, "text_strength": n.text_strength} for n in named]
+    return {**given, "prompt": prompt}, [Step("model", "with_lora", inputs) for inputs in told]
 
 
 def _lines(given: Mapping[str, Any]) -> str:
@@ -121,11 +137,15 @@ def storyboard(
         path: the file
     """
     from safelight.runtime import lease
-    from safelight.sampling.draw import Shot, draw, starts
+    from safelight.sampling.draw import Shot, draw, fits, starts
     from safelight.sampling.storyboard import read
+    from safelight.sampling.tags import refuse
 
     lines = read(Path(path))
+    for line in lines:
+        refuse("storyboard", "path", f"{line.prompt} {line.negative or ''}", "all lines share one model; put the LoRA on it by with_lora")
     with lease(model, holder="storyboard") as family:
+        yield from fits(family)
         shots = []
         for line, (start, _) in zip(lines, starts(family, size, len(lines), None, None), strict=True):
             steps = sampling if line.steps is None else dataclasses.replace(sampling, steps=line.steps)

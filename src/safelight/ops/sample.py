@@ -34,9 +34,11 @@ def sample(
         seed: of the noise; -1 draws one and records it
     """
     from safelight.runtime import lease
+    from safelight.sampling.draw import fits
     from safelight.sampling.stage import staged
 
     with lease(model, holder="sample") as family:
+        yield from fits(family)
         work = staged(family, positive, latent, negative=negative, seed=seed, sampling=sampling, scale=guidance, stage=stage)
         return (yield from work)
 

@@ -6,10 +6,12 @@ ones back by identity. So restoring costs no copy of the weights and is exact to
 from __future__ import annotations
 
 import importlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +25,10 @@ PATCHES: dict[str, Apply] = {}
 
 CONTAINERS = (dict, OrderedDict, list, set)
 """Attributes of these very types are put back by content; subclasses may be frozen."""
+
+log = logging.getLogger(__name__)
+
+_told: WeakKeyDictionary[Family, list[str]] = WeakKeyDictionary()
 
 
 def patch(apply: Callable[[Family, Patch], Iterator[None]]) -> Apply:
@@ -42,6 +48,18 @@ def find(kind: str) -> Apply:
     if kind not in PATCHES:  # a module of another use
         raise ValueError(f"patch: no kind {kind!r}")
     return PATCHES[kind]
+
+
+def tell(family: Family, what: Patch, text: str) -> None:
+    """Say how a patch fits the model it is being put on; whoever leases the model may pass it on (see `told`)."""
+    said = f"{what.kind} {what.info.get('name') or what.weights.path}: {text}"
+    log.info("%s", said)
+    _told.setdefault(family, []).append(said)
+
+
+def told(family: Family) -> list[str]:
+    """What the patches now on the model said, in order; once."""
+    return _told.pop(family, [])
 
 
 @contextmanager

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -23,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from safelight.patches import kept, patch
-from safelight.patches.rows import Rows, unet_of, watched
+from safelight.patches import kept, patch, tell
+from safelight.patches.rows import EVERY, Rows, Span, unet_of, watched
 from safelight.weights import header
 
 if TYPE_CHECKING:
@@ -43,43 +41,11 @@ CONFIG = "safelight.config"
 FIRST = "controlnet_cond_embedding.conv_in.weight"
 ORIGINAL = ("control_model.zero_convs.0.0.weight", "zero_convs.0.0.weight")
 
+PARTS = ("conv_in", "time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj", "down_blocks", "mid_block",
+         "controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
+"""How the names of diffusers' layout begin."""
+
 _loaded: WeakKeyDictionary[Family, OrderedDict[str, Any]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Span:
-    """The part of the way from noise (0) to picture (1) on which a ControlNet acts. ValueError when `end` is before `start`."""
-
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"control: got start={self.start:g}, end={self.end:g}; expected 0 <= start <= end <= 1")
-
-    def rows(self, family: Family, sigma: Tensor | None) -> Tensor | None:
-        """(B,) bool, the rows at sigma (B,) that it acts on; None for all of them."""
-        if (self.start, self.end) == (0, 1):
-            return None
-        if sigma is None:
-            raise ValueError("control: start and end need the rows' sigma; call the family's predict, not its network")
-        return (sigma <= level(family, self.start)) & (sigma >= level(family, self.end))
-
-
-ALL = Span()
-
-
-def level(family: Family, share: float) -> float:
-    """Sigma at a share of the way, as ComfyUI counts: even in the training table's time, log sigma linear between its entries (a flow's
-    sigma itself); infinity at 0 and zero at 1."""
-    if not 0 < share < 1:
-        return math.inf if share <= 0 else 0.0
-    table = family.sigmas.detach().cpu()
-    flow = family.prediction == "flow"
-    at = torch.tensor((1 - share) * len(table) - 1 if flow else (1 - share) * (len(table) - 1)).clamp(min=0)
-    below, above = (table[int(i)] if flow else table[int(i)].log() for i in (at.floor(), at.ceil()))
-    between = (1 - at.frac()) * below + at.frac() * above
-    return float(between if flow else between.exp())
 
 
 def fresh(family: Family, *, attention: bool = True) -> Any:
@@ -128,6 +94,15 @@ def describe(path: str | Path) -> dict[str, Any]:
     beside = Path(path).with_name("config.json")
     told = json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
     return shaping(told) if told.get("_class_name") == ControlNetModel.__name__ else {}
+
+
+def contents(path: str) -> dict[str, Any]:
+    """Whose names a file has (`layout`), how many of its tensors are a ControlNet's (`keys`) and how many it has (`total`); old files have
+    a whole model beside it."""
+    names = header.read(path).tensors
+    original = next((first.removesuffix("zero_convs.0.0.weight") for first in ORIGINAL if first in names), None)
+    known = [n for n in names if (n.split(".")[0] in PARTS if original is None else n.startswith(original))]
+    return {"layout": "diffusers" if original is None else "original", "keys": len(known), "total": len(names)}
 
 
 def load(family: Family, path: str, config: Mapping[str, Any]) -> Any:
@@ -194,19 +169,21 @@ def read_hint(what: Patch) -> Tensor:
 
 @patch
 def control(family: Family, what: Patch) -> Iterator[None]:
-    """Let a ControlNet steer at `what.strength`; several add up. Options: `hint` (hash of the picture, which lies in `files`), `start` and
-    `end` (see `Span`), `config` (see `describe`). Strength 0 changes nothing and loads nothing."""
+    """Let a ControlNet steer at `what.strength`; several add up. Options: `hint` (hash of the picture, which lies in `files`), `start`,
+    `end` and `side` (see `Span`), `config` (see `describe`). Strength 0 changes nothing and loads nothing."""
     if not what.strength:
         yield
         return
     unet_of(family, "control")
-    span = Span(float(what.options.get("start", 0)), float(what.options.get("end", 1)))
-    with attached(family, _kept(family, what), read_hint(what), strength=what.strength, span=span):
+    net = _kept(family, what)
+    count = len(net.state_dict())
+    tell(family, what, f"{count} of {count} tensors matched")  # `load` refuses fewer
+    with attached(family, net, read_hint(what), strength=what.strength, span=Span.of(what.options)):
         yield
 
 
 @contextmanager
-def attached(family: Family, net: nn.Module, hint: Tensor, *, strength: float = 1.0, span: Span = ALL) -> Iterator[None]:
+def attached(family: Family, net: nn.Module, hint: Tensor, *, strength: float = 1.0, span: Span = EVERY) -> Iterator[None]:
     """Add a loaded ControlNet's output to the U-Net's skips; gradients flow into the net. `hint` (1 or B, H, W, 3) in [0, 1] is cut to the
     latent's shape about its middle and scaled to `factor` times its size; with B pictures each row takes its own picture's."""
     unet = family.trainable()["unet"]
@@ -225,7 +202,7 @@ class _Steered:
         self.sized: Tensor | None = None
 
     def __call__(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **rest: Any) -> Any:
-        on = self.span.rows(self.family, self.rows.sigma)
+        on = self.span.on(self.family, self.rows)
         if on is None or bool(on.any()):
             added = self._added(sample, torch.as_tensor(timestep).expand(len(sample)), encoder_hidden_states, rest, on)
             rest = rest | _sum(rest, added)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from safelight.families.clip_text import ClipText, Word
-from safelight.patches import patch, preserved
+from safelight.patches import patch, preserved, tell
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -49,12 +49,14 @@ def read(path: str) -> dict[str, Tensor]:
 
 
 def describe(path: str, name: str) -> dict[str, Any]:
-    """How prompts spell it (`words`: `embedding:name` and the file's own token), how many vectors it has and how wide they are."""
+    """How prompts spell it (`words`: `embedding:name` and the file's own token), how many vectors it has, how wide they are, and how many
+    tensors that is (`keys`, all of the file's `total`)."""
     found = read(path)
     return {
         "words": [f"embedding:{name}", *(key for key in found if key not in NAMELESS)],
         "vectors": max(len(v) for v in found.values()),
         "widths": sorted({int(v.shape[1]) for v in found.values()}),
+        "keys": len(found), "total": len(found),
     }
 
 
@@ -76,6 +78,8 @@ def embedding(family: Family, what: Patch) -> Iterator[None]:
     if not any(v.shape[1] in widths for v in vectors.values()):
         has = ", ".join(sorted({str(v.shape[1]) for v in vectors.values()}))
         raise ValueError(f"embedding {what.weights.path}: vectors of {has}, this {family.name} model's are of {widths or 'no CLIP tower'}")
+    fitting = sum(v.shape[1] in widths for v in vectors.values())
+    tell(family, what, f"{fitting} of {len(vectors)} tensors matched")
     with ExitStack() as stack:
         for tower in towers:
             stack.enter_context(preserved({"text": tower.model}))

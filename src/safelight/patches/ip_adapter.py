@@ -1,14 +1,15 @@
 """IP-Adapter (arXiv:2308.06721): a picture as a prompt, through attention of its own beside the text's.
 
 Read layout: the original one, `image_proj.*` and `ip_adapter.<n>.to_k_ip.weight`, n counting the attention layers; plain, full-face and
-plus (whose projection has `latents`).
+plus (whose projection has `latents`). FaceID files read what a face recognition network makes of a picture, and are refused.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
@@ -16,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from safelight.patches import patch, preserved
-from safelight.patches.rows import Rows, unet_of, watched
+from safelight.patches import patch, preserved, tell
+from safelight.patches.rows import Rows, Span, unet_of, watched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +31,8 @@ PARTS = ("image_proj", "ip_adapter")
 POOLED = "image_proj.proj.weight"
 """In files whose projection reads one vector a picture; the others read the encoder's last layer but one."""
 
+KINDS = {"latents": "plus", "proj.weight": "plain", "proj.3.weight": "full-face"}
+"""Which layout it is, by a tensor that only its projection has."""
 
 HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
 """Attention heads by width: ViT-B, L, H and bigG."""
@@ -52,7 +55,21 @@ def read(path: str) -> dict[str, dict[str, Tensor]]:
         parts[part][name] = tensor
     if not all(parts.values()):
         raise ValueError(f"ip_adapter {path}: no {next(p for p in PARTS if not parts[p])}.* in it; expected an IP-Adapter")
+    if any("_lora." in name for name in parts["ip_adapter"]) or not KINDS.keys() & parts["image_proj"].keys():
+        raise ValueError(
+            f"ip_adapter {path}: its layout is none of {', '.join(KINDS.values())}; FaceID adapters, which read the vectors of a face "
+            "recognition network, are not supported"
+        )
     return parts
+
+
+def describe(path: str) -> dict[str, Any]:
+    """`layout` (plain, plus or full-face), `layers` of attention, and how many of the file's tensors are used (`keys`, all of its
+    `total`). ValueError when it is no IP-Adapter, or one of a layout that is not supported."""
+    parts = read(path)
+    total = sum(map(len, parts.values()))
+    layout = next(kind for name, kind in KINDS.items() if name in parts["image_proj"])
+    return {"layout": layout, "layers": len(parts["ip_adapter"]) // 2, "keys": total, "total": total}
 
 
 def encode(path: str, encoder: Path, pixels: NDArray[np.float32]) -> bytes:
@@ -118,7 +135,7 @@ def _fits(path: str, seen: Tensor) -> None:
 @patch
 def ip_adapter(family: Family, what: Patch) -> Iterator[None]:
     """Let a picture prompt at `what.strength`; several adapters add up. Options: `picture` (hash of the encoded picture, which lies in
-    `files`; see `encode`). Rows of the negative prompt see what the encoder makes of nothing."""
+    `files`; see `encode`), `start` and `end` (see `Span`). Rows of the negative prompt see what the encoder makes of nothing."""
     if not what.strength:
         yield
         return
@@ -127,20 +144,37 @@ def ip_adapter(family: Family, what: Patch) -> Iterator[None]:
         raise ValueError("ip_adapter: the encoded picture is not among the patch's files; put one on by with_ip_adapter")
     unet = unet_of(family, "ip_adapter")
     with preserved({"unet": unet}), watched(family) as rows:
-        held = [*vars(unet).get("_adapters", ()), (read(what.weights.path), what.strength)]
+        held = [*vars(unet).get("_adapters", ()), _Held(read(what.weights.path), what.strength, Span.of(what.options))]
         _install(unet, held, what.weights.path)
+        count = sum(map(len, held[-1].parts.values()))
+        tell(family, what, f"{count} of {count} tensors matched")  # `_install` refuses fewer
+        unet.encoder_hid_proj.register_forward_hook(partial(_timed, family, rows, [one.span for one in held]))
         vars(unet)["_adapters"] = held
         vars(unet)["forward"] = _Prompted(unet.forward, load_file(blob.path), rows)
         yield
 
 
-def _install(unet: Any, adapters: list[tuple[dict[str, dict[str, Tensor]], float]], path: str) -> None:
+class _Held(NamedTuple):
+    """An adapter that is on a model."""
+
+    parts: dict[str, dict[str, Tensor]]
+    strength: float
+    span: Span
+
+
+def _timed(family: Family, rows: Rows, spans: Sequence[Span], _: Any, __: Any, tokens: list[Tensor]) -> list[Tensor]:
+    """Each adapter's tokens, (B, N, L, D), zero in the rows it does not act on: their keys and values are zero too, and add nothing."""
+    acting = [span.on(family, rows) for span in spans]
+    return [t if on is None else t * on.to(t).view(-1, 1, 1, 1) for t, on in zip(tokens, acting, strict=True)]
+
+
+def _install(unet: Any, adapters: Sequence[_Held], path: str) -> None:
     """Processors and projections for all adapters at once, by diffusers' own converters."""
     if unet.config.encoder_hid_dim_type == "text_proj":
         unet.text_encoder_hid_proj = unet.encoder_hid_proj
     unet.encoder_hid_proj = None
     like = {"device": unet.device, "dtype": unet.conv_in.weight.dtype}
-    states = [{part: {n: t.to(**like) for n, t in tensors.items()} for part, tensors in state.items()} for state, _ in adapters]
+    states = [{part: {n: t.to(**like) for n, t in tensors.items()} for part, tensors in one.parts.items()} for one in adapters]
     layers = sum(name.endswith("attn2.processor") for name in unet.attn_processors)
     theirs = len(states[-1]["ip_adapter"]) // 2
     try:
@@ -154,7 +188,7 @@ def _install(unet: Any, adapters: list[tuple[dict[str, dict[str, Tensor]], float
         raise ValueError(f"ip_adapter {path}: does not fit this model, whose U-Net has {layers} such layers: {e}") from e
     for name, processor in processors.items():
         if name.endswith("attn2.processor"):
-            processor.scale = [strength for _, strength in adapters]
+            processor.scale = [one.strength for one in adapters]
     unet.set_attn_processor(processors)
     unet.encoder_hid_proj = MultiIPAdapterImageProjection(projections).to(**like)
     unet.config.encoder_hid_dim_type = "ip_image_proj"

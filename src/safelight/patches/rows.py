@@ -1,10 +1,13 @@
 """What a patch may know of the rows of the forward pass it sits in; a network itself is told neither their sigma nor whose they are."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -13,6 +16,9 @@ if TYPE_CHECKING:
 
 PICTURE, NEGATIVE = "picture", "negative"
 """Extras of a condition, (B,) each: which picture of the call a row is for, counted from 0; whether its prompt is the negative one."""
+
+SIDES = ("both", "positive", "negative")
+"""Sides of the guidance that a patch may act on."""
 
 
 def unet_of(family: Family, kind: str) -> Any:
@@ -52,3 +58,54 @@ def watched(family: Family) -> Iterator[Rows]:
             del own["predict"]
         else:
             own["predict"] = before
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows on which a patch acts: a part of the way from noise (0) to picture (1), and a side of the guidance. ValueError when `end` is
+    before `start`, or for another side."""
+
+    start: float = 0.0
+    end: float = 1.0
+    side: str = "both"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"patch: got start={self.start:g}, end={self.end:g}; expected 0 <= start <= end <= 1")
+        if self.side not in SIDES:
+            raise ValueError(f"patch: got side={self.side!r}; expected one of {', '.join(SIDES)}")
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> Span:
+        """As a patch's options say."""
+        return Span(float(options.get("start", 0)), float(options.get("end", 1)), str(options.get("side", "both")))
+
+    def on(self, family: Family, rows: Rows) -> Tensor | None:
+        """(B,) bool, the rows that it acts on; None for all of them. ValueError when nobody said what it goes by."""
+        acts: Tensor | None = None
+        if (self.start, self.end) != (0, 1):
+            if rows.sigma is None:
+                raise ValueError("patch: start and end need the rows' sigma; call the family's predict, not its network")
+            acts = (rows.sigma <= level(family, self.start)) & (rows.sigma >= level(family, self.end))
+        if self.side != "both":
+            if rows.negative is None:
+                raise ValueError(f"patch: side={self.side} needs to know whose a row is; say it in the extra {NEGATIVE!r}")
+            whose = rows.negative if self.side == "negative" else ~rows.negative
+            acts = whose if acts is None else acts & whose.to(acts.device)
+        return acts
+
+
+EVERY = Span()
+
+
+def level(family: Family, share: float) -> float:
+    """Sigma at a share of the way, as ComfyUI counts: even in the training table's time, log sigma linear between its entries (a flow's
+    sigma itself); infinity at 0 and zero at 1."""
+    if not 0 < share < 1:
+        return math.inf if share <= 0 else 0.0
+    table = family.sigmas.detach().cpu()
+    flow = family.prediction == "flow"
+    at = torch.tensor((1 - share) * len(table) - 1 if flow else (1 - share) * (len(table) - 1)).clamp(min=0)
+    below, above = (table[int(i)] if flow else table[int(i)].log() for i in (at.floor(), at.ceil()))
+    between = (1 - at.frac()) * below + at.frac() * above
+    return float(between if flow else between.exp())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safelight.events import Event, Note, Progress
 from safelight.families.prompt import in_comfy
+from safelight.patches import told
 from safelight.patches.rows import PICTURE
 from safelight.sampling import guidance as guides
 from safelight.sampling.driver import drive
@@ -19,6 +20,7 @@ from safelight.sampling.process import process
 from safelight.sampling.request import Request, blank
 from safelight.sampling.schedules import plan
 from safelight.sampling.settings import Guidance, Sampling, Size
+from safelight.sampling.tags import plain
 from safelight.values import Cond, Image, Mask
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def draw(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Gen
 
 def walk(family: Family, shots: Sequence[Shot], *, previews: bool = True) -> Generator[Event, None, list[Tensor]]:
     """The shots' latents, (1, C, h, w) each."""
-    written = [[in_comfy(t, s.guidance.emphasis) for t in (s.prompt, s.guidance.negative)] for s in shots]
+    written = [[in_comfy(plain(t), s.guidance.emphasis) for t in (s.prompt, s.guidance.negative)] for s in shots]
     wanted = encode(family, [prompt for prompt, _ in written])
     unwanted = encode(family, [negative for _, negative in written], negative=True)
     way = process(family)
@@ -154,6 +156,12 @@ def warnings(image: Image | None, sampling: Sampling) -> Generator[Event, None, 
     """What the user may not have meant."""
     if image is not None and sampling.denoise == 1:
         yield Note(text="generate: denoise is 1, which keeps nothing of the given picture but its size; try 0.5", level="warning")
+
+
+def fits(family: Family) -> Generator[Event, None, None]:
+    """How the patches fit the model that was just leased."""
+    for text in told(family):
+        yield Note(text=text)
 
 
 def painted_over(image: Image, drawn: Image, mask: Mask) -> Image:

@@ -146,7 +146,7 @@ def average(b: Building, n: Given) -> Any:
       [*socket("CONDITIONING"), *socket("CONTROL_NET"), *socket("IMAGE"), real("strength", 1.0, 0, 10)], "CONDITIONING",
       title="Apply ControlNet (OLD)")
 def apply_control(b: Building, n: Given) -> Any:
-    """A ControlNet on a condition; it steers the opposite condition too."""
+    """A ControlNet on a condition; from the positive one it steers the negative one too, unless that has its own."""
     words: Words = n["conditioning"]
     if n["strength"] == 0:
         return words

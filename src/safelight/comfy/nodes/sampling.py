@@ -1,7 +1,7 @@
 """Samplers."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from safelight.comfy.building import Building, Link, Steer, Words
@@ -42,22 +42,25 @@ def _sampled(b: Building, n: Given, noise_seed: int, **more: Any) -> Link:
 
 def _steered(b: Building, model: Link, positive: Words, negative: Words) -> Link:
     """The model with the ControlNets that the conditions carry."""
-    for i, steer in enumerate(_both(positive, negative)):
+    for i, (steer, side) in enumerate(_steers(positive, negative)):
         model = b.add(
             "with_control", part="control" if not i else f"control{i}", model=model, control=steer.control, image=steer.image,
-            strength=steer.strength, start=steer.start, end=steer.end,
+            strength=steer.strength, start=steer.start, end=steer.end, side=None if side == "both" else side,
         )
     return model
 
 
-def _both(positive: Words, negative: Words) -> tuple[Steer, ...]:
-    """What steers both sides: the same ControlNets on both, or on one side such as steer the other as well. ValueError for others."""
-    if positive.steers == negative.steers:
-        return positive.steers
-    for one, other in ((positive, negative), (negative, positive)):
-        if not other.steers and all(s.both for s in one.steers):
-            return one.steers
-    raise ValueError("positive and negative carry different ControlNets; give both from the same Apply ControlNet")
+def _steers(positive: Words, negative: Words) -> Iterator[tuple[Steer, str]]:
+    """What steers which side. As in ComfyUI, what the old node put on the positive condition steers the negative one too, if that carries
+    no ControlNet itself; the node that came last decides."""
+    rest = list(positive.steers if positive.steers and positive.steers[-1].both and not negative.steers else negative.steers)
+    for steer in positive.steers:
+        shared = steer in rest
+        if shared:
+            rest.remove(steer)
+        yield steer, "both" if shared else "positive"
+    for steer in rest:
+        yield steer, "negative"
 
 
 @node("KSampler", "sampling", [*socket("MODEL"), seed(), *WAY, *WHAT, real("denoise", 1.0, 0, 1)], "LATENT")

@@ -4,14 +4,13 @@ A file that does not fit the model is refused, never half used.
 """
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from safelight.patches import kept, patch
+from safelight.patches import kept, patch, tell
 from safelight.patches.lora.beside import Beside, original, own, weight_of
 from safelight.patches.lora.describe import describe
 from safelight.patches.lora.file import peft_settings, read
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from safelight.values import Patch
 
 __all__ = ["PREFIXES", "Beside", "Change", "Place", "describe", "kohya_name", "lora", "match", "peft_settings", "places", "read"]
-
-log = logging.getLogger(__name__)
 
 SHOWN = 3
 """How many misfits an error names."""
@@ -45,7 +42,7 @@ def lora(family: Family, what: Patch) -> Iterator[None]:
     changes = read(path, alpha=None if given is None else float(given), config=what.options.get("config"))
     where = match(family, changes, path, text=text_strength != 0.0)
     keys = sum(len(changes[name].keys) for name in where)
-    log.info("lora %s: %d of %d keys matched, %d layers", path, keys, sum(len(c.keys) for c in changes.values()), len(where))
+    tell(family, what, f"{keys} of {sum(len(c.keys) for c in changes.values())} keys matched, {len(where)} layers")
     networks = family.trainable()
     fits = [fit for some in where.values() for fit in some]
     with kept(_touched(networks, [place for place, _ in fits])):

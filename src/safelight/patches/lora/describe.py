@@ -28,9 +28,9 @@ TAGS = 10
 
 
 def describe(path: str) -> dict[str, Any]:
-    """`dialect`, `kinds`, `layers`, `keys`, `rank` (the largest), `ranks`, `networks`, `alpha` (where it is from), `base` (a guess at the
-    model), `trigger`, `tags` (the most frequent of the training captions) and the notes worth telling; what is unknown is left out.
-    ValueError when it is no safetensors file or no adapter."""
+    """`dialect`, `kinds`, `layers`, `keys` (adapter's, of the file's `total`), `rank` (the largest), `ranks`, `networks`, `alpha` (where
+    it is from), `base` (a guess at the model), `trigger`, `tags` (the most frequent of the training captions) and the notes worth telling;
+    what is unknown is left out. ValueError when it is no safetensors file or no adapter."""
     read = opened(path)
     parts = {key: split(path, key) for key in read.tensors if not key.startswith(ASIDE)}
     if not parts:
@@ -39,8 +39,8 @@ def describe(path: str) -> dict[str, Any]:
     names = {name.replace(".", "_") for name, _ in parts.values()}
     ranks = Counter(rank for key, (_, role) in parts.items() if (rank := _rank(role, read.tensors[key].shape)))
     told: dict[str, Any] = {
-        "dialect": dialect(read), "kinds": kinds(read, roles), "layers": len(names), "keys": len(parts), "rank": max(ranks, default=0),
-        "ranks": sorted(ranks), "networks": networks([*read.tensors]), "alpha": _alpha(path, read, roles),
+        "dialect": dialect(read), "kinds": kinds(read, roles), "layers": len(names), "keys": len(parts), "total": len(read.tensors),
+        "rank": max(ranks, default=0), "ranks": sorted(ranks), "networks": networks([*read.tensors]), "alpha": _alpha(path, read, roles),
         "base": _base(read, parts), "trigger": _trigger(read.metadata), "tags": _tags(read.metadata),
         "embeddings": sorted({key.split(".")[1] for key in read.tensors if key.startswith("bundle_emb.")}),
     }
