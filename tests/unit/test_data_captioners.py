@@ -97,7 +97,7 @@ def test_the_layers_below_stay_and_the_network_is_part_of_the_key(data: Dataset,
     folder = Path(data.rows[0].picture.path).parent
     out = sl.caption(sl.folder(folder), by="blip", network=str(blip_folder), beam_search=True, max_length=8, min_length=1)
     assert [c.by for c in out.rows[0].captions] == ["blip"]
-    with pytest.raises(ValueError, match="is not in .*safelight pull hf:nobody/nothing"):
+    with pytest.raises(ValueError, match=r"is not in .*safelight pull hf:nobody/nothing"):
         sl.caption(sl.folder(folder), by="blip", network="nobody/nothing")
     with pytest.raises(ValueError, match="min_length: got 9"):
         Looking(min_length=9, max_length=8)
@@ -113,7 +113,7 @@ def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(image_size=32, patch_size=8, **shape),
-        text_config=LlamaConfig(vocab_size=len(words), bos_token_id=1, eos_token_id=2, pad_token_id=0, max_position_embeddings=128, **shape),
+        text_config=LlamaConfig(vocab_size=len(words), bos_token_id=1, eos_token_id=2, pad_token_id=0, **shape),
         image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=16)
     eyes = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     with torch.random.fork_rng():
@@ -197,10 +197,10 @@ def test_a_wd_tagger_runs_whatever_its_batch(batch: int | str, data: Dataset, tm
 
 
 def test_a_tagger_without_its_runtime_or_table_says_so(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="has no model.onnx and no selected_tags.csv"):
+    with pytest.raises(ValueError, match=r"has no model\.onnx and no selected_tags\.csv"):
         said(data, "wd14", Looking(network=str(tmp_path)))
     tags_table(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match="pip install 'safelight\\[onnx\\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'safelight\[onnx\]'"):
         said(data, "wd14", Looking(network=str(tmp_path)))

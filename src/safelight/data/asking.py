@@ -12,7 +12,8 @@ from safelight.values import Knobs
 class Wording(Knobs):
     """For the captioners that need no network of their own: `template` and the embedded `tagger`."""
 
-    template: Annotated[str, "for by=template; may name {caption} {name} {stem} {folder} {width} {height} and the table's columns"] = "{caption}"
+    template: Annotated[
+        str, "for by=template; may name {caption} {name} {stem} {folder} {width} {height} and the columns of the table"] = "{caption}"
     language: Annotated[Literal["en", "zh"], "for by=tagger"] = "en"
     confidence: Annotated[float, Knob(0.0, 1.0, step=0.05, help="for by=tagger: attributes it is less sure of go unsaid")] = 0.5
 
@@ -48,3 +49,7 @@ class Tagging(Knobs):
     undesired_tags: Annotated[tuple[str, ...], "tags never said"] = ()
     always_first_tags: Annotated[tuple[str, ...], "tags that stand first where they are found, in this order"] = ()
     rating: Annotated[Literal["no", "first", "last"], "say the likeliest of general, sensitive, questionable and explicit"] = "no"
+
+
+WORDING, LOOKING, TAGGING = Wording(), Looking(), Tagging()
+"""As they are when nobody asks for anything else."""

@@ -1,10 +1,16 @@
-"""Adding a layer of captions. Layers are never overwritten: the newest is in use, the older ones stay readable."""
+"""Layers of captions. They are never overwritten: the newest is in use, the older ones stay readable, and any may be taken up again.
+
+A layer says who wrote it: a person (`human`), what came with the picture (`file`, `metadata`, `folder`, ...), or a captioner by its name.
+What an op changed of a layer is a new one, `file+reword`, that counts as the same kind.
+"""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
 
 from safelight.data.captioners import CAPTIONERS, Asked
+from safelight.data.captioners.file import FROM_SOURCE
 from safelight.events import Event, Note
 from safelight.values import Caption, Dataset, Row
 
@@ -40,3 +46,48 @@ def _layer(row: Row, by: str, text: str) -> Row:
     if not text or text == row.caption:
         return row
     return dataclasses.replace(row, captions=(*row.captions, Caption(by, text)))
+
+
+KINDS = ("human", "machine", "source")
+
+
+def kind_of(layer: Caption) -> str:
+    """`human`, `source` (it came with the picture) or `machine`."""
+    by = layer.by.partition("+")[0]
+    if by == "human":
+        return "human"
+    return "machine" if by in CAPTIONERS and by not in FROM_SOURCE else "source"
+
+
+def choose(data: Dataset, order: Sequence[str]) -> Generator[Event, None, Dataset]:
+    """The newest layer of the first kind in `order` that a picture has is laid on top again, and so is in use. A Note counts them.
+
+    `order` names kinds (KINDS) or writers (`wd14`). A picture that has none of them keeps the caption it has.
+    """
+    if not order:
+        raise ValueError(f"choose_caption: order is empty; expected kinds ({', '.join(KINDS)}) or who wrote them ({', '.join(CAPTIONERS)})")
+    counts: Counter[str] = Counter()
+
+    def chosen(row: Row) -> Row:
+        found = next((c for name in order for c in reversed(row.captions) if name in (kind_of(c), c.by, c.by.partition("+")[0])), None)
+        counts["none of them" if found is None else found.by] += 1
+        return row if found is None or found == row.captions[-1] else dataclasses.replace(row, captions=(*row.captions, found))
+
+    out = dataclasses.replace(data, rows=tuple(row if row.dropped else chosen(row) for row in data.rows))
+    said = ", ".join(f"{n} {by}" for by, n in counts.most_common())
+    yield Note(text=f"choose_caption: in use, by {' then '.join(order)}: {said or 'no picture'}")
+    return out
+
+
+def edit(data: Dataset, op: str, change: Callable[[str, Row], str]) -> Dataset:
+    """One more layer where `change` makes another text of the caption in use; it is named after the layer below: `wd14+edit_tags`."""
+
+    def edited(row: Row) -> Row:
+        text = change(row.caption, row)
+        if row.dropped or text == row.caption:
+            return row
+        names = row.captions[-1].by.split("+") if row.captions else ["source"]
+        by = "+".join([*names, *([op] if names[-1] != op else [])])
+        return dataclasses.replace(row, captions=(*row.captions, Caption(by, text)))
+
+    return dataclasses.replace(data, rows=tuple(edited(row) for row in data.rows))

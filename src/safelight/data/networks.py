@@ -22,7 +22,8 @@ USUAL = {
 
 
 def find(by: str, network: str) -> Path:
-    """The folder of a captioner's network: a folder, or a name in the Hugging Face cache. ValueError when it is neither, or asks for code."""
+    """The folder of a captioner's network: itself, or by its name in the Hugging Face cache. ValueError when there is none, or when it asks
+    for code to be run."""
     place = Path(network or USUAL[by]).expanduser()
     found = place if network and place.is_dir() else folders.hub_snapshot(network or USUAL[by])
     for config in sorted(found.glob("*config.json")):

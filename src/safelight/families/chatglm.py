@@ -45,7 +45,7 @@ class ChatGLMText:
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """ValueError when a part is missing or foreign."""
-        self.words = _words(parts)
+        self.words = words(parts)
         self.model: Any = parts.build("text_encoder", ChatGLMModel, device=device, dtype=dtype)
         known = self.words.get_vocab_size()
         self.prefix = [known + MARKS.index(mark) for mark in PREFIX]
@@ -76,7 +76,7 @@ class ChatGLMText:
         return Read(states[-2 - skip].transpose(0, 1).float(), states[-1][-1].float())
 
 
-def _words(parts: Parts) -> Tokenizer:
+def words(parts: Parts) -> Tokenizer:
     """Kolors as first published has its words beside the text encoder's weights."""
     for part in ("tokenizer", "text_encoder"):
         try:

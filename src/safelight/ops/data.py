@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from safelight.data.asking import Looking, Tagging, Wording
+from safelight.data.asking import LOOKING, TAGGING, WORDING, Looking, Tagging, Wording
 from safelight.op import Knob, OneOf, Work, op
 from safelight.values import Dataset
 
@@ -86,9 +86,9 @@ def caption(
     by: Annotated[str, OneOf(_captioners)] = "file",
     trigger: str = "",
     place: Literal["end", "start"] = "end",
-    wording: Wording = Wording(),
-    looking: Looking = Looking(),
-    tagging: Tagging = Tagging(),
+    wording: Wording = WORDING,
+    looking: Looking = LOOKING,
+    tagging: Tagging = TAGGING,
 ) -> Work[Dataset]:
     """Give every picture a caption: the one from its file, one made from a template, or one that a network sees.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from safelight.data.asking import Looking, Tagging
+from safelight.data.asking import LOOKING, TAGGING, Looking, Tagging
 from safelight.events import Event
 from safelight.values import Row
 
@@ -41,8 +41,8 @@ class Asked:
     confidence: float = 0.5
     towers: Callable[[], Towers] | None = None
     vocabulary: Callable[[], Vocabulary] | None = None
-    looking: Looking = Looking()
-    tagging: Tagging = Tagging()
+    looking: Looking = LOOKING
+    tagging: Tagging = TAGGING
 
 
 Captioner = Callable[[Sequence[Row], Asked], Generator[Event, None, list[str]]]
