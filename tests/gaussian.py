@@ -6,7 +6,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,25 +15,30 @@ from safelight.values import Cond
 
 
 def exploding_table(*, zero_snr: bool = False) -> Tensor:
-    """SD's thousand sigmas, float32; with the last one of a zero-terminal-SNR model."""
+    """SD's thousand sigmas, float64; with the last one of a zero-terminal-SNR model."""
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     bar = torch.cumprod(1 - beta, dim=0)
     if zero_snr:
         root = bar.sqrt()
         bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
         bar[-1] = 4.8973451890853435e-08
-    return ((1 - bar) / bar).sqrt().float()
+    return ((1 - bar) / bar).sqrt()
 
 
 def flow_table(shift: float = 1.0) -> Tensor:
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
-    return (shift * t / (1 + (shift - 1) * t)).float()
+    return shift * t / (1 + (shift - 1) * t)
 
 
 TABLES = {"eps": exploding_table(), "zero_snr": exploding_table(zero_snr=True), "flow": flow_table(), "shifted": flow_table(3.0)}
-PROCESSES: dict[str, Process] = {
-    name: (Flow if table[-1] == 1 else Exploding)(table.double().numpy().astype(np.float64)) for name, table in TABLES.items()
-}
+
+
+def _process(table: Tensor) -> Process:
+    sigmas = table.float().double().numpy()
+    return Flow(sigmas) if table[-1] == 1 else Exploding(sigmas, table.log().float().numpy())
+
+
+PROCESSES: dict[str, Process] = {name: _process(table) for name, table in TABLES.items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Plain:
     passes."""
 
     prediction: str = "eps"
-    sigmas: Tensor = field(default_factory=exploding_table)
+    table: Tensor = field(default_factory=exploding_table)
     passes: list[int] = field(default_factory=list)
     name: str = "plain"
     channels: int = 4
@@ -79,6 +83,14 @@ class Plain:
     size: int = 64
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+
+    @property
+    def sigmas(self) -> Tensor:
+        return self.table.float()
+
+    @property
+    def log_sigmas(self) -> Tensor:
+        return self.table.log().float()
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         self.passes.append(len(x))

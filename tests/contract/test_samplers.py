@@ -31,19 +31,25 @@ from tests.gaussian import PROCESSES, Normal
 DETERMINISTIC = [n for n, s in SAMPLERS.items() if s.noise == "none"]
 STOCHASTIC = [n for n, s in SAMPLERS.items() if s.noise != "none"]
 ENDS_ABOVE_ZERO = {"uni_pc", "uni_pc_bh2"}
+OWN_LEVELS = {n for n, s in SAMPLERS.items() if s.own_levels}
 CONSISTENCY = {"lcm"}
 """Samples the data only from a consistency model's x0, which is not a mean."""
 
 Denoiser = Callable[[Tensor, float], Tensor]
 
 
-def walk(name: str, x: Tensor, sigmas: list[float], process: Process, denoise: Denoiser, noise: Noise | None = None) -> Tensor:
+def walk(
+    name: str, x: Tensor, sigmas: list[float], process: Process, denoise: Denoiser, noise: Noise | None = None,
+    bare: Denoiser | None = None, **options: float,
+) -> Tensor:
+    """What the sampler makes of x. `bare` answers for x0 without the prompt, where that is another."""
     chosen = Tree(x, 3, sigmas) if SAMPLERS[name].noise == "tree" else Fresh(x, 3)
-    run = SAMPLERS[name].run(x, sigmas, process, noise or chosen)
+    run: Any = SAMPLERS[name].run(x, sigmas, process, noise or chosen, **options)
     try:
         asked = next(run)
         while True:
-            asked = run.send(denoise(*asked))
+            x0 = denoise(*asked)
+            asked = run.send((x0, bare(*asked) if bare else x0) if SAMPLERS[name].plus else x0)
     except StopIteration as end:
         out: Tensor = end.value
         return out
@@ -62,19 +68,23 @@ def test_says_where_it_is_from(name: str) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_any_schedule_ends_at_a_constant_x0(name: str, schedule: str) -> None:
-    x0 = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    # Those with their own levels multiply what rounding leaves of x0 in x.
+    x0 = torch.linspace(-1, 1, 16, dtype=torch.float64 if name in OWN_LEVELS else torch.float32).view(1, 1, 4, 4)
     for process in PROCESSES.values():
         for steps in (1, 2, 3, 5):
             sigmas = plan(process, steps, schedule=schedule, sampler=name)
             x = process.start(torch.zeros_like(x0), torch.randn(x0.shape, generator=torch.Generator().manual_seed(1)), sigmas[0])
             out = walk(name, x, sigmas, process, lambda _x, _s: x0)
             assert out.dtype == x.dtype
-            assert torch.allclose(out, x0, atol=5e-3 if name in ENDS_ABOVE_ZERO else 1e-5), (sigmas, out)
+            # One with its own levels ends at the last sigma above 0, on the straight line to x0.
+            left = sigmas[-2] / sigmas[0] if name in OWN_LEVELS else 0
+            end = x0 + (x - x0) * left
+            assert torch.allclose(out, end, atol=5e-3 if name in ENDS_ABOVE_ZERO else 1e-5), (sigmas, out)
 
 
 @pytest.mark.parametrize("steps", ["linear", "logarithmic"])
 @pytest.mark.parametrize("kind", ["eps", "flow"])
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", [n for n in DETERMINISTIC if n not in OWN_LEVELS])
 def test_converges_to_the_flow_with_its_order(name: str, kind: str, steps: str) -> None:
     process = PROCESSES[kind]
     data = Normal(process)
@@ -88,6 +98,45 @@ def test_converges_to_the_flow_with_its_order(name: str, kind: str, steps: str) 
     order = SAMPLERS[name].order
     assert math.log2(errors[0] / errors[1]) > order - 0.3
     assert errors[1] < (0.01 if order == 1 else 5e-4)
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_dpm_fast_asks_as_often_as_it_has_steps_and_converges(kind: str) -> None:
+    process = PROCESSES[kind]
+    data = Normal(process)
+    high, low = (0.95, 0.2) if kind == "flow" else (3.0, 0.3)
+    x = torch.tensor([-2.0, 0.3, 1.9], dtype=torch.float64) * high
+    errors, asked = [], []
+
+    def denoise(x: Tensor, s: float) -> Tensor:
+        asked.append(s)
+        return data.denoise(x, s)
+
+    for n in (24, 48, 80, 160):
+        asked.clear()
+        out = walk("dpm_fast", x, np.geomspace(high, low, n + 1).tolist(), process, denoise)
+        assert len(asked) == n and asked == sorted(asked, reverse=True)
+        errors.append(float((out - data.flow(x, high, low)).abs().max()))
+    assert math.log2(errors[0] / errors[1]) > 1.7  # both end with a step of order 2 and one of order 1
+    assert errors[2] < errors[3] < errors[1] < errors[0] < 0.01  # 80 ends with a step of order 2, 160 with one of order 1
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_keeps_to_its_tolerance(order: int) -> None:
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    x, way = data.draw(14.0, (1, 4, 8, 8), 4), [14.0, 0.05, 0.0]
+    want, asks, errors = data.flow(x, 14.0, 0.05), [], []
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        count: list[float] = []
+        out = walk("dpm_adaptive", x, way, process, lambda x, s: (count.append(s), data.denoise(x, s))[1],  # noqa: B023
+                   rtol=tolerance, atol=tolerance, order=order)
+        errors.append(float((out - want).abs().max()))
+        asks.append(len(count))
+    assert asks[0] < asks[1] < asks[2]
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3
+    long = walk("dpm_adaptive", x, [14.0, *np.geomspace(10, 0.05, 30).tolist(), 0.0], process, data.denoise)
+    assert torch.equal(long, walk("dpm_adaptive", x, way, process, data.denoise))  # the steps in between do not count
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow", "shifted"])
@@ -126,7 +175,7 @@ def test_float64_stays_exact(name: str) -> None:
     assert out.dtype == torch.float64
     again = walk(name, x.float(), sigmas, process, data.denoise)
     assert again.dtype == torch.float32
-    assert torch.allclose(again.double(), out, atol=1e-4)
+    assert torch.allclose(again.double(), out, atol=3e-3 if name == "dpm_adaptive" else 1e-4)  # whose steps follow its rounding
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)

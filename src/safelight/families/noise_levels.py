@@ -51,13 +51,22 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     return out
 
 
+def rounded(table: Tensor) -> tuple[Tensor, Tensor]:
+    """(T,) float64 sigmas -> the table and its logarithms, both float32.
+
+    The logarithms are taken before the rounding, as ComfyUI does: which of two levels a sigma half-way between them is nearer to is a
+    matter of the last bit. Whoever goes from time to sigma or back takes these.
+    """
+    return table.float(), table.log().float()
+
+
 def sigma_table(config: Mapping[str, Any]) -> Tensor:
-    """(T,) float32, rising: sigma = sqrt((1 - alpha_bar) / alpha_bar); for flow models t shifted as in arXiv:2403.03206, up to 1."""
+    """(T,) float64, rising: sigma = sqrt((1 - alpha_bar) / alpha_bar); for flow models t shifted as in arXiv:2403.03206, up to 1."""
     if prediction(config) == "flow":
         n, shift = int(config.get("num_train_timesteps", 1000)), float(config.get("shift", 1.0))
         t = torch.arange(1, n + 1, dtype=torch.float64) / n
-        return (shift * t / (1 + (shift - 1) * t)).float()
+        return shift * t / (1 + (shift - 1) * t)
     alpha_bar = torch.cumprod(1 - betas(config), dim=0)
     if config.get("rescale_betas_zero_snr"):
         alpha_bar = zero_terminal_snr(alpha_bar)
-    return ((1 - alpha_bar) / alpha_bar).sqrt().float()
+    return ((1 - alpha_bar) / alpha_bar).sqrt()

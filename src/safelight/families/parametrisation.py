@@ -9,31 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safelight.families.noise_levels import prediction, sigma_table
+from safelight.families.noise_levels import prediction, rounded, sigma_table
 
 
 @dataclass(frozen=True, eq=False)
 class Parametrisation:
-    """`prediction` is "eps", "v" or "flow"; `sigmas` (T,) float32 is the training table, rising. Everything is per row: sigma is (B,)."""
+    """`prediction` is "eps", "v" or "flow"; `sigmas` (T,) float32 is the training table, rising, `log_sigmas` its logarithms. Everything is
+    per row: sigma is (B,)."""
 
     prediction: str
     sigmas: Tensor
+    log_sigmas: Tensor
     device: torch.device
 
     @classmethod
     def read(cls, scheduler: Mapping[str, Any], device: torch.device) -> Parametrisation:
         """From a scheduler_config.json. ValueError for one that is not known."""
-        return cls(prediction(scheduler), sigma_table(scheduler), device)
+        return cls(prediction(scheduler), *rounded(sigma_table(scheduler)), device)
 
     @cached_property
-    def _log_sigmas(self) -> Tensor:
-        return self.sigmas.log().to(self.device)
+    def _levels(self) -> Tensor:
+        return self.log_sigmas.to(self.device)
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """(B,) sigma -> what the network is told: the nearest level's index by log sigma, as ComfyUI; 1000 sigma for flow."""
         if self.prediction == "flow":
             return sigma.to(self.device) * 1000
-        return (sigma.to(self.device).log()[:, None] - self._log_sigmas).abs().argmin(dim=1)
+        return (sigma.to(self.device).log()[:, None] - self._levels).abs().argmin(dim=1)
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x / sqrt(sigma^2 + 1), unit variance; flow models are fed x itself."""

@@ -18,8 +18,9 @@ class Guidance(Protocol):
 
     name: ClassVar[str]
 
-    def conds(self, cond: Cond, negative: Cond | None) -> Sequence[Cond]:
-        """The conditions to ask x0 under, for every x; each costs a row in the forward pass."""
+    def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
+        """The conditions to ask x0 under, for every x; each costs a row in the forward pass. `bare`: the last is to be without the prompt,
+        even where the scale needs none, if this guidance asks such a thing at all."""
         ...
 
     def combine(self, x: Tensor, sigma: float, answers: Sequence[Tensor], process: Process) -> Tensor:
@@ -33,7 +34,7 @@ class Off:
 
     name: ClassVar[str] = "off"
 
-    def conds(self, cond: Cond, negative: Cond | None) -> Sequence[Cond]:
+    def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
         """The prompt alone."""
         return (cond,)
 
@@ -49,12 +50,13 @@ class CFG:
     name: ClassVar[str] = "cfg"
     scale: float = 7.0
 
-    def conds(self, cond: Cond, negative: Cond | None) -> Sequence[Cond]:
+    def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
         """Prompt and negative prompt; ValueError when there is none and the scale is not 1."""
-        if math.isclose(self.scale, 1.0):
+        if math.isclose(self.scale, 1.0) and not bare:
             return (cond,)
         if negative is None:
-            raise ValueError(f"guidance: scale {self.scale:g} needs a negative prompt and got none; give an empty one, or scale 1")
+            what, other = ("a CFG++ sampler", "guide=off") if bare else (f"scale {self.scale:g}", "scale 1")
+            raise ValueError(f"guidance: {what} needs a negative prompt and got none; give an empty one, or {other}")
         return cond, negative
 
     def combine(self, x: Tensor, sigma: float, answers: Sequence[Tensor], process: Process) -> Tensor:

@@ -80,9 +80,10 @@ class Process(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Exploding:
-    """x = x0 + sigma noise; eps and v models."""
+    """x = x0 + sigma noise; eps and v models. `logs` are the table's logarithms, (T,) float32 (see `families.noise_levels.rounded`)."""
 
     table: NDArray[np.float64]
+    logs: NDArray[np.float32]
 
     def alpha(self, sigma: float) -> float:
         """One: the data is never scaled."""
@@ -102,7 +103,7 @@ class Exploding:
 
     def at(self, time: Tensor) -> float:
         """Time is an index into the table, log sigma linear in between."""
-        below, above = (time.new_tensor(math.log(self.table[int(i)])) for i in (time.floor(), time.ceil()))
+        below, above = (time.new_tensor(self.logs[int(i)]) for i in (time.floor(), time.ceil()))
         between = time.frac()
         return float(((1 - between) * below + between * above).exp())
 
@@ -199,4 +200,4 @@ class Flow:
 def process(family: Family) -> Process:
     """The family's own, by what its network predicts."""
     table = family.sigmas.detach().cpu().double().numpy()
-    return Flow(table) if family.prediction == "flow" else Exploding(table)
+    return Flow(table) if family.prediction == "flow" else Exploding(table, family.log_sigmas.detach().cpu().numpy())

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from safelight.events import Query
 from safelight.families import Family
-from safelight.sampling.core import Noise, Sampler, Sampling
+from safelight.sampling.core import Noise, Sampler
 from safelight.sampling.guidance import CFG, Guidance
 from safelight.sampling.noise import Fresh, Tree, draw_seed, start_noise
 from safelight.sampling.process import Process, process
@@ -29,7 +30,9 @@ class Request:
     1 or B; they may be of several parts, each with its region (see `regions`). A seed of -1 is replaced by a drawn one, which the request
     then shows. `mask` (1 or B, 1, H, W) in [0, 1] of any size: 1 is repainted, 0 stays exactly. `noise` replaces the seed's start noise:
     zeros go on with a latent that is noisy already; `rows` takes the noise of those pictures of a larger batch. A preview is made every
-    `preview` steps, never for 0.
+    `preview` steps, never for 0. `options` are the sampler's own settings by name, and `s_noise`, which its noise is multiplied by. With
+    `denoised` the result is the x0 of the last step instead of x. Sigmas may rise, from above 0, for a sampler without noise: that leads
+    a picture back to the noise it would have come from.
     """
 
     cond: Cond
@@ -43,6 +46,8 @@ class Request:
     noise: Tensor | None = None
     rows: Sequence[int] | None = None
     preview: int = 0
+    options: Mapping[str, float] = field(default_factory=dict)
+    denoised: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -50,8 +55,16 @@ class Request:
         object.__setattr__(self, "sigmas", [float(s) for s in self.sigmas])
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampling: sampler {self.sampler!r} is not known; expected one of {', '.join(SAMPLERS)}")
-        if any(not s > t for s, t in pairwise(self.sigmas)) or any(not 0 <= s < math.inf for s in self.sigmas):
-            raise ValueError(f"sampling: got sigmas {self.sigmas}; expected strictly falling numbers from 0 up")
+        sampler = SAMPLERS[self.sampler]
+        rising = sampler.noise == "none" and self.sigmas[-1:] > self.sigmas[:1] > [0.0]
+        ordered = all(s < t if rising else s > t for s, t in pairwise(self.sigmas))
+        if not ordered or any(not 0 <= s < math.inf for s in self.sigmas):
+            raise ValueError(f"sampling: got sigmas {self.sigmas}; expected strictly falling numbers from 0 up, or rising ones from above 0"
+                             " for a sampler without noise")
+        known = [*sampler.options, *(["s_noise"] if sampler.noise != "none" else [])]
+        if unknown := [name for name in self.options if name not in known]:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"sampling: sampler {self.sampler} has no setting {unknown[0]!r}; {has}")
         if self.latent.ndim != 4:
             raise ValueError(f"sampling: got a latent of shape {tuple(self.latent.shape)}; expected (B, C, h, w)")
         batch = len(self.latent)
@@ -61,7 +74,12 @@ class Request:
                 raise ValueError(f"sampling: {name} is a batch of {min(sizes)} for {batch} latents; expected 1 or {batch}")
         if self.mask is not None and (self.mask.ndim != 4 or len(self.mask) not in (1, batch) or self.mask.shape[1] != 1):
             raise ValueError(f"sampling: got a mask of shape {tuple(self.mask.shape)}; expected (1 or {batch}, 1, H, W)")
-        self.guidance.conds(self.cond, self.negative)
+        self.guidance.conds(self.cond, self.negative, bare=sampler.plus)
+
+    @property
+    def conds(self) -> Sequence[Cond]:
+        """What x0 is asked under; for a CFG++ sampler the last is without the prompt."""
+        return self.guidance.conds(self.cond, self.negative, bare=SAMPLERS[self.sampler].plus)
 
     @property
     def steps(self) -> int:
@@ -71,7 +89,7 @@ class Request:
     @property
     def asked_rows(self) -> int:
         """Rows of a forward pass each ask takes: pictures times conditions."""
-        return len(self.latent) * sum(len(c.parts) for c in self.guidance.conds(self.cond, self.negative))
+        return len(self.latent) * sum(len(c.parts) for c in self.conds)
 
 
 def blank(family: Family, width: int, height: int, count: int = 1) -> Tensor:
@@ -105,17 +123,19 @@ def trajectory(family: Family, request: Request) -> Trajectory:
     sampler = SAMPLERS[request.sampler]
     region = _region(request, latent, noise, way)
     x = way.start(latent, noise, sigmas[0])
-    walk = sampler.run(x, sigmas, way, _noise_of(sampler, x, request))
+    own = {name: value for name, value in request.options.items() if name in sampler.options}
+    walk = sampler.run(x, sigmas, way, _noise_of(sampler, x, request), **own)
     both = _sides(request, family, way)
-    x0: Tensor | None = None
+    x0 = last = None
     try:
         asked = _advance(walk, None)
         while not isinstance(asked, Tensor):
             at, sigma = region.enter(asked[0], asked[1]), asked[1]
             found = yield from _answers(both, at, sigma, _step(sigmas, sigma), x0)
             x0 = region.leave(request.guidance.combine(at, sigma, found, way))
-            asked = _advance(walk, x0)
-        done = way.finish(asked, sigmas[-1])
+            last = x0 if sampler.own_levels or sigma in sigmas[:-1] else last
+            asked = _advance(walk, (x0, found[-1]) if sampler.plus else x0)
+        done = last if request.denoised and last is not None else way.finish(asked, sigmas[-1])
         return region.settle(done) if sigmas[-1] == 0 else done
     finally:
         walk.close()
@@ -134,10 +154,10 @@ def _answers(
 def _sides(request: Request, family: Family, way: Process) -> list[Side]:
     """The places of each condition that the guidance asks, in its order."""
     wanted, unwanted = sides(request.cond, request.negative, family, request.latent.shape, way)
-    return [unwanted if c is request.negative else wanted for c in request.guidance.conds(request.cond, request.negative)]
+    return [unwanted if c is request.negative else wanted for c in request.conds]
 
 
-def _advance(walk: Sampling, answer: Tensor | None) -> tuple[Tensor, float] | Tensor:
+def _advance(walk: Generator[Any, Any, Tensor], answer: Any) -> tuple[Tensor, float] | Tensor:
     """The sampler's next ask, or its result."""
     try:
         return next(walk) if answer is None else walk.send(answer)
@@ -147,11 +167,15 @@ def _advance(walk: Sampling, answer: Tensor | None) -> tuple[Tensor, float] | Te
 
 
 def _noise_of(sampler: Sampler, x: Tensor, request: Request) -> Noise:
-    return Tree(x, request.seed, request.sigmas) if sampler.noise == "tree" else Fresh(x, request.seed)
+    drawn = Tree(x, request.seed, request.sigmas) if sampler.noise == "tree" else Fresh(x, request.seed)
+    scale = request.options.get("s_noise", 1.0)
+    return drawn if scale == 1 else lambda s, t: drawn(s, t) * scale
 
 
 def _step(sigmas: Sequence[float], sigma: float) -> int:
     """The step an ask at sigma belongs to: how many of the later sigmas are reached."""
+    if sigmas[-1] > sigmas[0]:
+        return sum(s <= sigma * (1 + 1e-6) for s in sigmas[1:])
     return sum(s >= sigma * (1 - 1e-6) for s in sigmas[1:])
 
 

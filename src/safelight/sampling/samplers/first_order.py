@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from safelight.sampling.core import Noise, Sampling, ancestral, sampler, stochastic, towards
+from safelight.sampling.core import Noise, Plus, Sampling, ancestral, sampler, shares, stochastic, towards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,17 +33,37 @@ def ddim(x: Tensor, sigmas: Sequence[float]) -> Sampling:
 
 
 @stochastic("fresh")
-def euler_ancestral(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise) -> Sampling:
+def euler_ancestral(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise, *, eta: float = 1.0) -> Sampling:
     """Euler steps to below the next sigma, then noise up to it, as much as the reversed chain has (arXiv:2006.11239).
 
-    On a flow the point below is t * t / s as well, in the flow's own sigma; ComfyUI's choice.
+    On a flow the point below is t * t / s as well, in the flow's own sigma; ComfyUI's choice. `eta` scales the noise.
     """
     for s, t in pairwise(sigmas):
         x0 = yield x, s
-        down, keep, up = ancestral(process, s, t)
+        down, keep, up = ancestral(process, s, t, eta)
         x = towards(x, x0, s, down)
-        if t > 0:
+        if up > 0:
             x = x * keep + noise(s, t) * up
+    return x
+
+
+@stochastic("none", plus=True)
+def euler_cfg_pp(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise) -> Plus:
+    """CFG++ (Chung et al. 2024, arXiv:2406.08070, algorithm 2): DDIM to the guided x0, with the noise that is seen without the prompt."""
+    return (yield from euler_ancestral_cfg_pp(x, sigmas, process, noise, eta=0.0))
+
+
+@stochastic("fresh", plus=True)
+def euler_ancestral_cfg_pp(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise, *, eta: float = 1.0) -> Plus:
+    """`euler_cfg_pp` (arXiv:2406.08070) with a part of the noise drawn anew, with `eta` 1 as much as the reversed chain has."""
+    for s, t in pairwise(sigmas):
+        x0, bare = yield x, s
+        a_s, a_t = process.alpha(s), process.alpha(t)
+        eps = (x - bare * a_s) / s
+        kept, new = shares(t * a_s / (a_t * s), eta)
+        x = x0 * a_t + eps * (t * kept)
+        if t * new > 0:
+            x = x + noise(s, t) * (t * new)
     return x
 
 

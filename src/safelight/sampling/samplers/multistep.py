@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from safelight.sampling.core import Sampling, sampler, towards
+from safelight.sampling.core import Plus, Sampling, sampler, towards, unguided
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,17 +21,17 @@ _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 
 
 
 @sampler(order=2)
-def lms(x: Tensor, sigmas: Sequence[float]) -> Sampling:
-    """Linear multistep of order 4 for unequal steps: the polynomial in sigma through the last slopes, integrated exactly (first in
+def lms(x: Tensor, sigmas: Sequence[float], *, order: int = 4) -> Sampling:
+    """Linear multistep of `order` 4 for unequal steps: the polynomial in sigma through the last slopes, integrated exactly (first in
     k-diffusion)."""
     slopes: list[Tensor] = []
     for i, (s, t) in enumerate(pairwise(sigmas)):
         x0 = yield x, s
-        slopes = [(x - x0) / s, *slopes[:3]]
+        slopes = [(x - x0) / s, *slopes][:order]
         if t == 0:
             return x0
-        at, weights = _gauss(s, t)
-        x = _weighted(x, _through(sigmas[: i + 1][: -len(slopes) - 1 : -1], at) @ weights, slopes)
+        at, weights = gauss(s, t)
+        x = _weighted(x, through(sigmas[: i + 1][: -len(slopes) - 1 : -1], at) @ weights, slopes)
     return x
 
 
@@ -50,6 +50,62 @@ def ipndm(x: Tensor, sigmas: Sequence[float]) -> Sampling:
 
 
 @sampler(order=2)
+def ipndm_v(x: Tensor, sigmas: Sequence[float]) -> Sampling:
+    """`ipndm` (arXiv:2204.13902, section 3.3) with weights for unequal steps, in the form that its users know (see `_unequal`)."""
+    slopes: list[Tensor] = []
+    steps: list[float] = []
+    for s, t in pairwise(sigmas):
+        x0 = yield x, s
+        slopes, steps = [(x - x0) / s, *slopes[:3]], [t - s, *steps[:3]]
+        if t == 0:
+            return x0
+        x = _weighted(x, _unequal(steps) * (t - s), slopes)
+    return x
+
+
+def _unequal(steps: Sequence[float]) -> NDArray[np.float64]:
+    """Weights of the slopes for steps of these lengths, newest first: Newton's differences of the slopes, each times its own factor.
+
+    Exact are (1 - a) b / 2 for the second factor and n / m for the last ratio; with (1 - a b) / 2 and p / n, as ComfyUI has them, they
+    agree where all steps are equal.
+    """
+    h, p, n, m = (*steps, *[steps[-1]] * 3)[:4]
+    b = h * (h + p) / (p * (p + n))
+    q = p * (p + n) / (n * (n + m))
+    second = (1 - h / (3 * (h + p)) * b) / 2
+    third = ((1 - h / (3 * (h + p))) / 2 + (1 - h / (2 * (h + p))) * h / (6 * (h + p + n))) * b * (h + p + n) / (p + n + m)
+    differences = [
+        [1.0, 0, 0, 0],
+        [h / p / 2, -h / p / 2, 0, 0],
+        [second, -second * (1 + p / n), second * p / n, 0],
+        [third, -third * (1 + p / n + q), third * (p / n + q * (1 + n / m)), -third * q * p / n],
+    ]
+    weights: NDArray[np.float64] = np.sum(differences[: len(steps)], axis=0)[: len(steps)]
+    return weights
+
+
+@sampler()
+def gradient_estimation(x: Tensor, sigmas: Sequence[float]) -> Sampling:
+    """Gradient estimation with gamma 2 (Permenter and Yuan 2023, arXiv:2306.04848, algorithm 2): along the slope, and as much again of what
+    it changed by."""
+    return (yield from unguided(gradient_estimation_cfg_pp(x, sigmas)))
+
+
+@sampler(plus=True)
+def gradient_estimation_cfg_pp(x: Tensor, sigmas: Sequence[float]) -> Plus:
+    """`gradient_estimation` (arXiv:2306.04848) to the guided x0 along the slope without the prompt (CFG++, arXiv:2406.08070)."""
+    before: Tensor | None = None
+    for s, t in pairwise(sigmas):
+        x0, bare = yield x, s
+        slope = (x - bare) / s
+        x = x0 + slope * t
+        if before is not None and t > 0:
+            x = x + (slope - before) * (t - s)
+        before = slope
+    return x
+
+
+@sampler(order=2)
 def deis(x: Tensor, sigmas: Sequence[float]) -> Sampling:
     """DEIS tAB of order 3 (Zhang and Chen 2022, arXiv:2204.13902, eq. 15): the polynomial goes through the last slopes in the time of the
     linear VP process, and is integrated over sigma."""
@@ -62,18 +118,18 @@ def deis(x: Tensor, sigmas: Sequence[float]) -> Sampling:
         if i == 0:
             x = towards(x, x0, s, t)
             continue
-        at, weights = _gauss(_vp_time(s), _vp_time(t))
+        at, weights = gauss(_vp_time(s), _vp_time(t))
         known = [_vp_time(v) for v in sigmas[: i + 1][: -len(slopes) - 1 : -1]]
-        x = _weighted(x, _through(known, at) @ (weights * _vp_sigma_slope(at)), slopes)
+        x = _weighted(x, through(known, at) @ (weights * _vp_sigma_slope(at)), slopes)
     return x
 
 
-def _gauss(a: float, b: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def gauss(a: float, b: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Points and weights of a Gauss-Legendre integral from a to b."""
     return (a + b) / 2 + (b - a) / 2 * _NODES, (b - a) / 2 * _WEIGHTS
 
 
-def _through(known: Sequence[float], at: NDArray[np.float64]) -> NDArray[np.float64]:
+def through(known: Sequence[float], at: NDArray[np.float64]) -> NDArray[np.float64]:
     """(len(known), len(at)): the Lagrange polynomials of the known points."""
     return np.array([np.prod([(at - o) / (k - o) for o in known if o != k] or [np.ones_like(at)], axis=0) for k in known])
 

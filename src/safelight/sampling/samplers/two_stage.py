@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from safelight.sampling.core import Noise, Sampling, ancestral, sampler, stochastic, towards
+from safelight.sampling.core import Noise, Plus, Sampling, ancestral, sampler, shares, stochastic, towards, unguided
 from safelight.sampling.process import FINITE
 
 if TYPE_CHECKING:
@@ -60,39 +60,77 @@ def _midpoint(x: Tensor, x0: Tensor, s: float, t: float) -> Sampling:
 
 
 @stochastic("fresh")
-def dpmpp_2s_ancestral(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise) -> Sampling:
-    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1, r = 1/2) to below the next sigma, then noise up to it."""
+def dpmpp_2s_ancestral(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise, *, eta: float = 1.0) -> Sampling:
+    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1, r = 1/2) to below the next sigma, then noise up to it. `eta` scales
+    the noise."""
+    return (yield from unguided(dpmpp_2s_ancestral_cfg_pp(x, sigmas, process, noise, eta=eta)))
+
+
+@stochastic("fresh", plus=True)
+def dpmpp_2s_ancestral_cfg_pp(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise, *, eta: float = 1.0) -> Plus:
+    """`dpmpp_2s_ancestral` (arXiv:2211.01095) in the manner of CFG++ (arXiv:2406.08070): the noise in x is that seen without the prompt."""
     for s, t in pairwise(sigmas):
+        x0, bare = yield x, s
+        if t == 0:
+            return x0
+        down, keep, up = ancestral(process, s, t, eta)
+        # A flow begins where log SNR is minus infinity; half-way from there is nowhere, so the point is taken just below the start.
+        mid = process.sigma((process.log_snr(s) + process.log_snr(down)) / 2) if process.alpha(s) > 0 else FINITE
+        x = x + (x0 - bare)
+        x0_mid, _ = yield towards(x, x0, s, mid), mid
+        x = towards(x, x0_mid, s, down) * keep
+        if up > 0:
+            x = x + noise(s, t) * up
+    return x
+
+
+@sampler()
+def heunpp2(x: Tensor, sigmas: Sequence[float]) -> Sampling:
+    """Heun++: Heun's method (arXiv:2206.00364, algorithm 1) with up to two points ahead, each slope weighed by its sigma over the first
+    sigma; the last step is Euler's (Carzit, sd-webui-samplers-scheduler)."""
+    for i, (s, t) in enumerate(pairwise(sigmas)):
         x0 = yield x, s
         if t == 0:
             return x0
-        down, keep, up = ancestral(process, s, t)
-        # A flow begins where log SNR is minus infinity; half-way from there is nowhere, so the point is taken just below the start.
-        mid = process.sigma((process.log_snr(s) + process.log_snr(down)) / 2) if process.alpha(s) > 0 else FINITE
-        x0_mid = yield towards(x, x0, s, mid), mid
-        x = towards(x, x0_mid, s, down) * keep + noise(s, t) * up
+        slope = (x - x0) / s
+        ahead = sigmas[i + 1 : -1][:2]
+        weights = [v / ((len(ahead) + 1) * sigmas[0]) for v in ahead]
+        mean = slope * (1 - sum(weights))
+        there, at = x, s
+        for v, weight in zip(ahead, weights, strict=True):
+            there, at = there + slope * (v - at), v
+            x0 = yield there, at
+            slope = (there - x0) / at
+            mean = mean + slope * weight
+        x = x + mean * (t - s)
     return x
 
 
 @stochastic("tree")
-def dpmpp_sde(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise) -> Sampling:
-    """DPM-Solver++ of the reverse SDE with a second point half-way in log SNR (arXiv:2211.01095, section 5; r = 1/2), each part of the step
-    split as the reversed chain's."""
+def dpmpp_sde(
+    x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise, *, eta: float = 1.0, r: float = 0.5,
+) -> Sampling:
+    """DPM-Solver++ of the reverse SDE with a second point half-way in log SNR (arXiv:2211.01095, section 5; `r` = 1/2), each part of the
+    step split as the reversed chain's; `eta` scales the noise."""
     for s, t in pairwise(process.finite(sigmas)):
         x0 = yield x, s
         if t == 0:
             return x0
-        mid = process.sigma((process.log_snr(s) + process.log_snr(t)) / 2)
-        there = _renoised(x, x0, process, (s, mid), noise)
-        x0_mid = yield there, mid
-        x = _renoised(x, x0_mid, process, (s, t), noise)
+        mid = process.sigma(process.log_snr(s) + (process.log_snr(t) - process.log_snr(s)) * r)
+        a, b = _split(process, s, mid, eta), _split(process, s, t, eta)
+        x0_mid = yield _renoised(x, x0, a, noise(s, mid)), mid
+        x = _renoised(x, x0 + (x0_mid - x0) / (2 * r), b, noise(s, t))
     return x
 
 
-def _renoised(x: Tensor, x0: Tensor, process: Process, step: tuple[float, float], noise: Noise) -> Tensor:
-    """The reversed chain's step from s to t when x0 is known: in x / alpha, whose noise is sigma / alpha on any process."""
-    s, t = step
-    from_, to = s / process.alpha(s), t / process.alpha(t)
-    down = to * to / from_
-    up = math.sqrt(to * to - down * down)
-    return (towards(x / process.alpha(s), x0, from_, down) + noise(s, t) * up) * process.alpha(t)
+def _split(process: Process, s: float, t: float, eta: float) -> tuple[float, float, float]:
+    """What is left of x, of x0 and how much noise is new after the reversed chain's step from s to t when x0 is known."""
+    a_s, a_t = process.alpha(s), process.alpha(t)
+    kept, new = shares(t * a_s / (a_t * s), eta)
+    left = t * kept / s
+    return left, a_t - left * a_s, t * new
+
+
+def _renoised(x: Tensor, x0: Tensor, step: tuple[float, float, float], noise: Tensor) -> Tensor:
+    left, gained, new = step
+    return x * left + x0 * gained + noise * new
