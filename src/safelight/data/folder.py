@@ -96,7 +96,7 @@ def fingerprint(path: Path) -> str:
             continue
         stats.append(os.fsencode(file) + f" {stat.st_size} {stat.st_mtime_ns}".encode())
     if path.is_file():
-        stats += [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in _listed(path.parent, [read_table(path)]) if p.exists()]
+        stats += [f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}".encode() for p in listed(path.parent, [read_table(path)]) if p.exists()]
     return digest("folder", os.fsencode(path.resolve()), *sorted(stats))
 
 
@@ -135,24 +135,24 @@ def _from_folder(root: Path) -> tuple[Listing, dict[Path, Said]]:
     for file in walk(root, found):
         if file.name in TABLES:
             found.tables.append(file)
-        elif _is_picture(file):
+        elif is_picture(file):
             found.pictures.append(file)
         else:
             found.others += 1
     tables = [read_table(t) for t in sorted(found.tables, key=lambda t: (len(t.parts), t.name))]
     found.problems += [p for t in tables for p in t.problems]
-    said = _listed(root, tables)
+    said = listed(root, tables)
     found.pictures = sorted({*found.pictures, *(p for p in said if p.is_relative_to(root) and p.exists())})
     return found, said
 
 
 def _from_table(path: Path) -> tuple[Listing, dict[Path, Said]]:
     table = read_table(path)
-    said = _listed(path.parent, [table])
+    said = listed(path.parent, [table])
     return Listing(path.parent, [p for p in said if p.exists()], [path], list(table.problems)), said
 
 
-def _listed(root: Path, tables: list[Table]) -> dict[Path, Said]:
+def listed(root: Path, tables: list[Table]) -> dict[Path, Said]:
     """What the tables say, by picture; later tables (deeper folders) add their captions on top."""
     said: dict[Path, Said] = {}
     for table in tables:
@@ -171,8 +171,8 @@ def _below(root: Path, path: Path) -> Path:
     return Path(os.path.abspath(path)) if relative.startswith("..") else root / relative
 
 
-def _is_picture(file: Path) -> bool:
-    """By extension when that is known, else by content."""
+def is_picture(file: Path) -> bool:
+    """Whether a file is taken for a picture: by extension when that is known, else by content."""
     suffix = file.suffix.lower()
     if suffix in PICTURES:
         return True

@@ -1,7 +1,7 @@
 """The report of a run as one HTML page that needs nothing else: pictures, styles and charts are inside it, nothing is fetched."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 
 from safelight.reporting.html import Markup, duration, el, join, number, size
@@ -25,15 +25,23 @@ def page(story: Story) -> str:
     shown = [(name, heading, body) for name, heading, make in SECTIONS if (body := make(story))]
     if len(shown) == 1 and shown[0][0] == "outcome" and story.before is None:
         shown = [("outcome", "Pictures made", shown[0][2])]
+    return document(story.title, _lede(story), _facts(story), shown, story.versions)
+
+
+def document(
+    title: str, lede: str, facts: Sequence[tuple[str, str]], sections: Sequence[tuple[str, str, Markup]], versions: Mapping[str, str],
+) -> str:
+    """A whole page in the house's look: heading, one sentence, facts (name, value), numbered sections (id, heading, body)."""
     parts = [el("section", el("h2", el("span", f"{i:02d}", cls="frame", aria_hidden="true"), heading, id=f"{name}-heading"), body, id=name,
-                aria_labelledby=f"{name}-heading") for i, (name, heading, body) in enumerate(shown, start=1)]
-    links = el("nav", el("ul", [el("li", el("a", heading, href=f"#{name}")) for name, heading, _ in shown]), aria_label="Sections")
+                aria_labelledby=f"{name}-heading") for i, (name, heading, body) in enumerate(sections, start=1)]
+    links = el("nav", el("ul", [el("li", el("a", heading, href=f"#{name}")) for name, heading, _ in sections]), aria_label="Sections")
     head = el("head", el("meta", charset="utf-8"), el("meta", name="viewport", content="width=device-width, initial-scale=1"),
               el("meta", http_equiv="Content-Security-Policy", content=POLICY), el("meta", name="color-scheme", content="dark light"),
-              el("meta", name="generator", content=f"Safelight {story.versions.get('safelight', '')}".strip()),
-              el("title", story.title), el("style", Markup(_resource("page.css"))))
+              el("meta", name="generator", content=f"Safelight {versions.get('safelight', '')}".strip()),
+              el("title", title), el("style", Markup(_resource("page.css"))))
     skip = el("a", "Skip to the content", href="#main", cls="skip")
-    body = el("body", skip, _masthead(story), links, el("main", parts, id="main"), _foot(story), el("script", Markup(_resource("page.js"))))
+    body = el("body", skip, _masthead(title, lede, facts), links, el("main", parts, id="main"), _foot(versions),
+              el("script", Markup(_resource("page.js"))))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
 
 
@@ -41,10 +49,10 @@ def _resource(name: str) -> str:
     return (files("safelight") / "reporting" / name).read_text("utf-8")
 
 
-def _masthead(story: Story) -> Markup:
+def _masthead(title: str, lede: str, facts: Sequence[tuple[str, str]]) -> Markup:
     toggle = el("button", "Light", type="button", id="theme", hidden=True)
-    return el("header", el("p", el("span", "Safelight"), toggle, cls="brand"), el("h1", story.title), el("p", _lede(story), cls="lede"),
-              el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in _facts(story)], cls="facts"), cls="mast")
+    return el("header", el("p", el("span", "Safelight"), toggle, cls="brand"), el("h1", title), el("p", lede, cls="lede"),
+              el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in facts], cls="facts"), cls="mast")
 
 
 def _lede(story: Story) -> Markup:
@@ -78,7 +86,7 @@ def _facts(story: Story) -> list[tuple[str, str]]:
     return facts
 
 
-def _foot(story: Story) -> Markup:
-    versions = ", ".join(f"{name} {version}" for name, version in story.versions.items())
+def _foot(made_with: Mapping[str, str]) -> Markup:
+    versions = ", ".join(f"{name} {version}" for name, version in made_with.items())
     said = el("p", "Made by Safelight. This page is one file and loads nothing from elsewhere.")
     return el("footer", said, el("p", versions) if versions else "")
