@@ -10,6 +10,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
+from safelight.families import attention
 from safelight.families.latents import Autoencoder
 from safelight.families.parametrisation import Parametrisation
 from safelight.families.sources import Parts
@@ -51,14 +52,15 @@ class UNet:
         if self.inpaints:
             fed = torch.cat([fed, self._painted(x, cond)], dim=1)
         text = cond.tokens.to(self.device, self.dtype)  # (B, L, D)
-        out: Tensor = self.net(
-            fed.to(self.dtype),
-            self.way.timestep(sigma),
-            encoder_hidden_states=text,
-            timestep_cond=self._guidance(cond),
-            added_cond_kwargs=self._size(x, cond),
-            return_dict=False,
-        )[0]
+        with attention.fast(self.device, self.dtype):
+            out: Tensor = self.net(
+                fed.to(self.dtype),
+                self.way.timestep(sigma),
+                encoder_hidden_states=text,
+                timestep_cond=self._guidance(cond),
+                added_cond_kwargs=self._size(x, cond),
+                return_dict=False,
+            )[0]
         return out.float()
 
     def inpainting(self, pixels: Tensor, mask: Tensor) -> Mapping[str, Tensor]:

@@ -1,0 +1,72 @@
+"""Attention in bfloat16 without torch's fused kernel: as exact as that kernel, and only where it is meant."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as fused
+
+from safelight.families import attention
+
+CPU = torch.device("cpu")
+
+
+def _given(queries: int, keys: int, wide: int, *, apart: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Float32 heads whose scores lie `apart` and whose keys share a large mean, as trained ones do."""
+    source = torch.Generator().manual_seed(queries + keys)
+    q, k, v = (torch.randn(2, 3, n, wide, generator=source) for n in (queries, keys, keys))
+    return q * apart, k + 3, v
+
+
+def _error(found: Tensor, true: Tensor) -> float:
+    return float((found.float() - true).abs().mean() / true.abs().mean())
+
+
+@pytest.mark.parametrize(("queries", "keys", "wide"), [(700, 1024, 40), (512, 512, 64), (33, 2048, 160)])
+@pytest.mark.parametrize("apart", [0.5, 2.0, 6.0])
+def test_as_exact_as_the_fused_kernel(queries: int, keys: int, wide: int, apart: float) -> None:
+    heads = _given(queries, keys, wide, apart=apart)
+    true = fused(*heads)
+    half = tuple(h.bfloat16() for h in heads)
+    ours = attention.attend(*half, wide**-0.5)
+    assert ours.shape == true.shape and ours.dtype == torch.bfloat16
+    assert _error(ours, true) < 1.6 * _error(fused(*half), true)
+
+
+def test_rows_are_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = tuple(h.bfloat16() for h in _given(100, 512, 32))
+    whole = attention.attend(*heads, 0.2)
+    monkeypatch.setattr(attention, "CACHED", 512 * 7)
+    assert _error(attention.attend(*heads, 0.2), whole.float()) < 2e-3
+
+
+def test_a_scale_is_heeded_and_other_calls_go_to_torch() -> None:
+    q, k, v = (h.bfloat16() for h in _given(64, 512, 32))
+    mask = torch.zeros(64, 512, dtype=torch.bfloat16)
+    asked = {"masked": {"attn_mask": mask}, "causal": {"is_causal": True}, "scaled": {"scale": 0.05}, "plain": {}}
+    torchs = {name: fused(q, k, v, **more) for name, more in asked.items()}
+    with torch.no_grad(), attention._Attend():
+        here = {name: fused(q, k, v, **more) for name, more in asked.items()}
+        short = fused(q, k[:, :, :77], v[:, :, :77])
+        exact = fused(q.float(), k.float(), v.float())
+    assert torch.equal(here["masked"], torchs["masked"]) and torch.equal(here["causal"], torchs["causal"])
+    assert not torch.equal(here["plain"], torchs["plain"])
+    assert _error(here["scaled"], torchs["scaled"].float()) < 0.01 < _error(here["scaled"], torchs["plain"].float())
+    assert torch.equal(short, fused(q, k[:, :, :77], v[:, :, :77]))
+    assert torch.equal(exact, fused(q.float(), k.float(), v.float()))
+
+
+def test_nothing_changes_for_gradients_or_in_float32() -> None:
+    q, k, v = (h.bfloat16() for h in _given(64, 512, 32))
+    with attention.fast(CPU, torch.bfloat16):  # a gradient may be wanted
+        before = fused(q, k, v)
+    assert torch.equal(before, fused(q, k, v))
+    with torch.no_grad(), attention.fast(CPU, torch.float32):
+        assert torch.equal(fused(q, k, v), before)
+
+
+@pytest.mark.skipif(not attention.wanted(CPU, torch.bfloat16), reason="this CPU's fused kernel is the faster one")
+def test_it_is_used_where_it_is_faster() -> None:
+    q, k, v = (h.bfloat16() for h in _given(64, 512, 32))
+    with torch.no_grad(), attention.fast(CPU, torch.bfloat16):
+        assert torch.equal(fused(q, k, v), attention.attend(q, k, v, 32**-0.5))
