@@ -15,8 +15,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safelight.values import Blob
-
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -71,6 +69,8 @@ def survey(files: Mapping[str, os.stat_result], question: str, answer: Callable[
 
 def sha256(file: Path) -> str:
     """64 hex digits; a file that did not change is read once, not once a process."""
+    from safelight.values import Blob
+
     return remember(file, "sha256", lambda f: Blob.of(f).sha256)
 
 

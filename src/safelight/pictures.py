@@ -12,19 +12,17 @@ import numpy as np
 from PIL import Image as Pil
 from PIL import ImageOps, ImageSequence
 
+from safelight.limits import MAX_PIXELS as MAX_PIXELS
+from safelight.limits import Unreadable as Unreadable
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_PIXELS = 89_478_485  # Pillow's own line between a large picture and a decompression bomb
 REFERENCE_SIDE = 256  # sharpness depends on scale, so it is measured on a shorter side of at most this many pixels
 
 # What Pillow's decoders are known to raise on damaged files.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, ZeroDivisionError, MemoryError,
           AttributeError, struct.error, zlib.error, Pil.DecompressionBombError)
-
-
-class Unreadable(ValueError):
-    """The file is no picture, or a damaged one, or has more than MAX_PIXELS pixels; the message says which."""
 
 
 def read(path: str | Path, *, least: int = 0) -> NDArray[np.uint8]:

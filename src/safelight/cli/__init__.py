@@ -8,22 +8,19 @@ from collections.abc import Callable
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from safelight.cli.commands import ops_command, reproduce_command, run_command, store_group, why_command
-from safelight.cli.develop import develop_command
-from safelight.cli.models import models_command
-from safelight.cli.op_command import op_command
-from safelight.cli.pull import pull_command
-from safelight.op import Op, load_ops
-from safelight.store import Missing
+if TYPE_CHECKING:
+    from safelight.op import Op
 
-OWN: dict[str, click.Command] = {
-    "develop": develop_command, "run": run_command, "ops": ops_command, "models": models_command, "pull": pull_command,
-    "why": why_command, "reproduce": reproduce_command, "store": store_group,
+OWN = {
+    "develop": "develop:develop_command", "run": "commands:run_command", "ops": "commands:ops_command", "models": "models:models_command",
+    "pull": "pull:pull_command", "dj": "dj:command", "why": "commands:why_command", "reproduce": "commands:reproduce_command",
+    "store": "commands:store_group", "dataset": "dataset:dataset_group",
 }
+"""The commands that are no ops: module of this package and name in it. Only the one that is called is imported."""
 ELSEWHERE = {"serve": "safelight.server.command"}
 """Commands that live in a module of their own, as `command`; they are there when the module is."""
 
@@ -38,10 +35,13 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name; underscores are hyphens."""
         if cmd_name in OWN:
-            return OWN[cmd_name]
+            return _own(cmd_name)
         if cmd_name in _elsewhere():
             found: click.Command = import_module(ELSEWHERE[cmd_name]).command
             return found
+        from safelight.cli.op_command import op_command
+        from safelight.op import load_ops
+
         op = load_ops().get(cmd_name.replace("-", "_"))
         return None if op is None else op_command(op)
 
@@ -60,11 +60,19 @@ class Commands(click.Group):
             with formatter.section(group.capitalize()):
                 formatter.write_dl([(o.spec.command, first_sentence(o.spec.summary)) for o in members])
         with formatter.section("Commands"):
-            own = [(name, c.get_short_help_str(80)) for name, c in OWN.items()]
+            own = [(name, c.get_short_help_str(80)) for name, c in ((n, _own(n)) for n in OWN)]
             formatter.write_dl(own + [(name, import_module(ELSEWHERE[name]).command.get_short_help_str(80)) for name in _elsewhere()])
 
 
+def _own(name: str) -> click.Command:
+    module, _, attribute = OWN[name].partition(":")
+    found: click.Command = getattr(import_module(f"safelight.cli.{module}"), attribute)
+    return found
+
+
 def _by_group() -> list[Op[..., Any]]:
+    from safelight.op import load_ops
+
     return sorted(load_ops().values(), key=lambda o: o.spec.group)
 
 
@@ -115,8 +123,10 @@ def status(work: Callable[[], object]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped; what was finished is kept", err=True)
         return 130
-    except (ValueError, OSError, Missing) as e:
-        if os.environ.get("SAFELIGHT_TRACEBACK"):
+    except (ValueError, OSError, LookupError) as e:
+        from safelight.store import Missing
+
+        if os.environ.get("SAFELIGHT_TRACEBACK") or (isinstance(e, LookupError) and not isinstance(e, Missing)):
             raise
         notes = "".join(f" ({note})" for note in getattr(e, "__notes__", ()))
         click.echo(f"error: {e}{notes}", err=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from safelight.pictures import BROKEN, MAX_PIXELS, Unreadable
+from safelight.limits import MAX_PIXELS, Unreadable
 
 MAGIC = 32  # bytes that are enough to tell the format
 HEAD = 65536
@@ -47,8 +47,8 @@ def sniff(magic: bytes) -> str:
     return "other" if magic.startswith(OTHERS) else ""
 
 
-def read_header(f: BinaryIO) -> Header:
-    """Parse from the start of an open file. Raises Unreadable with what is wrong."""
+def read_header(f: BinaryIO, *, limit: int = MAX_PIXELS) -> Header:
+    """Parse from the start of an open file. Raises Unreadable with what is wrong; a picture of more than `limit` pixels is."""
     f.seek(0)
     magic = f.read(MAGIC)
     if not magic:
@@ -62,8 +62,8 @@ def read_header(f: BinaryIO) -> Header:
         raise Unreadable(f"truncated {kind} header") from error
     if header.width < 1 or header.height < 1:
         raise Unreadable(f"{kind} header says {header.width} x {header.height} pixels")
-    if header.width * header.height > MAX_PIXELS:
-        raise Unreadable(f"{header.width} x {header.height} pixels is over the limit of {MAX_PIXELS // 10**6} million")
+    if header.width * header.height > limit:
+        raise Unreadable(f"{header.width} x {header.height} pixels is over the limit of {limit // 10**6} million")
     return header
 
 
@@ -199,6 +199,8 @@ def _other(f: BinaryIO) -> Header:
     import warnings
 
     from PIL import Image as Pil
+
+    from safelight.pictures import BROKEN
 
     f.seek(0)
     with warnings.catch_warnings():  # the size is judged by the caller

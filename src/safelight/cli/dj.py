@@ -1,0 +1,56 @@
+"""`dj`: Data-Juicer's recipes as they are."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from safelight.data.juicer import Outcome
+
+
+@click.command("dj", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option("--config", required=True, metavar="YAML", help="The recipe.")
+@click.option("--allow-code", is_flag=True, help="Let python_lambda_mapper and python_file_mapper run the code that the recipe names.")
+@click.option("--measure-again", is_flag=True, help="Neither use nor keep what is known of pictures from earlier runs.")
+@click.pass_context
+def command(ctx: click.Context, config: str, *, allow_code: bool, measure_again: bool) -> None:
+    """Run a Data-Juicer recipe: same keys, operators and output, without its environment; --KEY VALUE replaces a global key.
+
+    Beside result.jsonl lie result_stats.jsonl and result_dropped.jsonl, which says for every dropped row by which operator and why.
+    A row whose file is missing or broken is dropped alone.
+    """
+    from safelight.data.juicer import read_recipe, run_recipe
+    from safelight.index import home
+
+    recipe = read_recipe(config, overrides=_overrides(ctx.args), allow_code=allow_code)
+    try:
+        outcome = run_recipe(recipe, known=None if measure_again else home() / "measures.sqlite")
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo("\n".join(_told(outcome)))
+
+
+def _overrides(words: list[str]) -> dict[str, Any]:
+    """`--np 2` and `--np=2`, values as YAML."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    left = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    while left:
+        name = left.pop(0)
+        if not name.startswith("--") or not left:
+            raise click.UsageError(f"{name}: expected --KEY VALUE")
+        found[name[2:].replace("-", "_")] = yaml.safe_load(left.pop(0))
+    return found
+
+
+def _told(outcome: Outcome) -> list[str]:
+    by = ", ".join(f"{n} by {name}" for name, n in outcome.dropped.most_common())
+    lines = [f"{outcome.kept} of {outcome.read} rows kept" + (f"; dropped: {by}" if by else ""), str(outcome.result)]
+    if outcome.stats:
+        lines.append(str(outcome.stats))
+    if outcome.faults:
+        lines.append(f"{outcome.faults} rows could not be used; {Path(outcome.dropped_list).name} says why")
+    return lines

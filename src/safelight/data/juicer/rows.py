@@ -1,0 +1,174 @@
+"""Reading rows as Data-Juicer does: every row gets the columns of all, numbers of a column one type, relative paths become absolute."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safelight.data.juicer.recipe import Recipe
+from safelight.data.juicer.registry import SUFFIX, Sample
+
+Shape = Any
+"""What a value looks like: a type, ("list", shape) or {column: shape}; None: nothing but null was seen."""
+
+
+class Uneven(Exception):
+    """Rows have different columns, or one column whole numbers and fractions: the shape of them all must be known before one is used."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A line that holds no row."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from and how they are made alike: the file, the columns that hold paths, those that must hold text."""
+
+    path: Path
+    paths: tuple[str, ...]
+    texts: tuple[str, ...]
+    suffix: bool
+
+
+def source(path: Path, recipe: Recipe) -> Source:
+    """How a recipe reads one of its files."""
+    keys = recipe.keys
+    suffix = bool(keys["suffixes"]) or any(s.name == "suffix_filter" for s in recipe.steps)
+    return Source(path, (keys["image_key"], keys["audio_key"], keys["video_key"]), tuple(recipe.text_keys), suffix)
+
+
+def lines(path: Path, first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of every line that is not empty."""
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, start=first):
+            if line.strip():
+                yield number, line
+
+
+def parse(numbered: Sequence[tuple[int, bytes]], where: Source, alike: Alike) -> tuple[list[Sample], list[Fault]]:
+    """Rows of lines, and the lines that are none. Uneven when `alike` meets a row of another shape and was not given that of all."""
+    samples, faults = [], []
+    folder = str(where.path.parent)
+    for number, line in numbered:
+        row = _row(line)
+        if isinstance(row, str):
+            faults.append(Fault(number, row))
+            continue
+        row = alike(row)
+        missing = [k for k in where.texts if row.get(k) is None]
+        if missing:
+            faults.append(Fault(number, f"{missing[0]} is missing"))
+            continue
+        samples.append(Sample(number, _absolute(row, where, folder)))
+    return samples, faults
+
+
+def _row(line: bytes) -> dict[str, Any] | str:
+    """The row, or what is wrong with the line."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # no JSON, or not UTF-8
+        return f"not JSON: {error}"
+    return row if isinstance(row, dict) else "not a JSON object"
+
+
+def scan(paths: Sequence[Path]) -> Shape:
+    """The shape of all rows of the files."""
+    shape: Shape = None
+    seen: set[object] = set()
+    for path in paths:
+        for _, line in lines(path):
+            row = _row(line)
+            if not isinstance(row, str) and (mark := _mark(row)) not in seen:
+                seen.add(mark)
+                shape = merged(shape, shape_of(row))
+    return shape
+
+
+class Alike:
+    """Makes rows alike. Without a shape it passes them on as long as they are; then it raises Uneven. Plain data, one a process."""
+
+    def __init__(self, shape: Shape = None) -> None:
+        self.shape, self._given, self._seen = shape, shape is not None, set[object]()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with all columns, in the common order."""
+        mark = _mark(row)
+        if mark in self._seen:
+            return row
+        own = shape_of(row)
+        if self.shape is not None and not _fits(own, self.shape):
+            if not self._given:
+                raise Uneven
+            made: dict[str, Any] = conformed(row, self.shape)
+            return made
+        self.shape = merged(self.shape, own)
+        self._seen.add(mark)
+        return row
+
+
+def _mark(value: Any) -> object:
+    """Equal for values of one shape; cheaper than the shape."""
+    if isinstance(value, dict):
+        return tuple(value), tuple([v.__class__ if v.__class__ not in (dict, list) else _mark(v) for v in value.values()])
+    return frozenset([v.__class__ if v.__class__ not in (dict, list) else _mark(v) for v in value])
+
+
+def _fits(own: Shape, shape: Shape) -> bool:
+    """Whether a value of one shape may stay as it is among values of the other."""
+    if own is None:
+        return True
+    if isinstance(own, dict):
+        return isinstance(shape, dict) and list(own) == list(shape) and all(_fits(v, shape[k]) for k, v in own.items())
+    if isinstance(own, tuple):
+        return shape is None or (isinstance(shape, tuple) and _fits(own[1], shape[1]))
+    return {own, shape} != {int, float}
+
+
+def _absolute(row: dict[str, Any], where: Source, folder: str) -> dict[str, Any]:
+    for key in where.paths:
+        paths = row.get(key)
+        if paths and isinstance(paths, list):
+            row[key] = [p if not isinstance(p, str) or p[:1] == "/" or "://" in p else os.path.join(folder, p) for p in paths]
+    if where.suffix:
+        row[SUFFIX] = where.path.suffix
+    return row
+
+
+def shape_of(value: Any) -> Shape:
+    """The shape of one value."""
+    if isinstance(value, dict):
+        return {k: shape_of(v) for k, v in value.items()}
+    if isinstance(value, list):
+        inner = None
+        for item in value:
+            inner = merged(inner, shape_of(item))
+        return ("list", inner)
+    return None if value is None else type(value)
+
+
+def merged(a: Shape, b: Shape) -> Shape:
+    """The shape that holds both: all columns in the order they were first seen, int and float as float."""
+    if a is None or b is None or a == b:
+        return b if a is None else a
+    if isinstance(a, dict) and isinstance(b, dict):
+        return {**a, **{k: merged(a.get(k), v) for k, v in b.items()}}
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return ("list", merged(a[1], b[1]))
+    return float if {a, b} == {int, float} else object
+
+
+def conformed(value: Any, shape: Shape) -> Any:
+    """The value in the shape: columns that it lacks are None, integers floats where others are. What does not fit stays as it is."""
+    if isinstance(shape, dict) and isinstance(value, dict):
+        return {k: conformed(value.get(k), inner) for k, inner in shape.items()}
+    if isinstance(shape, tuple) and isinstance(value, list):
+        return [conformed(v, shape[1]) for v in value]
+    return float(value) if shape is float and type(value) is int else value
