@@ -25,7 +25,8 @@ class Family(Protocol):
     """A loaded model. Everything is in k-diffusion's terms: x = x0 + sigma * noise, and a network answers with x0.
 
     Latents are (B, C, H/f, W/f) float32 in the model's own scaled units; pictures are (B, H, W, 3) float32 in [0, 1].
-    `sigmas` is the training table, (T,) float32, rising. Flow models use x = (1 - sigma) x0 + sigma noise and say so in `prediction`.
+    `sigmas` is the training table, (T,) float32, rising, and `log_sigmas` its logarithms (see `noise_levels.rounded`). Flow models use
+    x = (1 - sigma) x0 + sigma noise and say so in `prediction`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Family(Protocol):
     factor: int
     size: int
     sigmas: Tensor
+    log_sigmas: Tensor
     device: torch.device
     dtype: torch.dtype
 
@@ -49,12 +51,13 @@ class Family(Protocol):
         """
         ...
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, 3) in [0, 1] -> latents (the mean, no sampling)."""
+    def encode_image(self, pixels: Tensor, *, tile: int = 0, overlap: int = 0) -> Tensor:
+        """(B, H, W, 3) in [0, 1] -> latents (the mean, no sampling). With `tile`, in tiles of that many pixels a side that share `overlap`;
+        without, whole where memory allows."""
         ...
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latents -> (B, H, W, 3) float32 in [0, 1]."""
+    def decode(self, latent: Tensor, *, tile: int = 0, overlap: int = 0) -> Tensor:
+        """Latents -> (B, H, W, 3) float32 in [0, 1]; tiles are blended before what is beyond 0 and 1 is cut off."""
         ...
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -88,6 +91,14 @@ class Family(Protocol):
     def for_training(self) -> None:
         """Choose the forms of the networks whose backward pass is fast on this device; the lease undoes it."""
         ...
+
+
+@runtime_checkable
+class RepeatsTokens(Protocol):
+    """A family that reads its tokens by cross attention alone, so that a sequence repeated as a whole (77 tokens to 154) says the same; its
+    prompts of different lengths can share a forward pass."""
+
+    repeats_tokens: bool
 
 
 class Loader(Protocol):

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from safelight.families import family, layouts
 from safelight.families.chatglm import ChatGLMText
 from safelight.families.layouts import Layout
+from safelight.families.passing import PassesOn
 from safelight.families.sources import Parts
 from safelight.families.unet import UNet
 from safelight.families.weight_file import WeightFile
@@ -17,7 +18,7 @@ from safelight.values import Cond
 
 
 @family
-class Kolors:
+class Kolors(PassesOn):
     """A loaded Kolors model. Its U-Net projects the text to its own width, and is told the pooled text and the picture's size."""
 
     name = "kolors"
@@ -27,15 +28,8 @@ class Kolors:
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
-        self.device, self.dtype = torch.device(device), dtype
-        self.network = UNet(parts, device=self.device, dtype=dtype)
-        self.way, self.images = self.network.way, self.network.images
+        super().__init__(UNet(parts, device=torch.device(device), dtype=dtype))
         self.text = ChatGLMText(parts, device=self.device, dtype=dtype)
-        self.prediction, self.sigmas = self.way.prediction, self.way.sigmas
-        self.channels, self.factor, self.size = self.images.channels, self.images.factor, self.network.size
-        self.encode_image, self.decode = self.images.encode, self.images.decode
-        self.scale_input, self.noised, self.target = self.way.scale_input, self.way.noised, self.way.target
-        self.predict, self.inpainting = self.network.predict, self.network.inpainting
 
     @staticmethod
     def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
@@ -59,22 +53,6 @@ class Kolors:
         assert read.pooled is not None
         return Cond(read.tokens, {"pooled": read.pooled})
 
-    @torch.no_grad()
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """x0 for x (B, C, h, w) at sigma (B,), float32."""
-        x = x.to(self.device, torch.float32)
-        return self.way.x0(x, self.predict(x, sigma, cond), sigma)
-
     def trainable(self) -> Mapping[str, nn.Module]:
         """`unet`, `text_encoder` and `vae`."""
         return {"unet": self.network.net, "text_encoder": self.text.model, "vae": self.images.net}
-
-    @property
-    def preview_matrix(self) -> Tensor:
-        """(C + 1, 3): latent channels and 1 -> RGB."""
-        return self.images.preview_matrix
-
-    def for_training(self) -> None:
-        """On a CPU, plain attention."""
-        if self.device.type == "cpu":
-            self.network.plain_attention()

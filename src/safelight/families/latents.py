@@ -1,6 +1,7 @@
 """Pictures to latents and back: a KL autoencoder in the model's own scaled units."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +9,15 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
+from safelight.families import memory
 from safelight.families.sources import Parts
+from safelight.families.tiles import three_ways, whole_cells
+
+TILES = (512, 256, 128)
+"""Sides in pixels of the tiles that are tried where a whole picture takes too much memory."""
+
+HELD = 8
+"""How many outputs of the widest layer at full resolution are in memory at once; on a CPU SD's autoencoder was measured to hold 5."""
 
 
 class Autoencoder:
@@ -24,28 +33,67 @@ class Autoencoder:
         self.device, self.dtype = device, dtype
         self.net: Any = parts.build("vae", AutoencoderKL, device=device, dtype=dtype)
         self.net.to(memory_format=torch.channels_last)
-        # The last layer in float32: bfloat16 has fewer levels than a picture of 8 bits, and smooth areas would show bands.
-        self.net.decoder.conv_out.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        if self.net.decoder.conv_out.weight.dtype != torch.float32:
+            # The last layer in float32: bfloat16 has fewer levels than a picture of 8 bits, and smooth areas would show bands.
+            self.net.decoder.conv_out.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
         config = self.net.config
         self.scale, self.shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
         self.channels = int(config.latent_channels)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, 3) in [0, 1] -> (B, C, H/f, W/f) float32. ValueError when H or W is no multiple of f."""
+    def encode(self, pixels: Tensor, *, tile: int = 0, overlap: int = 0, free: int | None = None) -> Tensor:
+        """(B, H, W, 3) in [0, 1] -> (B, C, H/f, W/f) float32. ValueError when H or W is no multiple of f.
+
+        With `tile`, in tiles of that many pixels a side that share `overlap`; without, as many pictures at once as `free` bytes allow (what
+        the device has left, unless given), and a large one in tiles.
+        """
         if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.shape[1] % self.factor or pixels.shape[2] % self.factor:
             raise ValueError(f"encode_image: got {tuple(pixels.shape)}; expected (B, H, W, 3) with H and W multiples of {self.factor}")
-        x = pixels.to(self.device, self.dtype).permute(0, 3, 1, 2) * 2 - 1  # (B, 3, H, W)
-        mean: Tensor = self.net.encode(x).latent_dist.mean
-        return (mean.float() - self.shift) * self.scale
+
+        def mean(x: Tensor) -> Tensor:
+            found: Tensor = self.net.encode(x.to(self.device, self.dtype) * 2 - 1).latent_dist.mean
+            return found.float()
+
+        made = self._made(mean, pixels.permute(0, 3, 1, 2), 1 / self.factor, tile=tile, overlap=overlap, free=free)
+        return (made - self.shift) * self.scale
 
     @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, h*f, w*f, 3) float32 in [0, 1]."""
+    def decode(self, latent: Tensor, *, tile: int = 0, overlap: int = 0, free: int | None = None) -> Tensor:
+        """(B, C, h, w) -> (B, h*f, w*f, 3) float32 in [0, 1]; `tile`, `overlap` and `free` as in `encode`.
+
+        Tiles are blended before anything is cut off at 0 and 1.
+        """
+
+        def picture(z: Tensor) -> Tensor:
+            found: Tensor = self.net.decode(z.to(self.dtype)).sample
+            return found.float()
+
         z = latent.to(self.device) / self.scale + self.shift
-        pixels: Tensor = self.net.decode(z.to(self.dtype)).sample
-        return (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+        made = self._made(picture, z, self.factor, tile=tile, overlap=overlap, free=free)
+        return (made / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+
+    def _made(
+        self, work: Callable[[Tensor], Tensor], x: Tensor, grows: float, *, tile: int, overlap: int, free: int | None
+    ) -> Tensor:
+        """`work`'s answers, `grows` times as large, to x (B, C, ., .); in tiles where they are asked for or memory is short."""
+        cell = self.factor if grows > 1 else 1
+
+        def made(rows: int, tile: int, overlap: int) -> Tensor:
+            if not tile:
+                return torch.cat([work(part) for part in x.split(rows)])
+            side, shared = (n // cell for n in whole_cells(tile, overlap, self.factor))
+            return three_ways(x, lambda t: work(t).cpu(), tile=side, overlap=shared, scale=grows)
+
+        if tile:
+            return made(1, tile, overlap)
+        widths = self.net.config.block_out_channels[: 2 if grows > 1 else 1]  # a decoder's last level gets what the one before it makes
+        pixel = HELD * max(widths) * self.dtype.itemsize
+        area = x.shape[-2] * x.shape[-1] * cell**2
+        ways = [memory.Way(f"{n} at once", n * area * pixel, (n, 0, 0)) for n in dict.fromkeys((len(x), 1))]
+        ways += [memory.Way(f"in tiles of {t} pixels", t * t * pixel, (1, t, t // 4)) for t in TILES if t * t < area]
+        room = memory.free(self.device) if free is None else free
+        return memory.sparing(made, ways, free=room, what="the autoencoder")
 
     @cached_property
     def preview_matrix(self) -> Tensor:

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 from transformers import BertModel, CLIPTextModel
 
 from safelight.families import family, layouts
 from safelight.families.clip_text import ClipText, tokenizer
 from safelight.families.layouts import Layout
+from safelight.families.passing import PassesOn
 from safelight.families.sources import Parts
 from safelight.families.unet import UNet
 from safelight.families.weight_file import WeightFile
@@ -18,7 +18,7 @@ from safelight.values import Cond
 
 
 @family
-class SD:
+class SD(PassesOn):
     """A loaded SD-like model: CLIP, OpenCLIP or (Taiyi) Chinese BERT text, U-Net, KL autoencoder.
 
     The text is the encoder's last layer; OpenCLIP's is stored without the layer that SD 2.x leaves out.
@@ -32,17 +32,10 @@ class SD:
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
-        self.device, self.dtype = torch.device(device), dtype
-        self.network = UNet(parts, device=self.device, dtype=dtype)
-        self.way, self.images = self.network.way, self.network.images
+        super().__init__(UNet(parts, device=torch.device(device), dtype=dtype))
         bert = "BertModel" in parts.config("text_encoder").get("architectures", ())
         reader: Any = parts.build("text_encoder", BertModel if bert else CLIPTextModel, device=self.device, dtype=dtype)
         self.text = ClipText(tokenizer(parts), reader, normed=not bert)
-        self.prediction, self.sigmas = self.way.prediction, self.way.sigmas
-        self.channels, self.factor, self.size = self.images.channels, self.images.factor, self.network.size
-        self.encode_image, self.decode = self.images.encode, self.images.decode
-        self.scale_input, self.noised, self.target = self.way.scale_input, self.way.noised, self.way.target
-        self.predict, self.inpainting = self.network.predict, self.network.inpainting
 
     @staticmethod
     def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
@@ -70,23 +63,7 @@ class SD:
         """`tokens` (B, L, D) float32; `skip` leaves out that many last layers of the text tower (clip skip). Gradients flow."""
         return Cond(self.text.encode(prompts, skip=skip))
 
-    @torch.no_grad()
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """x0 for x (B, C, h, w) at sigma (B,), float32."""
-        x = x.to(self.device, torch.float32)
-        return self.way.x0(x, self.predict(x, sigma, cond), sigma)
-
-    def trainable(self) -> Mapping[str, nn.Module]:
-        """`unet`, `text_encoder` and `vae`."""
-        return {"unet": self.network.net, "text_encoder": self.text.model, "vae": self.images.net}
-
     @property
-    def preview_matrix(self) -> Tensor:
-        """(C + 1, 3): latent channels and 1 -> RGB."""
-        return self.images.preview_matrix
-
-    def for_training(self) -> None:
-        """On a CPU, plain attention."""
-        if self.device.type == "cpu":
-            self.network.plain_attention()
-            self.text.plain_attention()
+    def towers(self) -> Mapping[str, ClipText]:
+        """`text_encoder`."""
+        return {"text_encoder": self.text}

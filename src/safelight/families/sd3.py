@@ -15,6 +15,7 @@ from safelight.families.joint_layout import joint
 from safelight.families.latents import Autoencoder
 from safelight.families.layouts import Layout
 from safelight.families.parametrisation import Parametrisation
+from safelight.families.passing import PassesOn
 from safelight.families.sources import Parts
 from safelight.families.weight_file import WeightFile
 from safelight.values import Cond
@@ -23,8 +24,43 @@ SHORTEST = 77
 """T5's tokens are filled up to as many at least; ComfyUI's figure. diffusers has 256."""
 
 
+class Joint:
+    """The part `transformer`, which reads text and picture in one attention, with its noise levels and its autoencoder."""
+
+    part = "transformer"
+
+    def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
+        """ValueError when a part is missing or foreign."""
+        self.device, self.dtype = device, dtype
+        self.way = Parametrisation.read(parts.config("scheduler"), device)
+        self.images = Autoencoder(parts, device=device, dtype=dtype)
+        self.net: Any = parts.build("transformer", SD3Transformer2DModel, device=device, dtype=dtype)
+        self.size = int(self.net.config.sample_size) * self.images.factor
+
+    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The flow for x (B, C, h, w) at sigma (B,), float32; gradients flow. Odd sides are filled up to whole patches, as ComfyUI does."""
+        h, w = x.shape[-2:]
+        patch = int(self.net.config.patch_size)
+        fed = nn.functional.pad(x.to(self.device), (0, -w % patch, 0, -h % patch), mode="circular").to(self.dtype)
+        out: Tensor = self.net(
+            fed,
+            encoder_hidden_states=cond.tokens.to(self.device, self.dtype),
+            pooled_projections=cond.extras["pooled"].to(self.device, self.dtype),
+            timestep=self.way.timestep(sigma),
+            return_dict=False,
+        )[0]
+        return out[..., :h, :w].float()
+
+    def inpainting(self, pixels: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
+        """Nothing: the transformer sees the latent alone."""
+        return {}
+
+    def plain_attention(self) -> None:
+        """There is no other."""
+
+
 @family
-class SD3:
+class SD3(PassesOn):
     """A loaded SD3-like model. T5 is optional, as in ComfyUI: without it the text is the towers' tokens alone.
 
     The transformer reads text and picture in one attention, so tokens are never repeated: of a batch, shorter prompts are filled up.
@@ -37,25 +73,17 @@ class SD3:
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
-        self.device, self.dtype = torch.device(device), dtype
+        super().__init__(Joint(parts, device=torch.device(device), dtype=dtype))
 
         def built(part: str, cls: Any) -> Any:
             return parts.build(part, cls, device=self.device, dtype=dtype)
 
-        self.way = Parametrisation.read(parts.config("scheduler"), self.device)
-        self.images = Autoencoder(parts, device=self.device, dtype=dtype)
-        self.net = built("transformer", SD3Transformer2DModel)
         bare = "CLIPTextModel" in parts.config("text_encoder").get("architectures", ())  # its projection is none
         first = built("text_encoder", CLIPTextModel if bare else CLIPTextModelWithProjection)
         self.text = ClipText(tokenizer(parts), first, base=1, normed=False)
         self.text_2 = ClipText(tokenizer(parts, "tokenizer_2"), built("text_encoder_2", CLIPTextModelWithProjection), base=1, normed=False)
         self.t5: Any = built("text_encoder_3", T5EncoderModel) if _has_t5(parts) else None
         self.words: Any = None if self.t5 is None else tokenizer(parts, "tokenizer_3")
-        self.prediction, self.sigmas = self.way.prediction, self.way.sigmas
-        self.channels, self.factor = self.images.channels, self.images.factor
-        self.size = int(self.net.config.sample_size) * self.factor
-        self.encode_image, self.decode = self.images.encode, self.images.decode
-        self.scale_input, self.noised, self.target = self.way.scale_input, self.way.noised, self.way.target
 
     @staticmethod
     def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
@@ -80,9 +108,9 @@ class SD3:
 
     def encode_text(self, prompts: Sequence[str], *, skip: int = 0, negative: bool = False) -> Cond:
         """`tokens` (B, 77 n + L, D): both towers' side by side, filled up with zeros to T5's width, then T5's; `pooled` (B, P1 + P2)."""
-        read = [tower.read(prompts, skip=skip) for tower in (self.text, self.text_2)]
+        read = [tower.read(prompts, skip=skip) for tower in self.towers.values()]
         clip = side_by_side([r.tokens for r in read])
-        clip = nn.functional.pad(clip, (0, int(self.net.config.joint_attention_dim) - clip.shape[-1]))
+        clip = nn.functional.pad(clip, (0, int(self.network.net.config.joint_attention_dim) - clip.shape[-1]))
         pooled = torch.cat([r.pooled for r in read if r.pooled is not None], dim=-1)
         return Cond(clip if self.t5 is None else torch.cat([clip, self._t5(prompts)], dim=1), {"pooled": pooled})
 
@@ -94,45 +122,14 @@ class SD3:
         hidden: Tensor = self.t5(input_ids=torch.tensor(ids, device=self.device)).last_hidden_state.float()
         return weighted(hidden[:-1], hidden[-1:], [[*(t.weight for t in row), *([1.0] * (length - len(row)))] for row in rows])
 
-    def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """The flow for x (B, C, h, w) at sigma (B,), float32; gradients flow. Odd sides are filled up to whole patches, as ComfyUI does."""
-        h, w = x.shape[-2:]
-        patch = int(self.net.config.patch_size)
-        fed = nn.functional.pad(x.to(self.device), (0, -w % patch, 0, -h % patch), mode="circular").to(self.dtype)
-        out: Tensor = self.net(
-            fed,
-            encoder_hidden_states=cond.tokens.to(self.device, self.dtype),
-            pooled_projections=cond.extras["pooled"].to(self.device, self.dtype),
-            timestep=self.way.timestep(sigma),
-            return_dict=False,
-        )[0]
-        return out[..., :h, :w].float()
-
-    @torch.no_grad()
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """x0 for x (B, C, h, w) at sigma (B,), float32."""
-        x = x.to(self.device, torch.float32)
-        return self.way.x0(x, self.predict(x, sigma, cond), sigma)
-
-    def inpainting(self, pixels: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
-        """Nothing: the transformer sees the latent alone."""
-        return {}
+    @property
+    def towers(self) -> Mapping[str, ClipText]:
+        """`text_encoder` and `text_encoder_2`."""
+        return {"text_encoder": self.text, "text_encoder_2": self.text_2}
 
     def trainable(self) -> Mapping[str, nn.Module]:
         """`transformer`, `text_encoder`, `text_encoder_2`, `vae`, and `text_encoder_3` where there is T5."""
-        networks: dict[str, Any] = {"transformer": self.net, "text_encoder": self.text.model, "text_encoder_2": self.text_2.model}
-        return {**networks, "vae": self.images.net} | ({} if self.t5 is None else {"text_encoder_3": self.t5})
-
-    @property
-    def preview_matrix(self) -> Tensor:
-        """(C + 1, 3): latent channels and 1 -> RGB."""
-        return self.images.preview_matrix
-
-    def for_training(self) -> None:
-        """On a CPU, plain attention in the text towers; the transformer's has one form."""
-        if self.device.type == "cpu":
-            self.text.plain_attention()
-            self.text_2.plain_attention()
+        return {**super().trainable(), **({} if self.t5 is None else {"text_encoder_3": self.t5})}
 
 
 def _has_t5(parts: Parts) -> bool:

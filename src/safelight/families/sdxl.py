@@ -2,15 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from safelight.families import family, layouts
 from safelight.families.clip_text import ClipText, side_by_side, tokenizer
 from safelight.families.layouts import Layout
+from safelight.families.passing import PassesOn
 from safelight.families.sources import Parts
 from safelight.families.unet import UNet
 from safelight.families.weight_file import WeightFile
@@ -21,7 +21,7 @@ AESTHETIC = {False: 6.0, True: 2.5}
 
 
 @family
-class SDXL:
+class SDXL(PassesOn):
     """A loaded SDXL-like model: two CLIP towers, U-Net with size conditioning, KL autoencoder. A refiner has the second tower alone.
 
     Both towers leave their last layer out and their final normalisation. An empty negative prompt is encoded as any other (ComfyUI's
@@ -36,9 +36,7 @@ class SDXL:
 
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """Build the networks on `device` in `dtype`, frozen and in eval mode. ValueError when a part is missing or foreign."""
-        self.device, self.dtype = torch.device(device), dtype
-        self.network = UNet(parts, device=self.device, dtype=dtype)
-        self.way, self.images = self.network.way, self.network.images
+        super().__init__(UNet(parts, device=torch.device(device), dtype=dtype))
         second = parts.build("text_encoder_2", CLIPTextModelWithProjection, device=self.device, dtype=dtype)
         self.text_2 = ClipText(tokenizer(parts, "tokenizer_2"), second, base=1, normed=False)
         self.refines = int(self.network.net.config.cross_attention_dim) == int(second.config.hidden_size)
@@ -46,11 +44,6 @@ class SDXL:
         if not self.refines:
             first = parts.build("text_encoder", CLIPTextModel, device=self.device, dtype=dtype)
             self.text = ClipText(tokenizer(parts), first, base=1, normed=False)
-        self.prediction, self.sigmas = self.way.prediction, self.way.sigmas
-        self.channels, self.factor, self.size = self.images.channels, self.images.factor, self.network.size
-        self.encode_image, self.decode = self.images.encode, self.images.decode
-        self.scale_input, self.noised, self.target = self.way.scale_input, self.way.noised, self.way.target
-        self.predict, self.inpainting = self.network.predict, self.network.inpainting
 
     @staticmethod
     def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
@@ -75,7 +68,7 @@ class SDXL:
 
     @property
     def towers(self) -> Mapping[str, ClipText]:
-        """The text towers in the order of their tokens."""
+        """`text_encoder` (not in a refiner) and `text_encoder_2`."""
         return {"text_encoder_2": self.text_2} if self.text is None else {"text_encoder": self.text, "text_encoder_2": self.text_2}
 
     def tokens(self, text: str) -> int:
@@ -89,26 +82,3 @@ class SDXL:
         pooled = read[-1].pooled
         assert pooled is not None
         return Cond(side_by_side([r.tokens for r in read]), {"pooled": pooled, **extras})
-
-    @torch.no_grad()
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        """x0 for x (B, C, h, w) at sigma (B,), float32."""
-        x = x.to(self.device, torch.float32)
-        return self.way.x0(x, self.predict(x, sigma, cond), sigma)
-
-    def trainable(self) -> Mapping[str, nn.Module]:
-        """`unet`, `text_encoder` (not in a refiner), `text_encoder_2` and `vae`."""
-        towers: dict[str, Any] = {part: tower.model for part, tower in self.towers.items()}
-        return {"unet": self.network.net, **towers, "vae": self.images.net}
-
-    @property
-    def preview_matrix(self) -> Tensor:
-        """(C + 1, 3): latent channels and 1 -> RGB."""
-        return self.images.preview_matrix
-
-    def for_training(self) -> None:
-        """On a CPU, plain attention."""
-        if self.device.type == "cpu":
-            self.network.plain_attention()
-            for tower in self.towers.values():
-                tower.plain_attention()

@@ -29,6 +29,8 @@ class UNet:
     `guidance` (1,): the scale a network with guidance built in is told.
     """
 
+    part = "unet"
+
     def __init__(self, parts: Parts, *, device: torch.device, dtype: torch.dtype) -> None:
         """Read it, and the noise levels (`way`) and the autoencoder (`images`) it was trained with.
 

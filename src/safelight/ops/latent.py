@@ -135,7 +135,8 @@ def paste_latent(
         mask: how much of each place of `over`; scaled to it
         fit: scale `over` to the lower latent first
     """
-    from safelight.sampling.resize import fading, pasted, plane, repeated, scaled
+    from safelight.families.tiles import fading
+    from safelight.sampling.resize import pasted, plane, repeated, scaled
 
     under, top = latent.samples, over.samples
     if fit:

@@ -12,7 +12,6 @@ from safelight.families import Family
 from safelight.sampling.draw import AT_ONCE, cover, fitting
 from safelight.sampling.resize import grid, grown, plane, scaled
 from safelight.sampling.settings import Size
-from safelight.sampling.tiles import three_ways
 from safelight.values import Image, Mask
 
 if TYPE_CHECKING:
@@ -26,24 +25,15 @@ def encoded(family: Family, image: Image, *, size: Size, tile: int, overlap: int
         pixels = cover(image.pixels, fitting(family, size, image))
     else:
         pixels = whole_cells(grid(image), family.factor).movedim(1, -1)
-    if not tile:
-        return torch.cat([family.encode_image(p).cpu() for p in pixels.split(AT_ONCE)])
-    x, f = pixels.movedim(-1, 1), family.factor
-    tile, overlap = _tiles(tile, overlap, f)
-    return three_ways(x, lambda t: family.encode_image(t.movedim(1, -1)).cpu(), tile=tile, overlap=overlap, scale=1 / f)
+    some = pixels.split(1 if tile else AT_ONCE)
+    return torch.cat([family.encode_image(p, tile=tile, overlap=overlap).cpu() for p in some])
 
 
 def decoded(family: Family, latent: Tensor, *, tile: int, overlap: int) -> Generator[Event, None, NDArray[np.float32]]:
     """(B, H, W, 3) float32 in [0, 1]."""
     out: list[Tensor] = []
-    f = family.factor
     for rows in latent.split(1 if tile else AT_ONCE):
-        if tile:
-            side, shared = (n // f for n in _tiles(tile, overlap, f))
-            made = three_ways(rows, lambda t: family.decode(t).cpu().movedim(-1, 1), tile=side, overlap=shared, scale=f).movedim(1, -1)
-        else:
-            made = family.decode(rows).cpu()
-        out += made
+        out += family.decode(rows, tile=tile, overlap=overlap).cpu()
         yield Progress(step=len(out), total=len(latent), what="decode", unit="picture")
     return torch.stack(out).contiguous().numpy()
 
@@ -66,9 +56,3 @@ def whole_cells(x: Tensor, factor: int) -> Tensor:
             raise ValueError(f"encode: image: got {x.shape[3]} x {x.shape[2]} pixels, expected at least {factor} a side")
         x = x.narrow(dim, n % factor // 2, n // factor * factor)
     return x
-
-
-def _tiles(tile: int, overlap: int, factor: int) -> tuple[int, int]:
-    """Side and overlap in pixels, both whole cells of tiles half as high; an overlap of more than a quarter of the side becomes that."""
-    tile = max(tile // (2 * factor) * 2 * factor, 2 * factor)
-    return tile, min(overlap, tile // 4) // factor * factor

@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from safelight.events import Ask, Event, Preview, Progress, Query
-from safelight.families import Family
+from safelight.families import Family, RepeatsTokens
 from safelight.sampling.preview import jpeg
 from safelight.sampling.request import Request, Trajectory, Turn, trajectory
 from safelight.values import Cond
@@ -24,14 +23,6 @@ ROWS = 16
 
 LONGEST = 4
 """Token sequences are repeated to a common length only when that makes none more than this many times longer."""
-
-
-@runtime_checkable
-class RepeatsTokens(Protocol):
-    """A family that reads its tokens by cross attention alone, so that a sequence repeated as a whole (77 tokens to 154) says the same; its
-    prompts of different lengths can share a forward pass."""
-
-    repeats_tokens: bool
 
 
 def drive(family: Family, requests: Sequence[Request], *, rows: int = ROWS) -> Generator[Event, None, list[Tensor]]:

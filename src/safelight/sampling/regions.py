@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from safelight.events import Query
+from safelight.families.tiles import fading
 from safelight.patches.rows import NEGATIVE, PICTURE
-from safelight.sampling.resize import fading, plane, repeated, scaled
+from safelight.sampling.resize import plane, repeated, scaled
 from safelight.values import Cond, Region
 
 if TYPE_CHECKING:

@@ -98,17 +98,6 @@ def repeated(x: Tensor, n: int) -> Tensor:
     return x if len(x) == n else x.repeat(-(-n // len(x)), *[1] * (x.ndim - 1))[:n]
 
 
-def fading(n: int, steps: int, *, first: bool, last: bool) -> Tensor:
-    """(n,) ones that rise over `steps` places at the first end, fall at the last one: 1 / steps, 2 / steps, ..., 1."""
-    line = torch.ones(n)
-    rise = torch.tensor([(1.0 / steps) * (i + 1) for i in range(steps)])[:n] if steps else line[:0]
-    if first:
-        line[: len(rise)] *= rise
-    if last:
-        line[n - len(rise) :] *= rise.flip(0)
-    return line
-
-
 def pasted(under: Tensor, over: Tensor, *, left: int, top: int, weight: Tensor | None = None) -> Tensor:
     """`over` (1 or B, C, h, w) laid on `under` (B, C, H, W) with its corner at (left, top), as far as it lies inside.
 

@@ -7,8 +7,6 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from safelight.sampling.resize import fading
-
 
 def tiled(x: Tensor, work: Callable[[Tensor], Tensor], *, tile: tuple[int, int], overlap: int, scale: float) -> Tensor:
     """`work` on tiles (height, width) of x (B, C, H, W) that share `overlap` places, their answers weighted so that they fade there.
@@ -19,27 +17,28 @@ def tiled(x: Tensor, work: Callable[[Tensor], Tensor], *, tile: tuple[int, int],
 
 
 def three_ways(x: Tensor, work: Callable[[Tensor], Tensor], *, tile: int, overlap: int, scale: float) -> Tensor:
-    """The mean of three tilings, by square, tall and wide tiles, as ComfyUI decodes: the seams of each lie elsewhere."""
+    """The mean of three tilings, by tall, wide and square tiles, as ComfyUI decodes: the seams of each lie elsewhere."""
     shapes = [(tile * 2, tile // 2), (tile // 2, tile * 2), (tile, tile)]
-    first, second, third = (tiled(x, work, tile=shape, overlap=overlap, scale=scale) for shape in shapes)
-    return (first + second + third) / 3
+    total = tiled(x, work, tile=shapes[0], overlap=overlap, scale=scale)
+    for shape in shapes[1:]:
+        total += tiled(x, work, tile=shape, overlap=overlap, scale=scale)
+    return total.div_(3)
 
 
 def _one(x: Tensor, work: Callable[[Tensor], Tensor], tile: Sequence[int], overlap: int, scale: float) -> Tensor:
     size = x.shape[-2:]
     if all(n <= t for n, t in zip(size, tile, strict=True)):
         return work(x)
-    total: Tensor | None = None
-    weights = torch.zeros([1, 1, *(round(n * scale) for n in size)], device=x.device)
+    total = weights = torch.zeros([1, 1, *(round(n * scale) for n in size)])
     for top, left in product(*(_starts(n, t, overlap) for n, t in zip(size, tile, strict=True))):
         part = work(x[..., top : top + tile[0], left : left + tile[1]])
-        total = part.new_zeros([*part.shape[:2], *weights.shape[2:]]) if total is None else total
+        if total is weights:
+            total, weights = (part.new_zeros([1, n, *weights.shape[2:]]) for n in (part.shape[1], 1))
         weight = _weight(part, round(overlap * scale))
         down, across = (slice(round(at * scale), round(at * scale) + n) for at, n in zip((top, left), part.shape[-2:], strict=True))
         total[..., down, across] += part * weight
         weights[..., down, across] += weight
-    assert total is not None
-    return total / weights
+    return total.div_(weights)
 
 
 def _starts(n: int, tile: int, overlap: int) -> Sequence[int]:
@@ -51,3 +50,20 @@ def _weight(part: Tensor, soft: int) -> Tensor:
     h, w = part.shape[-2:]
     down, across = (fading(n, soft, first=True, last=True) if soft < n else torch.ones(n) for n in (h, w))
     return (down[:, None] * across)[None, None].to(part)
+
+
+def fading(n: int, steps: int, *, first: bool, last: bool) -> Tensor:
+    """(n,) ones that rise over `steps` places at the first end, fall at the last one: 1 / steps, 2 / steps, ..., 1."""
+    line = torch.ones(n)
+    rise = torch.tensor([(1.0 / steps) * (i + 1) for i in range(steps)])[:n] if steps else line[:0]
+    if first:
+        line[: len(rise)] *= rise
+    if last:
+        line[n - len(rise) :] *= rise.flip(0)
+    return line
+
+
+def whole_cells(tile: int, overlap: int, factor: int) -> tuple[int, int]:
+    """Side and overlap in pixels, both whole cells of tiles half as high; an overlap of more than a quarter of the side becomes that."""
+    tile = max(tile // (2 * factor) * 2 * factor, 2 * factor)
+    return tile, min(overlap, tile // 4) // factor * factor
