@@ -4,7 +4,8 @@
 
 Start ComfyUI with `--cpu --force-fp32 --fp32-text-enc`. Words in braces in the prompts are put in by --name (`checkpoint`, `lora`, `lora2`,
 `vae`, `embedding`, `controlnet`, `inpaint`) and --side; a prompt whose names are not given is left out. `--matrix` runs every sampler with
-every schedule. Bounds: no value of a deterministic sampler's PNG more than 1 of 255 apart, a stochastic one's mean below 2.
+every schedule, `--parts` every scheduler and sampler node of custom sampling.
+Bounds: no value of a deterministic sampler's PNG more than 1 of 255 apart, a stochastic one's mean below 2.
 """
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 from PIL import Image, ImageDraw
 
-from safelight.comfy import Places, run
+from safelight.comfy import NODES, Places, run
 from safelight.computing import computing
 from safelight.engine import finish
 from safelight.folders import roots
@@ -134,10 +135,44 @@ def matrix(server: Server, names: Mapping[str, Any], steps: int) -> Iterator[tup
         yield name, out
 
 
+LESS = {"eta": 0.6, "s_noise": 1.02, "noise_device": "cpu", "rho": 5.0, "order": 2, "solver_type": "heun"}
+"""What `parts` gives to nodes instead of their defaults, where that is allowed."""
+
+
+def parts(server: Server, names: Mapping[str, Any], steps: int) -> Iterator[tuple[str, Prompt]]:
+    """A prompt for every node that makes noise levels or a sampler of nothing but settings and a model, into SamplerCustom."""
+    base = filled(json.loads((HERE / "prompts" / "text_to_image.json").read_text("utf-8")), names)
+    at = next(k for k, e in base.items() if e["class_type"] == "KSampler")
+    kept = {name: base[at]["inputs"][name] for name in ("model", "positive", "negative", "latent_image")}
+    for kind in (k for k in NODES.values() if k.outputs in (("SIGMAS",), ("SAMPLER",)) and k.name != "KSamplerSelect"):
+        told = json.loads(server.ask(f"/object_info/{kind.name}"))[kind.name]["input"]["required"]
+        if "SIGMAS" in [form[0] for form in told.values()]:
+            continue
+        own = {name: setting(name, form, steps, kept["model"]) for name, form in told.items()}
+        ends = {"SIGMAS": ("KarrasScheduler", {"steps": steps, "sigma_max": 14.6, "sigma_min": 0.03, "rho": 7.0}),
+                "SAMPLER": ("KSamplerSelect", {"sampler_name": "dpmpp_2m"})} | {kind.outputs[0]: (kind.name, own)}
+        made = {f"{at}.{i}": {"class_type": ends[o][0], "inputs": ends[o][1]} for i, o in enumerate(ends)}
+        links = {"sigmas": [f"{at}.0", 0], "sampler": [f"{at}.1", 0]}
+        inputs = {**kept, **links, "add_noise": True, "noise_seed": 7, "cfg": 6.0}
+        yield kind.name, base | made | {at: {"class_type": "SamplerCustom", "inputs": inputs}}
+
+
+def setting(name: str, form: Any, steps: int, model: Any) -> Any:
+    """What an input of a node is given."""
+    options = form[0] if isinstance(form[0], list) else form[1].get("options") if form[0] == "COMBO" else None
+    if form[0] == "MODEL":
+        return model
+    if options is not None:
+        return LESS[name] if LESS.get(name) in options else options[0]
+    usual = steps if name == "steps" and form[1]["max"] > steps else form[1]["default"]
+    return LESS.get(name, usual) if usual else usual
+
+
 def stochastic(prompt: Prompt) -> bool:
     """Whether a sampler in it draws noise on its way."""
     used = (e["inputs"].get("sampler_name", "euler") for e in prompt.values())
-    return any(SAMPLERS[u.removesuffix("_gpu")].noise != "none" for u in used)
+    own = any(e["class_type"].startswith("Sampler") and e["inputs"].get("eta") for e in prompt.values())
+    return own or any(SAMPLERS[u.removesuffix("_gpu")].noise != "none" for u in used)
 
 
 def compared(name: str, prompt: Prompt, theirs: dict[str, list[np.ndarray]], mine: dict[str, list[np.ndarray]]) -> bool:
@@ -168,8 +203,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="prompts, or samplers of the matrix, with this in their name")
     parser.add_argument("--name", action="append", default=[], metavar="WORD=FILE")
     parser.add_argument("--side", type=int, default=512, help="pixels a side")
-    parser.add_argument("--matrix", action="store_true", help="every sampler with every schedule")
-    parser.add_argument("--steps", type=int, default=6, help="of the matrix")
+    parser.add_argument("--matrix", action="store_const", const="matrix", dest="loop", help="every sampler with every schedule")
+    parser.add_argument("--parts", action="store_const", const="parts", dest="loop", help="every node that makes noise levels or a sampler")
+    parser.add_argument("--steps", type=int, default=6, help="of these")
     parser.add_argument("--out", type=Path, default=Path("out/parity"))
     given = parser.parse_args()
     names: dict[str, Any] = dict(n.split("=", 1) for n in given.name)
@@ -177,7 +213,8 @@ def main() -> int:
     server, places = Server(given.server), Places(roots(given.models), given.out / "input", given.out)
     picture(places.input / PICTURE, given.side)
     server.upload(places.input / PICTURE)
-    every = matrix(server, names, given.steps) if given.matrix else prompts(given.prompts, names)
+    loops = {"matrix": matrix, "parts": parts}
+    every = loops[given.loop](server, names, given.steps) if given.loop else prompts(given.prompts, names)
     with TemporaryDirectory() as store:  # an empty one: nothing comes from before
         drawn = [one(server, name, prompt, places, Store(Path(store))) for name, prompt in every if given.only in name]
     return 0 if all(drawn) else 1

@@ -348,6 +348,19 @@ class Cond(Value):
 
 
 @dataclass(frozen=True)
+class Sigmas(Value):
+    """Noise levels to walk along, as float32 has them: falling, usually to 0; rising ones lead from a picture to its noise."""
+
+    type_name: ClassVar[str] = "SIGMAS"
+    levels: tuple[float, ...]
+
+    @property
+    def key(self) -> str:
+        """The numbers."""
+        return digest("sigmas", canonical(self.levels))
+
+
+@dataclass(frozen=True)
 class Scores(Value):
     """Named metrics of a batch of pictures: `values[metric][i]` belongs to picture i of `image`. Larger is better in every metric."""
 
@@ -397,4 +410,4 @@ class Knobs:
     """Marks a frozen dataclass as a group of knobs: an op takes it as one parameter and every surface shows its fields flat."""
 
 
-VALUES: dict[str, type[Value]] = {c.__name__: c for c in (Patch, Model, Dataset, Image, Mask, Latent, Cond, Scores, Page)}
+VALUES: dict[str, type[Value]] = {c.__name__: c for c in (Patch, Model, Dataset, Image, Mask, Latent, Cond, Sigmas, Scores, Page)}

@@ -44,6 +44,32 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Solver:
+    """A sampler with its own settings, as name=number."""
+
+    sampler: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where a trajectory's noise comes from; without a start it begins at the latent as it is."""
+
+    seed: int
+    start: bool = True
+
+
+@dataclass(frozen=True)
+class Guider:
+    """A model and what guides it; without a negative condition nothing does."""
+
+    model: Link
+    positive: Words
+    negative: Words | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Saved:
     """Something the prompt is run for: a node of ComfyUI's, its class, our node with the pictures, the name they are to have. `kept`
     pictures are results; others are only to be looked at."""
@@ -119,6 +145,8 @@ def as_port(found: Any) -> Any:
     """What is behind a link as an op of ours takes it. ValueError for what only ComfyUI's nodes can carry."""
     if isinstance(found, Clip):
         return found.model
+    if isinstance(found, Solver | Noise | Guider):
+        raise ValueError(f"a {type(found).__name__.lower()} goes to ComfyUI's sampler nodes only; give sample_along its settings instead")
     if not isinstance(found, Words):
         return found
     if found.steers:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from safelight.sampling.process import Process
 
-Schedule = Callable[["Process", int], Sequence[float]]
+Schedule = Callable[..., Sequence[float]]
 """(process, n) -> falling sigmas, the last 0; n + 1 of them but for `ddim_uniform` (sometimes more) and `beta` (sometimes fewer)."""
 
 SCHEDULES: dict[str, Schedule] = {}
@@ -69,11 +69,11 @@ def ddim_uniform(process: Process, n: int) -> Sequence[float]:
 
 
 @schedule
-def beta(process: Process, n: int) -> Sequence[float]:
-    """Entries of the table at the quantiles of Beta(0.6, 0.6): more steps at both ends (arXiv:2407.12173)."""
+def beta(process: Process, n: int, a: float = 0.6, b: float = 0.6) -> Sequence[float]:
+    """Entries of the table at the quantiles of Beta(`a`, `b`), both 0.6: more steps at both ends (arXiv:2407.12173)."""
     from scipy.special import betaincinv  # costs more to import than all the rest; only this one needs it
 
-    at = np.rint(betaincinv(0.6, 0.6, 1 - np.arange(n) / n) * (len(process.table) - 1)).astype(int)
+    at = np.rint(betaincinv(a, b, 1 - np.arange(n) / n) * (len(process.table) - 1)).astype(int)
     kept = at[np.r_[True, np.diff(at) != 0]]
     return [*process.table[kept].tolist(), 0.0]
 

@@ -17,10 +17,17 @@ def _samplers() -> Iterable[str]:
     return SAMPLERS
 
 
-def _schedules() -> Iterable[str]:
+def schedules() -> Iterable[str]:
+    """The schedules' names."""
     from safelight.sampling.schedules import SCHEDULES
 
     return SCHEDULES
+
+
+def _curves() -> Iterable[str]:
+    from safelight.sampling.curves import CURVES
+
+    return CURVES
 
 
 def _guidances() -> Iterable[str]:
@@ -49,7 +56,7 @@ class Sampling(Knobs):
     """The way from noise to the picture."""
 
     sampler: Annotated[str, OneOf(_samplers, help="how a step is made")] = "dpmpp_2m"
-    schedule: Annotated[str, OneOf(_schedules, help="at which noise levels")] = "sgm_uniform"
+    schedule: Annotated[str, OneOf(schedules, help="at which noise levels")] = "sgm_uniform"
     steps: Annotated[int, Knob(1, 10000, help="how many steps")] = 20
     denoise: Annotated[float, Knob(0, 1, step=0.01, help="share of the way walked; below 1 keeps something of a given picture")] = 1.0
 
@@ -72,6 +79,33 @@ class Stage(Knobs):
     end_at_step: Annotated[int, Knob(0, 10000, help="stop after this step")] = 10000
     leftover_noise: Annotated[bool, "stopping early, leave the noise in; no: the last step goes to the end"] = False
     sigmas: Annotated[tuple[float, ...], "noise levels to walk along instead of the schedule's, falling; none: the schedule's"] = ()
+
+
+@dataclass(frozen=True)
+class Solver(Knobs):
+    """How steps are made, along noise levels that are given."""
+
+    sampler: Annotated[str, OneOf(_samplers, help="how a step is made")] = "dpmpp_2m"
+    options: Annotated[tuple[str, ...], "the sampler's own settings, such as eta=0.5; s_noise=1.1 is one that all with noise have"] = ()
+    add_noise: Annotated[bool, "start from the latent with the seed's noise on it; no: it is noisy already"] = True
+    denoised: Annotated[bool, "hand on the picture that the last step saw in its noise, instead of the noisy one"] = False
+
+
+@dataclass(frozen=True)
+class Curve(Knobs):
+    """Noise levels that follow a curve, whatever the model."""
+
+    curve: Annotated[str, OneOf(_curves, help="its form")] = "karras"
+    steps: Annotated[int, Knob(1, 10000, help="how many steps")] = 20
+    high: Annotated[float, Knob(0, 5000, step=0.01, help="the first level; SD's by default")] = 14.614642
+    low: Annotated[float, Knob(0, 5000, step=0.01, help="the last one before 0")] = 0.0291675
+    rho: Annotated[float | None, Knob(0, 100, step=0.01, help="karras, polyexponential: how bent; nothing: 7 and 1")] = None
+    middle: Annotated[float, Knob(-10, 10, step=0.1, help="laplace: log sigma where steps are densest")] = 0.0
+    spread: Annotated[float, Knob(0, 10, step=0.1, help="laplace: how far they spread from there")] = 0.5
+    beta_d: Annotated[float, Knob(0, 5000, step=0.01, help="vp: how fast the noise's rate grows")] = 19.9
+    beta_min: Annotated[float, Knob(0, 5000, step=0.01, help="vp: the rate at the start")] = 0.1
+    first_time: Annotated[float, Knob(0, 1, step=0.0001, help="vp: the time of the last level")] = 0.001
+    denoise: Annotated[float, Knob(0, 1, step=0.01, help="ays-*: share of the steps walked, the last ones")] = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,3 +133,4 @@ class Guidance(Knobs):
 
 
 SIZE, SAMPLING, GUIDANCE, SCALE, STAGE, CANVAS = Size(), Sampling(), Guidance(), Scale(), Stage(), Canvas()
+SOLVER, CURVE = Solver(), Curve()

@@ -1,7 +1,7 @@
 """One sampler of a chain: from a latent, perhaps noisy already, to a latent, perhaps still noisy."""
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from safelight.sampling.process import process
 from safelight.sampling.request import Request
 from safelight.sampling.resize import repeated, scaled
 from safelight.sampling.schedules import part, plan
-from safelight.sampling.settings import Guidance, Sampling, Scale, Stage
+from safelight.sampling.settings import Guidance, Sampling, Scale, Solver, Stage
 from safelight.values import Cond, Latent
 
 CELL = 8
@@ -28,12 +28,25 @@ BLANK = (0.8223, -0.6876, 0.6364, 0.1380)
 def staged(
     family: Family, positive: Cond, latent: Latent, *, negative: Cond | None, seed: int, sampling: Sampling, scale: Scale, stage: Stage
 ) -> Generator[Event, None, Latent]:
-    """Walk the stage; the latent's mask and rows stay with the result. The batch is one draw of noise; `rows` are drawn one by one."""
-    samples = adapted(family, latent)
+    """`along` the part of the schedule that the stage says."""
     sigmas = list(stage.sigmas) or part(
         plan(process(family), sampling.steps, schedule=sampling.schedule, sampler=sampling.sampler, denoise=sampling.denoise),
         stage.start_at_step, stage.end_at_step, to_zero=not stage.leftover_noise,
     )
+    solver = Solver(sampling.sampler, add_noise=stage.add_noise)
+    return (yield from along(family, positive, latent, negative=negative, seed=seed, sigmas=sigmas, scale=scale, solver=solver))
+
+
+def along(
+    family: Family, positive: Cond, latent: Latent, *,
+    negative: Cond | None, seed: int, sigmas: Sequence[float], scale: Scale, solver: Solver,
+) -> Generator[Event, None, Latent]:
+    """Walk along the sigmas; the latent's mask and rows stay with the result. The batch is one draw of noise; `rows` are drawn one by one.
+
+    A level that comes twice running counts once.
+    """
+    samples = adapted(family, latent)
+    sigmas = [s for i, s in enumerate(sigmas) if i == 0 or s != sigmas[i - 1]]
     mask = None if latent.mask is None else scaled(latent.mask, samples.shape[-1], samples.shape[-2])
     if mask is not None and len(mask) != 1:
         mask = repeated(mask, len(samples))
@@ -43,15 +56,30 @@ def staged(
         latent=samples,
         sigmas=sigmas,
         seed=seed,
-        sampler=sampling.sampler,
+        sampler=solver.sampler,
+        options=settings(solver.options),
+        denoised=solver.denoised,
         guidance=guide(Guidance(scale=scale.scale, guide=scale.guide, rescale=scale.rescale)),
         mask=mask,
-        noise=None if stage.add_noise else torch.zeros_like(samples),
+        noise=None if solver.add_noise else torch.zeros_like(samples),
         rows=latent.rows,
         preview=-(-len(sigmas) // LOOKS),
     )
     found = yield from drive(family, [request])
     return replace(latent, samples=found[0], family=family.name)
+
+
+def settings(told: Sequence[str]) -> dict[str, float]:
+    """`eta=0.5` as {"eta": 0.5}; whole numbers are whole. ValueError for what is not of this form."""
+    found: dict[str, float] = {}
+    for one in told:
+        name, _, value = one.partition("=")
+        try:
+            number = float(value)
+        except ValueError as e:
+            raise ValueError(f"sampling: options: got {one!r}; expected a name and a number, such as eta=0.5") from e
+        found[name.strip()] = int(number) if number.is_integer() else number
+    return found
 
 
 def adapted(family: Family, latent: Latent) -> Tensor:

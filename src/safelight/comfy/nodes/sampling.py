@@ -15,7 +15,7 @@ ON_GPU = "_gpu"
 def samplers(_: Places) -> Sequence[str]:
     """The samplers there are, by ComfyUI's names."""
     known = _choices("sampler")
-    return [*known, *(name + ON_GPU for name in ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde") if name in known)]
+    return [*known, *(name + ON_GPU for name in ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde") if name in known)]
 
 
 def schedules(_: Places) -> Sequence[str]:
@@ -34,13 +34,13 @@ WHAT = [*socket("CONDITIONING", "positive", "negative"), *socket("LATENT", "late
 def _sampled(b: Building, n: Given, noise_seed: int, **more: Any) -> Link:
     positive, negative = n["positive"], n["negative"]
     return b.add(
-        "sample", model=_steered(b, n["model"], positive, negative), positive=positive.cond, negative=negative.cond,
+        "sample", model=steered(b, n["model"], positive, negative), positive=positive.cond, negative=negative.cond,
         latent=n["latent_image"], seed=noise_seed, steps=n["steps"], scale=n["cfg"],
         sampler=n["sampler_name"].removesuffix(ON_GPU), schedule=n["scheduler"], **more,
     )
 
 
-def _steered(b: Building, model: Link, positive: Words, negative: Words) -> Link:
+def steered(b: Building, model: Link, positive: Words, negative: Words) -> Link:
     """The model with the ControlNets that the conditions carry."""
     for i, (steer, side) in enumerate(_steers(positive, negative)):
         model = b.add(

@@ -1,0 +1,170 @@
+"""Sampling in parts: noise, guider, sampler and noise levels, each a node."""
+from __future__ import annotations
+
+from typing import Any
+
+from safelight.comfy.building import Building, Guider, Link, Noise, Solver, Words
+from safelight.comfy.node import Given, Input, choice, integer, node, real, seed, socket, switch
+from safelight.comfy.nodes.sampling import ON_GPU, samplers, schedules, steered
+
+AT = "sampling/custom_sampling"
+STEPS = integer("steps", 20, 1, 10000)
+DENOISE = real("denoise", 1.0, 0, 1)
+LEVELS = socket("SIGMAS")
+ENDS = [real("sigma_max", 14.614642, 0, 5000), real("sigma_min", 0.0291675, 0, 5000)]
+ETA, S_NOISE = real("eta", 1.0, 0, 100), real("s_noise", 1.0, 0, 100)
+ON = choice("noise_device", ("gpu", "cpu"))
+
+
+def _drawn(b: Building, n: Given, guider: Guider, noise: Noise) -> Any:
+    """Both outputs; each is drawn when something needs it."""
+    negative = guider.negative
+    model = steered(b, guider.model, guider.positive, negative or Words(guider.positive.cond))
+    given = {
+        "model": model, "positive": guider.positive.cond, "negative": negative.cond if negative else None, "latent": n["latent_image"],
+        "sigmas": n["sigmas"], "seed": noise.seed, "add_noise": noise.start, "scale": guider.scale, "guide": "cfg" if negative else "off",
+        "sampler": n["sampler"].sampler, "options": list(n["sampler"].options),
+    }
+    return b.add("sample_along", **given), b.add("sample_along", part="denoised", denoised=True, **given)
+
+
+WAY = [*socket("SAMPLER"), *LEVELS, *socket("LATENT", "latent_image")]
+
+
+@node("SamplerCustom", AT,
+      [*socket("MODEL"), switch("add_noise", True), seed("noise_seed"), real("cfg", 8.0, 0, 100, 0.1),
+       *socket("CONDITIONING", "positive", "negative"), *WAY], "LATENT", "LATENT")
+def custom(b: Building, n: Given) -> Any:
+    """From a latent along noise levels."""
+    return _drawn(b, n, Guider(n["model"], n["positive"], n["negative"], n["cfg"]), Noise(n["noise_seed"], n["add_noise"]))
+
+
+@node("SamplerCustomAdvanced", AT, [*socket("NOISE"), *socket("GUIDER"), *WAY], "LATENT", "LATENT")
+def advanced(b: Building, n: Given) -> Any:
+    """The same, of parts."""
+    return _drawn(b, n, n["guider"], n["noise"])
+
+
+@node("BasicGuider", f"{AT}/guiders", [*socket("MODEL"), *socket("CONDITIONING")], "GUIDER")
+def basic(b: Building, n: Given) -> Any:
+    """The prompt alone."""
+    return Guider(n["model"], n["conditioning"])
+
+
+@node("CFGGuider", f"{AT}/guiders",
+      [*socket("MODEL"), *socket("CONDITIONING", "positive", "negative"), real("cfg", 8.0, 0, 100, 0.1)], "GUIDER")
+def cfg(b: Building, n: Given) -> Any:
+    """Away from the negative prompt."""
+    return Guider(n["model"], n["positive"], n["negative"], n["cfg"])
+
+
+@node("RandomNoise", f"{AT}/noise", [seed("noise_seed")], "NOISE")
+def random(b: Building, n: Given) -> Any:
+    """A seed's noise."""
+    return Noise(n["noise_seed"])
+
+
+@node("DisableNoise", f"{AT}/noise", [], "NOISE")
+def silent(b: Building, n: Given) -> Any:
+    """No noise at the start."""
+    return Noise(0, start=False)
+
+
+@node("AddNoise", "_for_testing/custom_sampling/noise",
+      [*socket("MODEL"), *socket("NOISE"), *LEVELS, *socket("LATENT", "latent_image")], "LATENT")
+def noisy(b: Building, n: Given) -> Any:
+    """A latent with noise on it."""
+    if not n["noise"].start:
+        raise ValueError("noise: DisableNoise has none to add; link RandomNoise, or leave this node out")
+    return b.add("add_noise", model=n["model"], latent=n["latent_image"], sigmas=n["sigmas"], seed=n["noise"].seed)
+
+
+def _sigmas(name: str, inputs: list[Input], op: str = "sigmas", **fixed: Any) -> None:
+    """A scheduler that is our op `op`, with inputs of other names and what it fixes."""
+    ours = {"scheduler": "schedule", "sigma_max": "high", "sigma_min": "low", "mu": "middle", "eps_s": "first_time"}
+    ours |= {"beta": "spread"} if fixed.get("curve") == "laplace" else {}
+
+    def make(b: Building, n: Given) -> Link:
+        return b.add(op, **fixed, **{ours.get(i.name, i.name): n[i.name] for i in inputs})
+
+    node(name, f"{AT}/schedulers", inputs, "SIGMAS")(make)
+
+
+MODEL = socket("MODEL")
+_sigmas("BasicScheduler", [*MODEL, choice("scheduler", schedules), STEPS, DENOISE], "model_sigmas")
+_sigmas("BetaSamplingScheduler", [*MODEL, STEPS, real("alpha", 0.6, 0, 50), real("beta", 0.6, 0, 50)], "model_sigmas", schedule="beta")
+_sigmas("SDTurboScheduler", [*MODEL, integer("steps", 1, 1, 10), DENOISE], "model_sigmas", schedule="turbo")
+_sigmas("KarrasScheduler", [STEPS, *ENDS, real("rho", 7.0, 0, 100)], curve="karras")
+_sigmas("ExponentialScheduler", [STEPS, *ENDS], curve="exponential")
+_sigmas("PolyexponentialScheduler", [STEPS, *ENDS, real("rho", 1.0, 0, 100)], curve="polyexponential")
+_sigmas("LaplaceScheduler", [STEPS, *ENDS, real("mu", 0.0, -10, 10, 0.1), real("beta", 0.5, 0, 10, 0.1)], curve="laplace")
+_sigmas("VPScheduler",
+        [STEPS, real("beta_d", 19.9, 0, 5000), real("beta_min", 0.1, 0, 5000), real("eps_s", 0.001, 0, 1, 0.0001)], curve="vp")
+
+
+@node("AlignYourStepsScheduler", f"{AT}/schedulers",
+      [choice("model_type", ("SD1", "SDXL", "SVD")), integer("steps", 10, 1, 10000), DENOISE], "SIGMAS")
+def align(b: Building, n: Given) -> Any:
+    """Align Your Steps' levels."""
+    return b.add("sigmas", curve=f"ays-{n['model_type'].lower()}", steps=n["steps"], denoise=n["denoise"])
+
+
+@node("SplitSigmas", f"{AT}/sigmas", [*LEVELS, integer("step", 0, 0, 10000)], "SIGMAS", "SIGMAS")
+def split(b: Building, n: Given) -> Any:
+    """The noise levels before a step, and from it on."""
+    return tuple(b.add("cut_sigmas", part=keep, sigmas=n["sigmas"], keep=keep, step=n["step"]) for keep in ("high", "low"))
+
+
+@node("SplitSigmasDenoise", f"{AT}/sigmas", [*LEVELS, DENOISE], "SIGMAS", "SIGMAS")
+def split_share(b: Building, n: Given) -> Any:
+    """The same by the share of the steps that are low."""
+    return tuple(b.add("cut_sigmas", part=keep, sigmas=n["sigmas"], keep=keep, share=n["denoise"]) for keep in ("high", "low"))
+
+
+@node("FlipSigmas", f"{AT}/sigmas", LEVELS, "SIGMAS")
+def flip(b: Building, n: Given) -> Any:
+    """The noise levels backwards."""
+    return b.add("flip_sigmas", sigmas=n["sigmas"])
+
+
+@node("SetFirstSigma", f"{AT}/sigmas", [*LEVELS, real("sigma", 136.0, 0, 20000, 0.001)], "SIGMAS")
+def set_first(b: Building, n: Given) -> Any:
+    """Another first level."""
+    return b.add("set_first_sigma", sigmas=n["sigmas"], sigma=n["sigma"])
+
+
+@node("KSamplerSelect", f"{AT}/samplers", [choice("sampler_name", samplers)], "SAMPLER")
+def select(b: Building, n: Given) -> Any:
+    """A sampler by name."""
+    return Solver(n["sampler_name"].removesuffix(ON_GPU))
+
+
+def _solver(name: str, sampler: str, *inputs: Input, title: str = "") -> None:
+    """A sampler whose settings are the node's inputs; those that are as ComfyUI has them by default are left unsaid."""
+
+    def make(b: Building, n: Given) -> Solver:
+        told = tuple(f"{i.name}={n[i.name]}" for i in inputs if i.type != "COMBO" and n[i.name] != i.default)
+        return Solver(sampler + ("_heun" if n.get("solver_type") == "heun" else ""), told)
+
+    node(name, f"{AT}/samplers", inputs, "SAMPLER", title=title)(make)
+
+
+_solver("SamplerEulerAncestral", "euler_ancestral", ETA, S_NOISE)
+_solver("SamplerEulerAncestralCFGPP", "euler_ancestral_cfg_pp", real("eta", 1.0, 0, 1), real("s_noise", 1.0, 0, 10),
+        title="SamplerEulerAncestralCFG++")
+_solver("SamplerDPMPP_2S_Ancestral", "dpmpp_2s_ancestral", ETA, S_NOISE)
+_solver("SamplerDPMPP_SDE", "dpmpp_sde", ETA, S_NOISE, real("r", 0.5, 0, 100), ON)
+_solver("SamplerDPMPP_2M_SDE", "dpmpp_2m_sde", choice("solver_type", ("midpoint", "heun")), ETA, S_NOISE, ON)
+_solver("SamplerDPMPP_3M_SDE", "dpmpp_3m_sde", ETA, S_NOISE, ON)
+_solver("SamplerLMS", "lms", integer("order", 4, 1, 100))
+_solver("SamplerDPMAdaptative", "dpm_adaptive", integer("order", 3, 2, 3), real("rtol", 0.05, 0, 100), real("atol", 0.0078, 0, 100),
+        real("h_init", 0.05, 0, 100), real("pcoeff", 0.0, 0, 100), real("icoeff", 1.0, 0, 100), real("dcoeff", 0.0, 0, 100),
+        real("accept_safety", 0.81, 0, 100), real("eta", 0.0, 0, 100), S_NOISE)
+
+
+@node("SamplerER_SDE", f"{AT}/samplers",
+      [choice("solver_type", ("ER-SDE", "Reverse-time SDE", "ODE")), integer("max_stage", 3, 1, 3), ETA, S_NOISE], "SAMPLER")
+def er_sde(b: Building, n: Given) -> Any:
+    """ER-SDE, or the reversed chain's own noise times eta, or none."""
+    power = {"ER-SDE": 0.0, "ODE": 1.0}.get(n["solver_type"], 1 + n["eta"])
+    return Solver("er_sde", (f"stages={n['max_stage']}", f"power={power}", f"s_noise={n['s_noise']}"))
