@@ -1,7 +1,8 @@
 """The one place for weights: `lease` loads a model, chooses device and dtype, applies its patches, and puts everything back.
 
 A base model has one lender at a time. Whoever wants it with the same patches shares the lease (that is what lets one forward pass
-serve many requests); whoever wants it otherwise is told who holds it. Models that nobody holds stay warm, the latest few of them.
+serve many requests); whoever wants it otherwise is told who holds it. Models that nobody holds stay warm, the latest few of them; those
+that differ in some parts have the others in common, unless both are held. Where a device is too small for a model, its networks take turns.
 """
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import gc
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from safelight import families, patches
 from safelight.computing import chosen
-from safelight.families import Family
+from safelight.families import Family, memory
+from safelight.families.sharing import Shared, by_turns, crowded, size
 from safelight.families.sources import open_model
 from safelight.patches import preserved
 from safelight.values import Model, digest
@@ -114,7 +116,9 @@ def _take(base: _Base, model: Model, train: bool, holder: str) -> _Loan:
         if loan and loan.holders:
             _refuse_conflict(loan, model, wanted, train)
         else:
-            loan = loan or _Loan(_load(base, model))
+            held = _networks(other for other in _loans.values() if other.holders)
+            if loan is None or _networks([loan]) & held:
+                loan = _Loan(_load(base, model, held))
             loan.changes, loan.patched, loan.train = _changed(loan.family, model, train), wanted, train
             _loans[base] = loan
         loan.holders.append(holder)
@@ -130,13 +134,34 @@ def _refuse_conflict(loan: _Loan, model: Model, wanted: str, train: bool) -> Non
     raise RuntimeError(f"lease: {model.source} is held by {', '.join(loan.holders)} {use}; finish or close that first")
 
 
-def _load(base: _Base, model: Model) -> Family:
+def _networks(loans: Iterable[_Loan]) -> set[int]:
+    """The ids of their networks."""
+    return {id(network) for loan in loans for network in loan.family.trainable().values()}
+
+
+def _load(base: _Base, model: Model, held: set[int]) -> Family:
+    """On an accelerator that is too small for it, without the models that nobody holds, or by turns."""
     name, _, device, dtype = base
-    parts = open_model(model)
+    parts, place = open_model(model), torch.device(device)
     if parts.fingerprint() != model.fingerprint:
         raise ValueError(f"lease: {model.source} is no longer what the model value was made from; call model({model.source!r}) again")
     log.info("loading %s on %s in %s", model.source, device, dtype)
-    return families.find(name)(parts, device=torch.device(device), dtype=dtype)
+
+    def made(alone: bool, aside: bool) -> Family:
+        if alone:
+            release()
+        family = families.find(name)(Shared(parts, held, aside=aside), device=place, dtype=dtype)
+        networks = family.trainable().values()
+        if aside:
+            by_turns(networks, place)
+        elif place.type != "cpu" and crowded(map(size, networks), memory.free(place)):
+            raise torch.OutOfMemoryError(f"lease: {model.source} leaves too little of {place} for working")
+        return family
+
+    ways = [memory.Way("with the others on the device", 0, (False, False))]
+    if place.type != "cpu":
+        ways += [memory.Way("without the others", 0, (True, False)), memory.Way("network by network, in turns", 0, (True, True))]
+    return memory.sparing(made, ways, free=None, what=model.source)
 
 
 def _changed(family: Family, model: Model, train: bool) -> ExitStack:
