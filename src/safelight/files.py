@@ -114,7 +114,8 @@ def _save_dataset(data: Dataset, path: Path, store: Store) -> list[Path]:
             _copy(Path(row.picture.path), target)
             written.append(target)
         layers = [[c.by, c.text] for c in row.captions]
-        rows.append({"file_name": name, "text": row.caption, "sha256": row.picture.sha256, "captions": layers})
+        said = {"file_name": name, "text": row.caption, "sha256": row.picture.sha256, "captions": layers}
+        rows.append({**said, **row.info.get("origin", {})})
     table = path if table_only else folder / "metadata.jsonl"
     _place(table, _json_lines(rows))
     if table_only:

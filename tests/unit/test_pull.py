@@ -1,19 +1,14 @@
 """Pulling models, against a real server on this machine that speaks both hubs' APIs and breaks, lies and refuses when it is told to."""
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 import re
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import pytest
@@ -25,16 +20,10 @@ from safelight.pulling import KNOWN, Pulled, Remote, plan, pull, wanted
 from safelight.pulling import http as fetching
 from safelight.pulling.choose import matching, needed
 from safelight.pulling.http import Http, Refused
+from tests.hubs import COMMIT, Hub, git, noise, sha256
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BIG = 3 * 2**20 + 12345
 INDEX = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "U"], "tokenizer": ["t", "T"], "safety_checker": ["s", "c"]}
-
-
-def noise(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
 FILES = {
     "model_index.json": json.dumps(INDEX).encode(),
     "README.md": b"# a model",
@@ -53,123 +42,9 @@ WEIGHTS = "unet/diffusion_pytorch_model.fp16.safetensors"
 NEEDED = {"model_index.json", "unet/config.json", WEIGHTS, "tokenizer/vocab.json", "tokenizer/merges.txt"}
 
 
-class Hub(ThreadingHTTPServer):
-    """Both hubs with one model. What a test wants otherwise it sets: `breaks` (bytes after which an answer ends, a list per file), `lies`
-    (bytes sent instead), `status` per path prefix, `ranges` (whether they are honoured), `cdn` (where large files are redirected to)."""
-
-    daemon_threads = False  # closing the server waits for the answers that are under way
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = dict(FILES)
-        self.breaks: dict[str, list[int]] = {}
-        self.lies: dict[str, bytes] = {}
-        self.status: dict[str, int] = {}
-        self.ranges, self.cdn = True, f"http://localhost:{self.server_port}"
-        self.sent: Counter[str] = Counter()
-        self.seen: list[tuple[str, str, dict[str, str]]] = []
-        self.listed: list[dict[str, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version, timeout = "HTTP/1.1", 5
-    server: Hub
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        path, asked = unquote(parts.path), parse_qs(parts.query)
-        self.server.seen.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
-        refused = next((code for prefix, code in self.server.status.items() if path.startswith(prefix)), 0)
-        if refused:
-            return self.answer(b"{}", code=refused)
-        resolve = re.fullmatch(r"/o/m/resolve/[^/]+/(.+)", path)
-        if path.startswith("/api/models/o/m/revision/"):
-            self.answer(json.dumps(self.hugging_face()).encode())
-        elif path == "/api/v1/models/o/m/repo/files":
-            rows = self.server.listed or [self.row(n) for n in self.server.files] + [{"Path": "unet", "Type": "tree", "Size": 0}]
-            self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": rows}}).encode())
-        elif path == "/api/v1/models/o/m/repo":
-            self.content(asked["FilePath"][0])
-        elif resolve and resolve[1] in self.server.files:
-            self.resolve(resolve[1])
-        elif path.startswith("/cdn/"):
-            self.content(path.removeprefix("/cdn/"))
-        else:
-            self.answer(b"{}", code=404)
-
-    def hugging_face(self) -> dict[str, Any]:
-        siblings = []
-        for name, data in self.server.files.items():
-            sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git(data)}
-            if large(name):
-                sibling["lfs"] = {"sha256": sha256(data), "size": len(data), "pointerSize": 130}
-            siblings.append(sibling)
-        return {"id": "o/m", "sha": COMMIT, "siblings": self.server.listed or siblings}
-
-    def row(self, name: str) -> dict[str, Any]:
-        data = self.server.files[name]
-        return {"Name": Path(name).name, "Path": name, "Type": "blob", "Size": len(data), "Sha256": sha256(data), "Revision": COMMIT}
-
-    def resolve(self, name: str) -> None:
-        data, headers = self.server.files[name], {"X-Repo-Commit": COMMIT}
-        if large(name):
-            headers |= {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data)), "Location": f"{self.server.cdn}/cdn/{name}"}
-            return self.answer(b"", code=302, headers=headers)
-        headers["ETag"] = f'"{git(data)}"'
-        self.content(name, headers)
-
-    def content(self, name: str, headers: dict[str, str] | None = None) -> None:
-        data = self.server.lies.get(name, self.server.files[name])
-        ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if ranged and self.server.ranges:
-            start = int(ranged[1])
-            more = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-            return self.answer(data[start:], code=206, headers=more | (headers or {}), name=name)
-        self.answer(data, headers=headers, name=name)
-
-    def answer(self, data: bytes, *, code: int = 200, headers: dict[str, str] | None = None, name: str = "") -> None:
-        self.send_response(code)
-        for key, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        left = self.server.breaks.get(name)
-        if left:
-            data = data[: left.pop(0)]
-            self.close_connection = True
-        self.wfile.write(data)
-        self.server.sent[name] += len(data)
-
-
-def large(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".onnx", ".png"))
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def git(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server:
+    with Hub(FILES) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         monkeypatch.setenv("HF_ENDPOINT", server.url)

@@ -13,10 +13,12 @@ from safelight.op import Op
 from safelight.schema import widget_text
 from safelight.spec import Port, Setting, Spec, Work
 from safelight.store import current
-from safelight.values import Model, Patch
+from safelight.values import Dataset, Model, Patch
 
 DEFAULT_MODEL = "mini"
 LORA = "with_lora"
+LAYOUTS = ("imagefolder", "kohya", "numbered")
+LAYOUT_HELP = "How --out lies there: imagefolder, kohya (a caption beside each picture), or numbered (train/0.jpg, ... as RGB JPEG)."
 
 
 def op_command(op: Op[..., Any]) -> click.Command:
@@ -34,14 +36,16 @@ def op_command(op: Op[..., Any]) -> click.Command:
         click.Option(["--out", "-o", "out_"], metavar="PATH", help="Save the result here: a file, or a folder."),
         click.Option(["--events", "events_"], type=click.Choice(["jsonl"]), help="Print every event as a line of JSON."),
     ]
+    if spec.output is Dataset:
+        params.append(click.Option(["--layout", "layout_"], type=click.Choice(LAYOUTS), help=LAYOUT_HELP))
 
     def callback(**given: Any) -> None:
-        out, events = given.pop("out_"), given.pop("events_")
+        out, events, layout = given.pop("out_"), given.pop("events_"), given.pop("layout_", None)
         loras = given.pop("lora", ())
         store = current()
         with store.pin():
             value = follow(_work(op, _given(spec, given, words), loras), events)
-            deliver({"": value}, None if out is None else Path(out), events)
+            deliver({"": value}, None if out is None else Path(out), events, layout)
 
     return click.Command(spec.command, params=params, callback=callback, help=_help(spec), short_help=spec.summary)
 

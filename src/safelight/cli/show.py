@@ -44,10 +44,11 @@ def tell(event: Event) -> None:
     sys.stdout.flush()
 
 
-def deliver(values: Mapping[str, Value], out: Path | None, events: str | None) -> None:
-    """Save what was asked for and say where it lies. Pictures and pages are saved in any case, the rest when `out` is given."""
+def deliver(values: Mapping[str, Value], out: Path | None, events: str | None, layout: str | None = None) -> None:
+    """Save what was asked for and say where it lies. Pictures and pages are saved in any case, the rest when `out` is given; a dataset
+    as another program's folder when a layout is."""
     for node, value in values.items():
-        files = _saved(node, value, out, len(values))
+        files = _laid_out(value, out, layout) if layout else _saved(node, value, out, len(values))
         if events is not None:
             tell(Result(node, type=type(value).__name__, value=value.key, files=tuple(str(f) for f in files)))
             continue
@@ -76,6 +77,14 @@ def _saved(node: str, value: Value, out: Path | None, count: int) -> list[Path]:
     if count > 1 or (node and not out.suffix):
         return value.save(out / f"{node}{_suffix(value)}")
     return value.save(out)
+
+
+def _laid_out(value: Value, out: Path | None, layout: str) -> list[Path]:
+    from safelight.data.export import EXPORTS
+
+    if out is None or not isinstance(value, Dataset):
+        raise click.UsageError("--layout is for --out; give the folder that shall be made")
+    return [EXPORTS[layout](value, out)]
 
 
 def _suffix(value: Value) -> str:

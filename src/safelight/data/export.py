@@ -67,7 +67,10 @@ def kohya(data: Dataset, folder: Path, *, name: str = "pictures", repeats: int =
 
 
 def numbered(data: Dataset, folder: Path, *, quality: int = 95, bom: bool = True) -> Path:
-    """`FOLDER/train/0.jpg, 1.jpg, ...` saved again as RGB JPEG, upright, with `metadata.csv` (file_name, text); the table's path."""
+    """`FOLDER/train/0.jpg, 1.jpg, ...` saved again as RGB JPEG, upright, with `metadata.csv` (file_name, text); the table's path.
+
+    Beside `train` lies `metadata.jsonl` as Data-Juicer reads it: `{"text": ..., "image": ["train/0.jpg"]}`.
+    """
     from PIL import Image as Pil
 
     from safelight.pictures import read
@@ -78,6 +81,8 @@ def numbered(data: Dataset, folder: Path, *, quality: int = 95, bom: bool = True
         for name, row in listed:
             Pil.fromarray(read(row.picture.path)).save(work / "train" / name, quality=quality)
         _write_table(work / "train" / "metadata.csv", listed, bom=bom)
+        lines = [json.dumps({"text": row.caption, "image": [f"train/{name}"]}, ensure_ascii=False) + "\n" for name, row in listed]
+        (work / "metadata.jsonl").write_text("".join(lines), "utf-8")
     return Path(folder) / "train" / "metadata.csv"
 
 

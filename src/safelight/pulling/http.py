@@ -16,8 +16,11 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from functools import partial
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -33,6 +36,8 @@ SLOW_BYTES = 2**16
 LONGEST_ANSWER = 2**24  # bytes of JSON
 TRIES = 5  # in a row without a new byte
 PAUSE = 1.0  # seconds before the second try; doubled each time
+PATIENCE = 120.0  # seconds that a server may ask to wait for; beyond that the user is asked
+HOUR = 3600.0  # what to wait when a quota is used up and the server does not say how long
 MOST_TRIES = 100
 PIECE = 2**20
 STAND_INS = ipaddress.ip_network("198.18.0.0/15")  # what some proxies give as the address of every host; no machine has one
@@ -48,39 +53,64 @@ class Refused(ValueError):
         self.status = status
 
 
-class Http:
-    """Requests to one endpoint, such as `https://huggingface.co`, and to where it sends them. `headers` go to the endpoint only."""
+class Busy(ConnectionError):
+    """The server wants fewer requests, or has trouble: ask again after so many seconds (0: it does not say)."""
 
-    def __init__(self, endpoint: str, headers: Mapping[str, str] | None = None) -> None:
-        self.endpoint, self.headers = endpoint.rstrip("/"), dict(headers or {})
+    def __init__(self, text: str, after: float = 0.0) -> None:
+        super().__init__(text)
+        self.after = after
+
+
+class UsedUp(OSError):
+    """A quota is used up for longer than PATIENCE: nothing more comes from there now."""
+
+
+class Http:
+    """Requests to one endpoint, such as `https://huggingface.co`, and to where it sends them. `headers` go to the endpoint only.
+
+    `private` says whether addresses inside a network may be asked; None: when the endpoint was given as one. A connection is made to the
+    very address that was looked at, unless a proxy makes it. `timeout` is in seconds without a byte.
+    """
+
+    def __init__(
+        self, endpoint: str, headers: Mapping[str, str] | None = None, *, private: bool | None = None, timeout: float = TIMEOUT,
+    ) -> None:
+        self.endpoint, self.headers, self.timeout = endpoint.rstrip("/"), dict(headers or {}), timeout
         parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"pull: the endpoint {endpoint!r} is no http or https address")
-        self.local = not _public(parts.hostname)
+        self.local = not _public(parts.hostname) if private is None else private
+        self._named = parts.hostname if private is None else ""  # the user named it, so it needs no look
         self.came = 0  # bytes of files
-        self._opener = urllib.request.build_opener(_Redirects(self))
+        self._opener = urllib.request.build_opener(_Redirects(self), _Plain(self), _Secure(self))
 
     def check(self, url: str, came_from: str = "") -> None:
         """Refused when this address must not be asked."""
-        parts, here = urlsplit(url), urlsplit(self.endpoint)
+        parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Refused(f"{self.endpoint} leads to {url[:200]!r}; only http and https are followed")
         if came_from.startswith("https:") and parts.scheme == "http":
             raise Refused(f"{self.endpoint} leads from https to {url[:200]!r}; such a step is not followed")
-        if parts.hostname != here.hostname and not self.local and not _public(parts.hostname):
+        if not self.trusts(parts.hostname) and not _public(parts.hostname):
             raise Refused(f"{self.endpoint} leads to {parts.hostname}, an address inside a network; such a step is not followed")
 
+    def trusts(self, host: str) -> bool:
+        """Whether a host may lie inside a network."""
+        return self.local or host == self._named
+
     def json(self, url: str) -> Any:
-        """The answer as data. Refused when there is none to be had, OSError when the hub cannot be reached."""
-        for pause in [PAUSE * 2**i for i in range(TRIES - 1)]:
+        """The answer as data. Refused when there is none to be had, OSError when the hub cannot be reached, UsedUp when it asks to wait."""
+        trouble: Exception | None = None
+        for pause in [0.0, *(PAUSE * 2**i for i in range(TRIES - 1))]:
+            after = trouble.after if isinstance(trouble, Busy) else 0.0
+            if after > PATIENCE:
+                raise UsedUp(f"{urlsplit(url).netloc}: {trouble}; ask again in {after / 60:.0f} minutes") from trouble
+            time.sleep(max(pause, after))
             try:
                 return self._json(url)
-            except BROKEN:
-                time.sleep(pause)
-        try:
-            return self._json(url)
-        except BROKEN as e:
-            raise OSError(f"{url}: {e}") from e
+            except BROKEN as e:
+                trouble = e
+        raise OSError(f"{url}: {trouble}") from trouble
 
     def _json(self, url: str) -> Any:
         with closing(self.open(url)) as answer:
@@ -99,11 +129,11 @@ class Http:
         if start:
             request.add_header("Range", f"bytes={start}-")
         try:
-            answer: http.client.HTTPResponse = self._opener.open(request, timeout=TIMEOUT)
+            answer: http.client.HTTPResponse = self._opener.open(request, timeout=self.timeout)
         except urllib.error.HTTPError as e:
             with e:
-                if e.code in (408, 425, 429) or e.code >= 500:
-                    raise ConnectionError(f"the hub answers {e.code} {e.reason}") from e
+                if e.code in (408, 425, 429) or e.code >= 500 or e.headers.get("X-Ratelimit-Remaining") == "0":
+                    raise Busy(f"the hub answers {e.code} {e.reason}", _after(e.headers)) from e
                 raise Refused(f"{url}: the hub answers {e.code} {e.reason}", e.code) from e
         return answer
 
@@ -247,14 +277,91 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return following
 
 
+class _Straight(http.client.HTTPConnection):
+    """Connects to the address that was looked at: a name that means another address a moment later leads nowhere."""
+
+    def __init__(self, host: str, *, trusts: Callable[[str], bool], **options: Any) -> None:
+        super().__init__(host, **options)
+        self.trusts = trusts
+
+    def connect(self) -> None:
+        """To the first address that answers. Refused when one of them is not public and must be."""
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        if not self.trusts(self.host) and not all(_global(str(address[0])) for *_, address in found):
+            raise Refused(f"{self.host} is an address inside a network; it is not asked")
+        trouble = OSError(f"{self.host} has no address")
+        for family, kind, protocol, _, address in found:
+            self.sock = socket.socket(family, kind, protocol)
+            try:
+                self.sock.settimeout(self.timeout)
+                return self.sock.connect(address)
+            except OSError as e:
+                self.sock.close()
+                trouble = e
+        raise trouble
+
+
+class _StraightTLS(http.client.HTTPSConnection, _Straight):
+    """The same, and then TLS to the host's name."""
+
+
+class _Plain(urllib.request.HTTPHandler):
+    """http, straight unless a proxy is set."""
+
+    def __init__(self, http: Http) -> None:
+        super().__init__()
+        self.http = http
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """As the standard library calls it."""
+        return super().http_open(req) if _proxied(req) else self.do_open(partial(_Straight, trusts=self.http.trusts), req)
+
+
+class _Secure(urllib.request.HTTPSHandler):
+    """https, straight unless a proxy is set."""
+
+    def __init__(self, http: Http) -> None:
+        self.tls = ssl.create_default_context()
+        super().__init__(context=self.tls)
+        self.http = http
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """As the standard library calls it."""
+        if _proxied(req):
+            return super().https_open(req)
+        return self.do_open(partial(_StraightTLS, trusts=self.http.trusts, context=self.tls), req)
+
+
+def _proxied(req: urllib.request.Request) -> bool:
+    parts = urlsplit(req.full_url)
+    return parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or "")
+
+
+def _after(headers: Message) -> float:
+    """Seconds that a refusal asks to wait: Retry-After as a number or a date, X-Ratelimit-Reset, or an hour for a quota that is used up."""
+    said, reset, now = headers.get("Retry-After", ""), headers.get("X-Ratelimit-Reset", ""), time.time()
+    if said.isdecimal():
+        return float(said)
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - now)
+    except (TypeError, ValueError):
+        pass
+    if headers.get("X-Ratelimit-Remaining") != "0":
+        return 0.0
+    return max(0.0, float(reset) - now) if reset.isdecimal() else HOUR
+
+
 def _public(host: str) -> bool:
     """Whether all addresses of a host are public ones. A host that has none here counts as public: a proxy may know it."""
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        return all(_global(str(info[4][0])) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
     except OSError:
         return True
-    addresses = [ipaddress.ip_address(str(a).partition("%")[0]) for a in found]
-    return all(a.is_global or a in STAND_INS for a in addresses)
+
+
+def _global(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return address.is_global or address in STAND_INS
 
 
 def _room(path: Path, size: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,8 @@ from safelight.pulling.choose import Remote
 from safelight.pulling.http import Http, Refused
 from safelight.pulling.names import Wanted
 
-MOST_FILES = 20_000
+MOST_FILES = {"model": 20_000, "dataset": 2_000_000}
+PAGE = 200  # files of a ModelScope dataset in one answer
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -29,6 +30,10 @@ class Hub(Protocol):
     @property
     def http(self) -> Http:
         """Requests to the hub."""
+        ...
+
+    def card(self) -> Mapping[str, Any]:
+        """What the repository says of itself: `license`, and for a dataset of Hugging Face `configs`."""
         ...
 
     def files(self) -> list[Remote]:
@@ -52,18 +57,22 @@ class Hub(Protocol):
         ...
 
 
-def open_hub(wanted: Wanted, revision: str | None) -> Hub:
-    """The wanted repository."""
-    return HuggingFace(wanted.id, revision or "main") if wanted.hub == "hf" else ModelScope(wanted.id, revision or "master")
+def open_hub(wanted: Wanted, revision: str | None, kind: str = "model") -> Hub:
+    """The wanted repository; `kind` is model or dataset."""
+    if wanted.hub == "hf":
+        return HuggingFace(wanted.id, revision or "main", kind=kind)
+    return ModelScope(wanted.id, revision or "master", kind)
 
 
 @dataclass
 class HuggingFace:
-    """A model repository of Hugging Face, or of a mirror that $HF_ENDPOINT names."""
+    """A repository of Hugging Face, or of a mirror that $HF_ENDPOINT names."""
 
     id: str
     revision: str
     commit: str = ""
+    kind: str = "model"
+    said: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def http(self) -> Http:
@@ -78,21 +87,30 @@ class HuggingFace:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            info = HfApi(endpoint=_hf_endpoint()).model_info(self.id, revision=self.revision, files_metadata=True, timeout=30)
+            hub = HfApi(endpoint=_hf_endpoint())
+            info = hub.repo_info(self.id, repo_type=self.kind, revision=self.revision, files_metadata=True, timeout=30)
         except HfHubHTTPError as e:
             raise self.denied(Refused(f"{self.http.endpoint} answers {e.response.status_code}", e.response.status_code)) from e
         if not COMMIT.fullmatch(str(info.sha)):
             raise ValueError(f"hf:{self.id} at {self.revision}: the hub names no commit")
-        self.commit = str(info.sha)
+        self.commit, self.said = str(info.sha), info.card_data.to_dict() if info.card_data else {}
         found = []
-        for s in (info.siblings or [])[:MOST_FILES]:
+        for s in (info.siblings or [])[:MOST_FILES[self.kind]]:
             told = f"sha256:{s.lfs.sha256}" if s.lfs else f"git:{s.blob_id}" if s.blob_id else ""
             found.append(Remote(s.rfilename, s.size or 0, told))
         return found
 
+    def card(self) -> Mapping[str, Any]:
+        """The head of its README, which came with the list of files."""
+        return self.said
+
+    @property
+    def _page(self) -> str:
+        return f"{self.http.endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.id}"
+
     def url(self, file: Remote) -> str:
         """The file at the commit."""
-        return f"{self.http.endpoint}/{self.id}/resolve/{quote(self.commit, safe='')}/{quote(file.name)}"
+        return f"{self._page}/resolve/{quote(self.commit, safe='')}/{quote(file.name)}"
 
     def blob(self, file: Remote) -> Path | None:
         """`blobs/<hash>`, the place that huggingface_hub looks at before it fetches."""
@@ -104,7 +122,7 @@ class HuggingFace:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            found = Path(hf_hub_download(self.id, file.name, revision=self.commit, endpoint=_hf_endpoint()))
+            found = Path(hf_hub_download(self.id, file.name, repo_type=self.kind, revision=self.commit, endpoint=_hf_endpoint()))
         except HfHubHTTPError as e:
             raise self.denied(Refused(str(e), e.response.status_code)) from e
         ref = self._repository / "refs" / self.revision
@@ -118,12 +136,12 @@ class HuggingFace:
         from huggingface_hub import constants
         from huggingface_hub.file_download import repo_folder_name
 
-        folder: str = repo_folder_name(repo_id=self.id, repo_type="model")
+        folder: str = repo_folder_name(repo_id=self.id, repo_type=self.kind)
         return Path(constants.HF_HUB_CACHE) / folder
 
     def denied(self, why: Refused) -> ValueError:
         """Hugging Face answers 401 for what is not there too."""
-        name, page = f"hf:{self.id} at {self.revision}", f"{self.http.endpoint}/{self.id}"
+        name, page = f"hf:{self.id} at {self.revision}", self._page
         if why.status in (401, 403):
             return ValueError(
                 f"{name}: not there, or not for everybody ({why}); accept its terms at {page} and log in with `hf auth login` or HF_TOKEN"
@@ -139,10 +157,11 @@ def _hf_endpoint() -> str:
 
 @dataclass
 class ModelScope:
-    """A model repository of ModelScope, or of the domain that $MODELSCOPE_DOMAIN names; $MODELSCOPE_API_TOKEN is its login."""
+    """A repository of ModelScope, or of the domain that $MODELSCOPE_DOMAIN names; $MODELSCOPE_API_TOKEN is its login."""
 
     id: str
     revision: str
+    kind: str = "model"
     http: Http = field(init=False)
 
     def __post_init__(self) -> None:
@@ -152,21 +171,45 @@ class ModelScope:
         login = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
         self.http = Http(domain if "://" in domain else f"https://{domain}", {"User-Agent": "safelight", **login})
 
+    def card(self) -> Mapping[str, Any]:
+        """Its licence, where the hub tells one."""
+        told = self._told(self._api.removesuffix("/repo"))
+        data = told.get("Data") if isinstance(told, dict) else None
+        return {"license": str(data.get("License") or "")} if isinstance(data, dict) else {}
+
     def files(self) -> list[Remote]:
-        """As Hub, in one answer."""
-        try:
-            told = self.http.json(f"{self._api}/files?Revision={quote(self.revision, safe='')}&Recursive=true")
-        except Refused as e:
-            raise self.denied(e) from e
+        """As Hub: a model's in one answer, a dataset's page by page."""
+        at = f"Revision={quote(self.revision, safe='')}&Recursive=true"
+        if self.kind == "model":
+            return _remotes(self._rows(f"{self._api}/files?{at}")[:MOST_FILES["model"]])
+        found: list[Any] = []
+        before: list[Any] = []
+        while len(found) < MOST_FILES["dataset"]:
+            page = self._rows(f"{self._api}/tree?{at}&PageNumber={len(found) // PAGE + 1}&PageSize={PAGE}")
+            if page == before:  # a hub that knows no pages
+                break
+            found, before = found + page, page
+            if len(page) < PAGE:
+                break
+        return _remotes(found)
+
+    def _rows(self, url: str) -> list[Any]:
+        told = self._told(url)
         rows = told.get("Data", {}).get("Files") if isinstance(told, dict) and isinstance(told.get("Data"), dict) else None
         if not isinstance(rows, list):
             message = str(told.get("Message"))[:200] if isinstance(told, dict) else ""
             raise ValueError(f"ms:{self.id} at {self.revision}: the hub gives no list of files: {message!r}")
-        return [_row(row) for row in rows[:MOST_FILES] if isinstance(row, dict) and row.get("Type") != "tree"]
+        return rows
+
+    def _told(self, url: str) -> Any:
+        try:
+            return self.http.json(url)
+        except Refused as e:
+            raise self.denied(e) from e
 
     @property
     def _api(self) -> str:
-        return f"{self.http.endpoint}/api/v1/models/{self.id}/repo"
+        return f"{self.http.endpoint}/api/v1/{self.kind}s/{self.id}/repo"
 
     def url(self, file: Remote) -> str:
         """The file at the revision."""
@@ -182,10 +225,14 @@ class ModelScope:
 
     def denied(self, why: Refused) -> ValueError:
         """ModelScope answers 404 for what is private too."""
-        page = f"{self.http.endpoint}/models/{self.id}"
+        page = f"{self.http.endpoint}/{self.kind}s/{self.id}"
         if why.status in (401, 403, 404):
             return ValueError(f"ms:{self.id} at {self.revision}: not there, or private ({why}); see {page}; $MODELSCOPE_API_TOKEN logs in")
         return why
+
+
+def _remotes(rows: Iterable[Any]) -> list[Remote]:
+    return [_row(row) for row in rows if isinstance(row, dict) and row.get("Type") != "tree"]
 
 
 def _row(row: Mapping[str, Any]) -> Remote:

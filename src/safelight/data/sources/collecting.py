@@ -1,0 +1,126 @@
+"""From a source to a dataset: bring what is missing, keep it, list what did not come, in the source's order."""
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from safelight.data.folder import fingerprint, read_folder
+from safelight.data.request import FETCH, PICK, Fetch, Pick
+from safelight.data.sources import SOURCES, Asked, Item, origin, spelled
+from safelight.data.sources.fetching import Crew, Keep, facts, lost
+from safelight.data.sources.journal import Journal, folder, opened, stamp
+from safelight.events import Event, Note, Progress
+from safelight.pictures import Unreadable
+from safelight.values import Blob, Dataset, Row, canonical
+
+EVERY = 20  # pictures between two progress events
+
+
+def request(text: str, pick: Pick) -> str:
+    """What makes two requests the same one, however much of it is asked for and however it is fetched."""
+    kind, rest = spelled(text)
+    return canonical([kind, str(Path(rest).resolve()) if Path(rest).is_file() else rest, pick])
+
+
+def outside(text: str, pick: Pick) -> str:
+    """The fingerprint: files on this machine by content, the network by what was brought before."""
+    kind, rest = spelled(text)
+    if kind == "folder":
+        return fingerprint(Path(rest))
+    listed = Blob.of(rest).sha256 if Path(rest).is_file() else ""
+    return listed + stamp(request(text, pick))
+
+
+def collect(
+    text: str, keep: Keep, *, pick: Pick = PICK, fetch: Fetch = FETCH, limit: int = 0, licence: str = "", again: str = "no",
+) -> Generator[Event, None, Dataset]:
+    """The dataset of a source. `keep(bytes, suffix)` puts a picture where it stays. `licence` counts for rows whose source tells none.
+
+    What does not come is a row with `dropped` set. OSError when the source itself breaks off; what came is kept.
+    """
+    kind, rest = spelled(text)
+    if kind == "folder":
+        data = yield from read_folder(Path(rest))
+        rows = data.rows[:limit] if limit else data.rows
+        return dataclasses.replace(data, rows=tuple(_licensed(_from_folder(r, text), licence) for r in rows))
+    name = request(text, pick)
+    with opened(folder(name), again) as journal, closing(Crew(fetch, keep)) as crew:
+        asked = Asked(rest, journal.folder, limit, pick, fetch, journal.had, journal.finished, journal.finish)
+        keys = yield from _bring(SOURCES[kind](asked), crew, journal, limit)
+        rows = tuple(_licensed(journal.row(key), licence) for key in keys)
+        if again != "no" or any(journal.temporary(key) for key in keys):
+            journal.renew()
+    if not rows:
+        raise ValueError(f"collect: {text} has no pictures")
+    missing = Counter(r.dropped.partition(":")[0] for r in rows if r.dropped)
+    if missing:
+        told = ", ".join(f"{n} {reason}" for reason, n in missing.most_common())
+        more = "; run it again to try again what was not fetched yet" if "not fetched yet" in missing else ""
+        yield Note(text=f"collect: {told} of {len(rows)} pictures (listed with the reason){more}", level="warning")
+    return Dataset(rows, {"source": text})
+
+
+def _bring(items: Iterator[Item | Event], crew: Crew, journal: Journal, limit: int) -> Generator[Event, None, list[str]]:
+    """Keys in the source's order; everything is in the journal when this returns."""
+    keys: list[str] = []
+    came = 0
+    for item in items:
+        if isinstance(item, Event):
+            yield item
+            continue
+        keys.append(item.key)
+        journal.tell(item)
+        if journal.had(item.key):
+            came += 1
+        elif item.data is not None:
+            journal.add(item, _checked(item, crew.keep))
+            came += 1
+        else:
+            crew.add(item)
+        if came % EVERY == 0:
+            yield _progress(came, limit)
+        while not crew.room:
+            came = yield from _settled(crew, journal, came, limit)
+        if len(keys) == limit:
+            break
+    while crew.busy:
+        came = yield from _settled(crew, journal, came, limit or len(keys))
+    yield _progress(came, len(keys))
+    return keys
+
+
+def _settled(crew: Crew, journal: Journal, came: int, total: int) -> Generator[Event, None, int]:
+    for item, found in crew.done():
+        journal.add(item, found)
+        came += 1
+        yield _progress(came, total)
+    return came
+
+
+def _progress(came: int, total: int) -> Progress:
+    return Progress(step=came, total=total, what="collecting pictures", unit="picture")
+
+
+def _checked(item: Item, keep: Keep) -> dict[str, Any]:
+    try:
+        return facts(item.data or b"", item.hash, keep)
+    except Unreadable as e:
+        return lost(f"unreadable: {e}", final=True)
+
+
+def _from_folder(row: Row, text: str) -> Row:
+    """A folder's row with where it is from: the columns of its table where they say so, else the folder."""
+    said = {k: str(v) for k, v in row.info.get("metadata", {}).items()}
+    told = origin(**{**said, "source": said.get("source") or text, "licence": said.get("licence") or said.get("license")})
+    return dataclasses.replace(row, info={**row.info, "origin": told})
+
+
+def _licensed(row: Row, licence: str) -> Row:
+    known = row.info["origin"]
+    if known["licence"] or not licence:
+        return row
+    return dataclasses.replace(row, info={**row.info, "origin": {**known, "licence": licence}})
