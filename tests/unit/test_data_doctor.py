@@ -215,7 +215,7 @@ def bad_tables(root: Path) -> list[tuple[str, str]]:
     (root / "more/metadata.jsonl").write_text('{"file_name": "a.png", "text": "k"}\n{"file_name": "absent.png", "text": "l"}\nnot json\n')
     (root / "worse").mkdir()
     (root / "worse/metadata.csv").write_bytes("file_name,text\na.png,红色狐狸\n".encode("gbk"))
-    return [("table", "more/metadata.jsonl"), ("table", "metadata.jsonl"), ("encoding", "worse/metadata.csv")]
+    return [("table", "more/metadata.jsonl"), ("table", "more/absent.png"), ("encoding", "worse/metadata.csv")]
 
 
 @pytest.mark.parametrize("plant", SEEDS, ids=lambda f: f.__name__)

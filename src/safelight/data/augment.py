@@ -79,7 +79,7 @@ class Change:
 def drawn(ways: Ways, row: Row, copy: int) -> Change:
     """What is done for this copy of this picture."""
     g = np.random.Generator(np.random.Philox(int(digest("augment", str(ways.seed), row.picture.sha256, str(copy))[:16], 16)))
-    u = g.random(9).tolist()
+    u: list[float] = g.random(9).tolist()
 
     def around(share: float, at: int) -> float:
         return 1 + share * (2 * u[at] - 1)
@@ -183,7 +183,7 @@ def fill(data: Dataset, colours: tuple[str, ...], keep: Keep, *, say: bool) -> G
     taken = {row.name for row in data.rows}
     for row in data.rows:
         picture = None if row.dropped else _opened(row, "fill_background")
-        if picture is None or picture.mode != "RGBA" or picture.getextrema()[3][0] == 255:
+        if picture is None or picture.mode != "RGBA" or picture.getchannel("A").getextrema()[0] == 255:
             rows.append(row)
             continue
         colour = colours[int(digest("background", row.picture.sha256)[:8], 16) % len(colours)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ KINDS = {
     "corrupt": ("Files that cannot be decoded", "Download or export them again, or remove them."),
     "table": ("Lines of a table that cannot be used", "Repair the line; every line names a picture that is there."),
     "encoding": ("Text that is not plain UTF-8", "Save it again as UTF-8 without a byte-order mark."),
-    "no-caption": ("Pictures without a caption", "Write NAME.txt beside the picture, a metadata.csv, or run `safelight caption`."),
+    "no-caption": ("Pictures without a caption", "Write NAME.txt beside the picture, a metadata.csv, or run safelight caption."),
     "empty-caption": ("Captions that are empty", "Write something, or remove the file; some trainers stop at an empty one."),
     "lines": ("Captions of several lines", "Most trainers read the first line alone; put everything on it."),
     "long-caption": ("Captions longer than the model reads at once", "Shorten them; what is beyond the limit is cut by most trainers."),
@@ -34,9 +35,9 @@ KINDS = {
     "rotated": ("Pictures that are upright by EXIF only", "Save them turned; several trainers ignore EXIF and learn them lying down."),
     "tiny": ("Pictures that are too small", "Remove them, or take a larger version; enlarged ones teach blur."),
     "aspect": ("Pictures of an odd shape", "Crop them; much of such a picture is cut off or squeezed."),
-    "duplicate": ("Files that are there twice", "Remove one; `safelight curate` drops it."),
+    "duplicate": ("Files that are there twice", "Remove one; safelight curate drops it."),
     "conflict": ("The same picture with different captions", "Decide for one caption."),
-    "near-duplicate": ("Pictures that look alike", "Keep the better one; `safelight curate` drops the others."),
+    "near-duplicate": ("Pictures that look alike", "Keep the better one; safelight curate drops the others."),
     "leak": ("Held-out pictures that are also trained on", "Take them out of one side; the held-out loss tells nothing otherwise."),
 }
 """kind -> (heading, what to do)."""
@@ -65,12 +66,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finding:
-    """One defect: which kind (KINDS), which file below the folder, and what exactly."""
+    """One defect: which kind (KINDS), which file below the folder, what exactly, and the pictures it is about."""
 
     kind: str
     file: str
     text: str
-    row: Row | None = None
+    rows: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,9 @@ class Ward:
         """Below the folder, with forward slashes."""
         return path.relative_to(self.root).as_posix().encode("utf-8", "replace").decode("utf-8", "replace")
 
-    def say(self, kind: str, file: str, text: str, row: Row | None = None) -> None:
+    def say(self, kind: str, file: str, text: str, *rows: Row) -> None:
         """Add a finding."""
-        self.found.append(Finding(kind, file, text, row))
+        self.found.append(Finding(kind, file, text, rows))
 
 
 def examine(root: Path, limits: Limits, held_out: Path | None = None) -> Generator[Event, None, Examined]:
@@ -167,7 +168,7 @@ def _read(ward: Ward) -> None:
     ward.rows = [read_row(path, ward.root, said.pop(path, None), []) for path in ward.files if is_picture(path)]
     for path, what in said.items():
         if not path.exists():
-            ward.say("table", what.place.partition(" line")[0], f"{what.place} names {path.name}, which is not there")
+            ward.say("table", os.path.relpath(path, ward.root), f"{what.place} names it, but it is not there")
 
 
 def _text(ward: Ward, path: Path) -> str:
@@ -188,10 +189,10 @@ def _text(ward: Ward, path: Path) -> str:
 
 def _guess(raw: bytes) -> str:
     try:
-        text = raw.decode("gb18030")
+        text = " ".join(raw.decode("gb18030").split())
     except UnicodeDecodeError:
         return ""
-    return f"; as GBK it reads: {text.strip()[:40]}" if re.search(r"[\u4e00-\u9fff]{2}", text) else ""
+    return f"; as GBK it reads: {text[:40]}" if re.search(r"[\u4e00-\u9fff]{2}", text) else ""
 
 
 def _corrupt(ward: Ward) -> None:
@@ -215,11 +216,11 @@ def _captions(ward: Ward) -> None:
         if not rows:
             ward.say("orphan", ward.name(path), "no picture has this name")
         elif len(rows) > 1:
-            ward.say("shared-caption", ward.name(path), "it is read for " + " and ".join(r.name for r in rows), rows[0])
+            ward.say("shared-caption", ward.name(path), "it is read for " + " and ".join(r.name for r in rows), *rows)
         if not text.strip() and len(ward.found) == before and not rows[0].caption:
-            ward.say("empty-caption", ward.name(path), "the file is empty", rows[0])
+            ward.say("empty-caption", ward.name(path), "the file is empty", *rows)
         elif len([line for line in text.splitlines() if line.strip()]) > 1:
-            ward.say("lines", ward.name(path), f"it has {len(text.strip().splitlines())} lines", rows[0] if rows else None)
+            ward.say("lines", ward.name(path), f"it has {len(text.strip().splitlines())} lines", *rows)
     for row in ward.rows:
         if not row.dropped and not row.caption and row.name not in told:
             ward.say("no-caption", row.name, "no file, table or folder name says anything", row)
@@ -279,17 +280,17 @@ def _twins(ward: Ward) -> None:
         if other is row:
             single.append(row)
         elif (row.name in ward.held) != (other.name in ward.held):
-            ward.say("leak", row.name, f"the same file as {other.name}", row)
+            ward.say("leak", row.name, f"the same file as {other.name}", row, other)
         elif row.caption != other.caption and row.caption and other.caption:
-            ward.say("conflict", row.name, f"says “{row.caption}”, and {other.name} says “{other.caption}”", row)
+            ward.say("conflict", row.name, f"says “{row.caption}”, and {other.name} says “{other.caption}”", row, other)
         else:
-            ward.say("duplicate", row.name, f"the same file as {other.name}", row)
+            ward.say("duplicate", row.name, f"the same file as {other.name}", row, other)
     if ward.limits.distance < 0:
         return
     for at, (kept, bits) in twins([ward.looks[r.name] for r in single], ward.limits.distance).items():
         row, other = single[at], single[kept]
         across = (row.name in ward.held) != (other.name in ward.held)
-        ward.say("leak" if across else "near-duplicate", row.name, f"looks like {other.name} ({bits} of 64 bits differ)", row)
+        ward.say("leak" if across else "near-duplicate", row.name, f"looks like {other.name} ({bits} of 64 bits differ)", row, other)
 
 
 def _trained_first(ward: Ward) -> Sequence[Row]:

@@ -13,7 +13,8 @@ THUMB = 160
 PHRASES = 24
 
 
-def _thumb(row: Row) -> Markup:
+def thumb(row: Row) -> Markup:
+    """The row's picture, small; a box with words when there is none."""
     if not row.picture.sha256:
         return el("div", "not there", cls="void")
     try:
@@ -27,7 +28,7 @@ def kept(story: Story) -> Markup:
     if story.data is None:
         return Markup("")
     rows = story.data.kept
-    frames = [el("li", el("figure", _thumb(r), el("figcaption", el("b", r.name), r.caption or "no caption"))) for r in rows[:MOST]]
+    frames = [el("li", el("figure", thumb(r), el("figcaption", el("b", r.name), r.caption or "no caption"))) for r in rows[:MOST]]
     more = el("p", f"and {len(rows) - MOST} more", cls="small") if len(rows) > MOST else ""
     shapes = Counter((r.width, r.height) for r in rows).most_common(3)
     said = ", ".join(f"{n} of {w} × {h}" if len(shapes) > 1 else f"all {w} × {h}" for (w, h), n in shapes)
@@ -51,7 +52,7 @@ def dropped(story: Story) -> Markup:
     summary = el("ul", [el("li", el("b", str(n)), " ", reason) for reason, n in counts.most_common()], cls="tally")
     order = [reason for reason, _ in counts.most_common()]
     rows.sort(key=lambda r: (order.index(r.dropped.partition(":")[0]), r.name))
-    frames = [el("li", el("div", _thumb(r), cls="struck"), el("div", el("b", r.name), el("span", r.dropped))) for r in rows[:MOST]]
+    frames = [el("li", el("div", thumb(r), cls="struck"), el("div", el("b", r.name), el("span", r.dropped))) for r in rows[:MOST]]
     more = el("p", f"and {len(rows) - MOST} more", cls="small") if len(rows) > MOST else ""
     notes = el("ul", [el("li", p) for p in problems], cls="small") if problems else ""
     return join([summary, el("ol", frames, cls="outs"), more, notes])
