@@ -15,6 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from safelight.families.sources import Parts
+
+CPU = torch.device("cpu")
 Tensors = dict[str, Tensor]
 
 
@@ -200,6 +203,36 @@ def maker(place: Path) -> Make:
     return make
 
 
+def built(parts: Parts, one: Made) -> dict[str, Any]:
+    """The networks of the same classes, as the parts have them."""
+    nets = {part: parts.build(part, type(net), device=CPU, dtype=torch.float32) for part, net in one.nets.items()}
+    for net in nets.values():
+        assert not net.training
+        assert not any(p.requires_grad or p.is_meta for p in net.parameters())
+        for p in net.parameters():  # libraries of mathematics multiply in another order where memory begins elsewhere, as mapped files do
+            p.data = p.data.clone()
+    return nets
+
+
+def outputs(nets: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What every network says to the same inputs."""
+    torch.manual_seed(5)
+    out = {}
+    for part, net in nets.items():
+        if part == "unet":
+            x, text = torch.randn(2, net.config.in_channels, 8, 8), torch.randn(2, 5, net.config.cross_attention_dim)
+            ids, pooled = divmod(net.config.projection_class_embeddings_input_dim or 0, 256)
+            added = {"text_embeds": torch.randn(2, pooled), "time_ids": torch.rand(2, ids) * 100} if ids else None
+            out[part] = net(x, torch.tensor([3, 700]), encoder_hidden_states=text, added_cond_kwargs=added).sample
+        elif part == "vae":
+            out["encoded"] = net.encode(torch.randn(1, 3, 16, 16)).latent_dist.mean
+            out["decoded"] = net.decode(torch.randn(1, 4, 8, 8)).sample
+        else:
+            said = net(input_ids=torch.tensor([[298, 20, 68, 299, *[0] * 73]]), output_hidden_states=True)
+            out |= {part: said.last_hidden_state, f"{part} before": said.hidden_states[-2], f"{part} pooled": said[0]}
+    return out
+
+
 def separate(one: Made, place: Path, names: str) -> dict[str, str]:
     """The networks in files of their own, by the original repositories' names or by diffusers'."""
     original = names == "original"
@@ -301,4 +334,36 @@ def open_names(state: Tensors, last_layer: bool = False) -> Tensors:
         for kind in ("weight", "bias"):
             out[f"{new}attn.in_proj_{kind}"] = torch.cat([state[f"{old}self_attn.{x}_proj.{kind}"] for x in "qkv"])
             out |= {f"{new}{b}.{kind}": state[f"{old}{a}.{kind}"] * times for a, b in OPEN_LAYER.items()}
+    return out
+
+
+JOINT_BACK = (
+    ("pos_embed.pos_embed", "pos_embed"), ("pos_embed.proj", "x_embedder.proj"), ("proj_out.", "final_layer.linear."),
+    ("norm_out.linear.", "final_layer.adaLN_modulation.1."), ("time_text_embed.timestep_embedder.", "t_embedder.mlp."),
+    ("time_text_embed.text_embedder.", "y_embedder.mlp."), ("mlp.linear_1.", "mlp.0."), ("mlp.linear_2.", "mlp.2."),
+    ("transformer_blocks.", "joint_blocks."), (".attn.to_add_out.", ".context_block.attn.proj."), (".to_out.0.", ".proj."),
+    (".attn.norm_added_", ".context_block.attn.ln_"), (".norm_q.", ".ln_q."), (".norm_k.", ".ln_k."),
+    (".norm1_context.linear.", ".context_block.adaLN_modulation.1."), (".norm1.linear.", ".x_block.adaLN_modulation.1."),
+    (".ff_context.net.0.proj.", ".context_block.mlp.fc1."), (".ff_context.net.2.", ".context_block.mlp.fc2."),
+    (".ff.net.0.proj.", ".x_block.mlp.fc1."), (".ff.net.2.", ".x_block.mlp.fc2."),
+)
+
+
+def joint_names(tensors: Tensors, blocks: int) -> Tensors:
+    """SD 3's own names of its transformer's tensors."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        asked = re.match(r"(.*)\.(attn2?)\.(to_q|add_q_proj)\.(\w+)$", name)
+        if asked:
+            block, attention, first, leaf = asked.groups()
+            three = [tensors[f"{block}.{attention}.{first.replace('_q', f'_{c}')}.{leaf}"] for c in "qkv"]
+            side = "x" if first == "to_q" else "context"
+            out[f"{block.replace('transformer_blocks', 'joint_blocks')}.{side}_block.{attention}.qkv.{leaf}"] = torch.cat(three)
+        elif not re.search(r"\.(to|add)_[kv](_proj)?\.", name):
+            new = name
+            for old, renamed in JOINT_BACK:
+                new = new.replace(old, renamed)
+            new = re.sub(r"(?<!_block)\.(attn2?)\.(?=proj|ln)", r".x_block.\1.", new)
+            turned = name.startswith(("norm_out", f"transformer_blocks.{blocks - 1}.norm1_context"))
+            out[new] = torch.cat(tensor.chunk(2)[::-1]) if turned else tensor
     return out

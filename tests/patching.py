@@ -12,7 +12,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from safelight.families import Family
 from safelight.patches import control, embedding, lora
-from safelight.values import NO_FILE, Blob, Patch
+from safelight.values import NO_FILE, Blob, Cond, Patch
+from tests.dialects import ldm
 
 
 def tensors(family: Family, *, rank: int = 2, alpha: float = 1.0) -> dict[str, torch.Tensor]:
@@ -135,3 +136,54 @@ MAKERS: dict[str, Callable[[Family, Path], Patch]] = {
     "lora": write, "control": a_control, "freeu": a_freeu, "ip_adapter": an_adapter, "embedding": an_embedding,
 }
 """One maker a kind: a patch of random weights that changes what the network says of `a red apple`."""
+
+
+def asked(family: Family, n: int = 2, **extras: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Cond]:
+    sigma = family.sigmas[torch.linspace(100, 900, n).long()]
+    with torch.no_grad():
+        said = family.encode_text(["a red apple", "night city", "a girl"][:n])
+    noise = torch.randn(n, family.channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    return noise, sigma, Cond(said.tokens, {**said.extras, **extras})
+
+
+def told(family: Family) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """What the U-Net is given for `asked`."""
+    seen: list[Any] = []
+    unet = family.trainable()["unet"]
+    handle = unet.register_forward_pre_hook(lambda _, args, rest: seen.append((args, rest)), with_kwargs=True)
+    family.predict(*asked(family))
+    handle.remove()
+    (x, t), rest = seen[0]
+    return x, t, rest.pop("encoder_hidden_states"), {k: v for k, v in rest.items() if k != "return_dict" and v is not None}
+
+
+def by_hand(family: Family, nets: list[tuple[Any, torch.Tensor, float]]) -> torch.Tensor:
+    """The U-Net with the nets' outputs given to it as diffusers wants them."""
+    x, t, text, rest = told(family)
+    found: list[torch.Tensor] = []
+    for net, hint, strength in nets:
+        shown = hint.permute(0, 3, 1, 2).expand(len(x), -1, -1, -1)
+        heard = text if net.encoder_hid_proj is None else net.encoder_hid_proj(text)
+        down, mid = net(x[:, : net.config.in_channels], t, heard, shown, conditioning_scale=strength, return_dict=False, **rest)
+        found = [a + b for a, b in zip(found, [*down, mid], strict=True)] if found else [*down, mid]
+    *below, middle = found
+    steered = {"down_block_additional_residuals": tuple(below), "mid_block_additional_residual": middle}
+    out: torch.Tensor = family.trainable()["unet"](x, t, text, **steered, **rest).sample
+    return out
+
+
+def in_original_layout(family: Family, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A ControlNet's tensors by the names of the original repository."""
+    hints = {"conv_in": 0, "conv_out": 14}
+    out = {}
+    for name, t in tensors.items():
+        first, _, rest = name.partition(".")
+        number, _, end = rest.removeprefix("blocks.").partition(".")
+        if first == "controlnet_cond_embedding":
+            at, end = (hints[number], end) if number in hints else (2 * int(number) + 2, end)
+            out[f"input_hint_block.{at}.{end}"] = t
+        elif first == "controlnet_down_blocks":
+            out[f"zero_convs.{number}.0.{end}"] = t
+        else:
+            out[f"middle_block_out.0.{rest}" if first == "controlnet_mid_block" else ldm(family, name)] = t
+    return out

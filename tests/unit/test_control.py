@@ -34,7 +34,19 @@ from safelight.sampling.request import Request
 from safelight.sampling.schedules import plan
 from safelight.values import NO_FILE, Blob, Cond, Patch
 from tests import tiny
-from tests.patching import MAKERS, a_control, a_net, a_vision, an_adapter, an_embedding, with_hint
+from tests.patching import (
+    MAKERS,
+    a_control,
+    a_net,
+    a_vision,
+    an_adapter,
+    an_embedding,
+    asked,
+    by_hand,
+    in_original_layout,
+    told,
+    with_hint,
+)
 
 CPU = torch.device("cpu")
 
@@ -58,40 +70,6 @@ def family(load: Callable[[str], Family]) -> Family:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.mini(tmp_path_factory.mktemp("m") / "mini")
-
-
-def asked(family: Family, n: int = 2, **extras: Tensor) -> tuple[Tensor, Tensor, Cond]:
-    sigma = family.sigmas[torch.linspace(100, 900, n).long()]
-    with torch.no_grad():
-        said = family.encode_text(["a red apple", "night city", "a girl"][:n])
-    noise = torch.randn(n, family.channels, 8, 8, generator=torch.Generator().manual_seed(1))
-    return noise, sigma, Cond(said.tokens, {**said.extras, **extras})
-
-
-def told(family: Family) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-    """What the U-Net is given for `asked`."""
-    seen: list[Any] = []
-    unet = family.trainable()["unet"]
-    handle = unet.register_forward_pre_hook(lambda _, args, rest: seen.append((args, rest)), with_kwargs=True)
-    family.predict(*asked(family))
-    handle.remove()
-    (x, t), rest = seen[0]
-    return x, t, rest.pop("encoder_hidden_states"), {k: v for k, v in rest.items() if k != "return_dict" and v is not None}
-
-
-def by_hand(family: Family, nets: list[tuple[Any, Tensor, float]]) -> Tensor:
-    """The U-Net with the nets' outputs given to it as diffusers wants them."""
-    x, t, text, rest = told(family)
-    found: list[Tensor] = []
-    for net, hint, strength in nets:
-        shown = hint.permute(0, 3, 1, 2).expand(len(x), -1, -1, -1)
-        heard = text if net.encoder_hid_proj is None else net.encoder_hid_proj(text)
-        down, mid = net(x[:, : net.config.in_channels], t, heard, shown, conditioning_scale=strength, return_dict=False, **rest)
-        found = [a + b for a, b in zip(found, [*down, mid], strict=True)] if found else [*down, mid]
-    *below, middle = found
-    steered = {"down_block_additional_residuals": tuple(below), "mid_block_additional_residual": middle}
-    out: Tensor = family.trainable()["unet"](x, t, text, **steered, **rest).sample
-    return out
 
 
 def pictures(n: int, side: int = 64, seed: int = 3) -> Tensor:
@@ -219,31 +197,11 @@ def test_a_fresh_control_changes_nothing_and_learns(family: Family) -> None:
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
 def test_the_original_layout_is_read(family: Family, tmp_path: Path, prefix: str) -> None:
     p = a_control(family, tmp_path / "c.safetensors")
-    original = {prefix + name: t for name, t in in_original_layout(load_file(p.weights.path)).items()}
+    original = {prefix + name: t for name, t in in_original_layout(family, load_file(p.weights.path)).items()}
     save_file(original, tmp_path / "o.safetensors")
     theirs = controls.load(family, str(tmp_path / "o.safetensors"), {}).state_dict()
     ours = controls.load(family, p.weights.path, {}).state_dict()
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[k], ours[k]) for k in ours)
-
-
-def in_original_layout(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Blocks of one layer each: input 0 is the first convolution, 1 and 3 are layers, 2 makes smaller."""
-    blocks = {"down_blocks.0.resnets.0": "input_blocks.1.0", "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op"}
-    blocks |= {"down_blocks.1.resnets.0": "input_blocks.3.0", "down_blocks.1.attentions.0": "input_blocks.3.1"}
-    blocks |= {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}
-    blocks |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0"}
-    blocks |= {"controlnet_cond_embedding.conv_in": "input_hint_block.0", "controlnet_cond_embedding.conv_out": "input_hint_block.14"}
-    blocks |= {f"controlnet_cond_embedding.blocks.{i}": f"input_hint_block.{2 * i + 2}" for i in range(6)}
-    blocks |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(4)} | {"controlnet_mid_block": "middle_block_out.0"}
-    layers = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
-    layers |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
-    out = {}
-    for name, t in tensors.items():
-        block = next(b for b in blocks if name.startswith(f"{b}."))
-        rest = name.removeprefix(f"{block}.")
-        first, _, last = rest.partition(".")
-        out[f"{blocks[block]}.{layers[first]}.{last}" if "resnets" in block else f"{blocks[block]}.{rest}"] = t
-    return out
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """One adapter in every program's names gives one output; the maths is peft's; what does not fit is refused with numbers."""
-import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_sd3_transformer_checkpoint_to_diffusers
-from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -19,14 +17,30 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from safelight.op import load_ops
 from safelight.patches import lora
 from safelight.patches.lora.file import read
-from safelight.patches.lora.names import LDM_INNER, LDM_TOP, block_names
 from safelight.values import Blob, Patch
+from tests.dialects import (
+    A_B,
+    ALPHA,
+    DOWN_UP,
+    KINDS,
+    LOHA,
+    RANK,
+    Pairs,
+    Tensors,
+    adapter,
+    blocks,
+    dialects,
+    flat,
+    injected,
+    layers,
+    ldm,
+    sd3_original,
+    without_alpha,
+    written,
+)
 from tests.patching import look, same
 
 OPS = load_ops()
-RANK, ALPHA = 2, 3.0
-Tensors = dict[str, Tensor]
-Pairs = dict[tuple[str, str], tuple[Tensor, Tensor]]
 SD = {
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -79,11 +93,6 @@ def sdxl() -> Any:
     return networks(SDXL)
 
 
-@cache
-def blocks(family: Any) -> dict[str, tuple[str, str]]:
-    return {path: (ldm, diffsynth) for path, ldm, diffsynth in block_names(family.trainable()["unet"])}
-
-
 @torch.no_grad()
 def said(family: Any) -> Tensor:
     torch.manual_seed(1)
@@ -93,23 +102,6 @@ def said(family: Any) -> Tensor:
     hidden = nets["text_encoder"](input_ids=ids).last_hidden_state
     out: Tensor = nets["unet"](torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), hidden, added_cond_kwargs=more, return_dict=False)[0]
     return out
-
-
-@cache
-def layers(family: Any) -> dict[tuple[str, str], Any]:
-    return {(at.part, at.path): at.layer for at in lora.places(family).values()}
-
-
-def adapter(family: Any, only: str = "") -> Pairs:
-    """A pair for every layer; of the U-Net alone when `only` is not empty, and for those with that in their path."""
-    torch.manual_seed(5)
-    found = {}
-    for at, layer in layers(family).items():
-        shape = layer.weight.shape
-        down, up = torch.randn(RANK, *shape[1:]) * 0.2, torch.randn(shape[0], RANK, *[1] * (len(shape) - 2)) * 0.2
-        if only.removeprefix("unet") in at[1] and (not only or at[0] == "unet"):
-            found[at] = down, up
-    return found
 
 
 def closed_form(family: Any, pairs: Pairs, strength: float = 1.0, text_strength: float = 1.0) -> Tensor:
@@ -133,92 +125,6 @@ def patched(family: Any, path: Path, tensors: Tensors, notes: dict[str, str] | N
     strength = options.pop("strength", 1.0)
     with lora.lora(family, Patch("lora", Blob.of(path), strength, options)):
         return said(family)
-
-
-def ldm(family: Any, path: str) -> str:
-    """LDM's name of a layer, or of a parameter."""
-    block = next((b for b in blocks(family) if path.startswith(f"{b}.")), None)
-    if block:
-        inner, table = path.removeprefix(f"{block}."), LDM_INNER[block.split(".")[-2]]
-        head = next((h for h in table if inner == h or inner.startswith(f"{h}.")), None)
-        return f"{blocks(family)[block][0]}.{inner if head is None else table[head] + inner.removeprefix(head)}"
-    head = next((h for h in LDM_TOP if path == h or path.startswith(f"{h}.")), None)
-    return path if head is None else LDM_TOP[head] + path.removeprefix(head)
-
-
-def diffsynth(family: Any, path: str) -> str:
-    block, number = next((b, n) for b, (_, n) in blocks(family).items() if path.startswith(f"{b}."))
-    return path.replace(block, number).replace("to_out.0", "to_out")
-
-
-def written(pairs: Pairs, name: Callable[[str, str], str], ends: tuple[str, str], alpha: bool) -> Tensors:
-    """A file: `name` for each layer, the ends for down and up; without alpha its scale is in up."""
-    out = {}
-    for (part, path), (down, up) in pairs.items():
-        out[name(part, path) + ends[0]] = down
-        out[name(part, path) + ends[1]] = up if alpha else up * (ALPHA / RANK)
-        if alpha:
-            out[name(part, path) + ".alpha"] = torch.tensor(ALPHA)
-    return out
-
-
-def without_alpha(tensors: Tensors) -> Tensors:
-    return {k: v for k, v in tensors.items() if not k.endswith(".alpha")}
-
-
-def flat(prefix: str, path: str) -> str:
-    return prefix + path.replace(".", "_")
-
-
-DOWN_UP, A_B = (".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight")
-DEFAULT, OLD = (".lora_A.default.weight", ".lora_B.default.weight"), ("_lora.down.weight", "_lora.up.weight")
-LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-LINEAR = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
-
-
-@cache
-def dialects(f: Any) -> dict[str, tuple[str, Tensors, dict[str, Any]]]:
-    """Which layers the dialect can hold, the file, and what the user adds."""
-    whole, attention = adapter(f), adapter(f, ".attn")
-    unet = {at: pair for at, pair in whole.items() if at[0] == "unet"}
-    text = {at: pair for at, pair in whole.items() if at[0] != "unet"}
-    te = {"text_encoder": "lora_te1_" if "text_encoder_2" in f.trainable() else "lora_te_", "text_encoder_2": "lora_te2_"}
-    clip = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-    nothing: dict[str, Any] = {}
-
-    def inner(path: str) -> str:
-        return path if path == "text_projection" else f"text_model.{path.removeprefix('text_model.')}"
-
-    def kohya(part: str, path: str) -> str:
-        return flat("lora_unet_", path) if part == "unet" else flat(te[part], inner(path))
-
-    def kohya_ldm(part: str, path: str) -> str:
-        return kohya(part, ldm(f, path) if part == "unet" else path)
-
-    def comfy(part: str, path: str) -> str:
-        return f"diffusion_model.{ldm(f, path)}" if part == "unet" else f"text_encoders.{clip[part]}.transformer.{inner(path)}"
-
-    def dotted(part: str, path: str) -> str:
-        return f"{part}.{path}"
-
-    old_unet = written(unet, dotted, (".lora.down.weight", ".lora.up.weight"), False)
-    old_text = written(text, lambda p, n: f"{p}.{inner(n)}", LINEAR, False)
-    alone = without_alpha(written(unet, lambda p, n: n, A_B, True))
-    procs = written(attention, lambda p, n: ".processor.".join(n.removesuffix(".0").rsplit(".", 1)), OLD, False)
-    kolors = without_alpha(written(attention, lambda p, n: diffsynth(f, n), DEFAULT, True))
-    return {
-        "kohya": ("", written(whole, kohya, DOWN_UP, True), nothing),
-        "kohya, LDM": ("", written(whole, kohya_ldm, DOWN_UP, True), nothing),
-        "diffusers": ("", old_unet | old_text, nothing),
-        "diffusers, peft": ("", written(whole, dotted, A_B, False), nothing),
-        "peft": ("unet", written(unet, lambda p, n: f"base_model.model.{n}", DEFAULT, False), nothing),
-        "peft, its alpha elsewhere": ("unet", alone, {"alpha": ALPHA}),
-        "ComfyUI": ("", written(whole, comfy, A_B, True), nothing),
-        "OneTrainer": ("", written(whole, dotted, DOWN_UP, True) | {"bundle_emb.cat.clip_l": torch.zeros(2, 12)}, nothing),
-        "LyCORIS": ("unet", written(unet, lambda p, n: flat("lycoris_", n), DOWN_UP, True), nothing),
-        "attn_procs": (".attn", procs, nothing),
-        "DiffSynth": (".attn", kolors, {"alpha": ALPHA}),
-    }
 
 
 NAMES = [
@@ -260,32 +166,6 @@ def test_names_of_real_files(sdxl: Any) -> None:
     assert all(named[f"blocks.{n}"] == path for n, path in kolors.items())
     names = {name: path for path, (name, _) in blocks(sdxl).items()}
     assert names["input_blocks.4.1"] == "down_blocks.1.attentions.0" and names["output_blocks.2.2"] == "up_blocks.0.upsamplers.0"
-
-
-def sd3_original(state: Tensors) -> Tensors:
-    """A transformer's tensors in SD 3's own layout."""
-    out = dict(state)
-    fused = {"x_block.attn": ("to_q", "to_k", "to_v"), "context_block.attn": ("add_q_proj", "add_k_proj", "add_v_proj")}
-    rest = {"attn.to_out.0": "x_block.attn.proj", "attn.to_add_out": "context_block.attn.proj"}
-    rest |= {"norm1.linear": "x_block.adaLN_modulation.1"}
-    rest |= {"norm1_context.linear": "context_block.adaLN_modulation.1", "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2"}
-    rest |= {"ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2"}
-    top = {"pos_embed.proj": "x_embedder.proj", "pos_embed.pos_embed": "pos_embed", "proj_out": "final_layer.linear"}
-    top |= {f"time_text_embed.timestep_embedder.linear_{n}": f"t_embedder.mlp.{2 * n - 2}" for n in (1, 2)}
-    top |= {f"time_text_embed.text_embedder.linear_{n}": f"y_embedder.mlp.{2 * n - 2}" for n in (1, 2)}
-    top |= {"norm_out.linear": "final_layer.adaLN_modulation.1"}
-    for i, end in ((i, end) for i in range(2) for end in ("weight", "bias")):
-        for name, parts in fused.items():
-            three = [out.pop(f"transformer_blocks.{i}.attn.{part}.{end}") for part in parts]
-            out[f"joint_blocks.{i}.{name}.qkv.{end}"] = torch.cat(three)
-        for ours, theirs in rest.items():
-            if f"transformer_blocks.{i}.{ours}.{end}" in out:
-                out[f"joint_blocks.{i}.{theirs}.{end}"] = out.pop(f"transformer_blocks.{i}.{ours}.{end}")
-    for key in list(out):
-        head = next((h for h in top if key == h or key.startswith(f"{h}.")), None)
-        if head:
-            out[top[head] + key.removeprefix(head)] = out.pop(key)
-    return out
 
 
 @pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
@@ -338,43 +218,11 @@ def test_diffusers_draws_the_same_from_the_same_file(request: pytest.FixtureRequ
     assert float((said(theirs) - ours).abs().max()) < 1e-5
 
 
-KINDS = {
-    "loha": LoHaConfig(r=2, alpha=3, init_weights=False, use_effective_conv2d=True),
-    "loha, flat": LoHaConfig(r=2, alpha=3, init_weights=False),
-    "lokr": LoKrConfig(r=1, alpha=3, init_weights=False, decompose_both=True, use_effective_conv2d=True),
-    "lokr, flat": LoKrConfig(r=1, alpha=3, init_weights=False),
-    "dora": LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, use_dora=True),
-    "lora, bias": LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, lora_bias=True),
-}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("style", ["peft", "kohya"])
 def test_the_maths_is_pefts(sd: Any, tmp_path: Path, kind: str, style: str) -> None:
     theirs = sd.copied()
-    unet = theirs.trainable()["unet"]
-    config = copy.deepcopy(KINDS[kind])
-    able = {path for (part, path), layer in layers(sd).items() if part == "unet" and (layer.bias is not None or "bias" not in kind)}
-    targets = {path for path in able if "attn" in path or "conv" in path}
-    config.target_modules = set(targets)
-    torch.manual_seed(3)
-    inject_adapter_in_model(config, unet)
-    tensors: Tensors = {}
-    for name, p in unet.named_parameters():
-        if "lora_" in name or "hada_" in name or "lokr_" in name:
-            p.data = p * 1.3 if "magnitude" in name else torch.randn_like(p) * 0.3
-            tensors[name.replace(".default", "")] = p.detach()
-    file = {}
-    for key, tensor in tensors.items():
-        name = next(p for p in sorted(targets, key=len, reverse=True) if key.startswith(f"{p}."))
-        end = key.removeprefix(f"{name}.").replace("lora_A", "lora_down").replace("lora_B", "lora_up")
-        if style == "peft":
-            file[f"base_model.model.{key}"] = tensor
-            continue
-        if "magnitude" in end:
-            end, tensor = "dora_scale", tensor.flatten().view(-1, *[1] * (sd.trainable()["unet"].get_submodule(name).weight.ndim - 1))
-        file[f"{flat('lora_unet_', name)}.{end}"] = tensor
-        file[f"{flat('lora_unet_', name)}.alpha"] = torch.tensor(3.0)
+    _, file = injected(theirs.trainable()["unet"], kind, style)
     options = {"alpha": 3.0} if style == "peft" else {}
     wanted = said(theirs)
     assert float((wanted - said(sd)).abs().max()) > 0.1

@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerFast
 import safelight as sl
 from safelight import codec, families
 from safelight.families.checkpoint import Checkpoint
-from safelight.families.sources import Folder, Parts, open_model, open_source
+from safelight.families.sources import Folder, open_model, open_source
 from safelight.families.weight_file import WeightFile
 from safelight.lineage import about as told_about
 from safelight.runtime import lease
 from safelight.values import Part
 from tests import checkpoints as c
+from tests.checkpoints import built, outputs
 
 CPU = torch.device("cpu")
 
@@ -28,36 +29,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> c.Make:
     return c.maker(tmp_path_factory.mktemp("models"))
-
-
-def built(parts: Parts, one: c.Made) -> dict[str, Any]:
-    """The networks of the same classes, as the parts have them."""
-    nets = {part: parts.build(part, type(net), device=CPU, dtype=torch.float32) for part, net in one.nets.items()}
-    for net in nets.values():
-        assert not net.training
-        assert not any(p.requires_grad or p.is_meta for p in net.parameters())
-        for p in net.parameters():  # libraries of mathematics multiply in another order where memory begins elsewhere, as mapped files do
-            p.data = p.data.clone()
-    return nets
-
-
-def outputs(nets: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What every network says to the same inputs."""
-    torch.manual_seed(5)
-    out = {}
-    for part, net in nets.items():
-        if part == "unet":
-            x, text = torch.randn(2, net.config.in_channels, 8, 8), torch.randn(2, 5, net.config.cross_attention_dim)
-            ids, pooled = divmod(net.config.projection_class_embeddings_input_dim or 0, 256)
-            added = {"text_embeds": torch.randn(2, pooled), "time_ids": torch.rand(2, ids) * 100} if ids else None
-            out[part] = net(x, torch.tensor([3, 700]), encoder_hidden_states=text, added_cond_kwargs=added).sample
-        elif part == "vae":
-            out["encoded"] = net.encode(torch.randn(1, 3, 16, 16)).latent_dist.mean
-            out["decoded"] = net.decode(torch.randn(1, 4, 8, 8)).sample
-        else:
-            said = net(input_ids=torch.tensor([[298, 20, 68, 299, *[0] * 73]]), output_hidden_states=True)
-            out |= {part: said.last_hidden_state, f"{part} before": said.hidden_states[-2], f"{part} pooled": said[0]}
-    return out
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
