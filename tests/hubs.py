@@ -88,12 +88,12 @@ class Handler(BaseHTTPRequestHandler):
             rows = self.server.listed or [self.row(n) for n in self.server.files] + [{"Path": "unet", "Type": "tree", "Size": 0}]
             self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": rows}}).encode())
         elif path == "/api/v1/datasets/o/m":
-            self.answer(json.dumps({"Code": 200, "Data": {"License": self.server.card.get("license", "")}}).encode())
+            self.answer(json.dumps({"Code": 200, "Data": {"License": str(self.server.card.get("license", ""))}}).encode())
         elif path == "/api/v1/datasets/o/m/repo/tree":
             page, size = (int(asked[k][0]) for k in ("PageNumber", "PageSize"))
             rows = [{"Path": "train", "Type": "tree", "Size": 0}, *map(self.row, self.server.files)][(page - 1) * size : page * size]
             self.answer(json.dumps({"Code": 200, "Data": {"Files": rows}}).encode())
-        elif path in ("/api/v1/models/o/m/repo", "/api/v1/datasets/o/m/repo"):
+        elif path in ("/api/v1/models/o/m/repo", "/api/v1/datasets/o/m/repo") and asked["FilePath"][0] in self.server.files:
             self.content(asked["FilePath"][0])
         elif resolve and resolve[1] in self.server.files:
             self.resolve(resolve[1])

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -83,7 +84,8 @@ def synthesize(
     wishes = [dataclasses.replace(line, seed=line.seed + i) for line in read(Path(path)) for i in range(pictures)]
     made, store = making(), current()
     assert made is not None
-    with opened(store.folder(made.recipe)) as journal:
+    place = store.folder(made.recipe)
+    with opened(place) as journal:
         missing = [i for i in range(len(wishes)) if not journal.had(str(i))]
         for some in (missing[i:i + TOGETHER] for i in range(0, len(missing), TOGETHER)):
             lines = [wishes[i] for i in some]
@@ -95,7 +97,9 @@ def synthesize(
                 item = _synthetic(i, drawn, n, model, licence)
                 journal.add(item, facts(item.data or b"", "", store.blob))
             yield Progress(step=some[-1] + 1, total=len(wishes), what="drawing a dataset", unit="picture")
-        return Dataset(tuple(journal.row(str(i)) for i in range(len(wishes))), {"source": "synthesize"})
+        rows = tuple(journal.row(str(i)) for i in range(len(wishes)))
+    shutil.rmtree(place)
+    return Dataset(rows, {"source": "synthesize"})
 
 
 def _settings(line: Line, sampling: Sampling, guidance: Guidance) -> tuple[Sampling, Guidance]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -33,7 +33,7 @@ from safelight.pulling.choose import Remote
 TIMEOUT = 30.0  # seconds without a byte
 SLOW = 60.0  # seconds in which at least SLOW_BYTES must come
 SLOW_BYTES = 2**16
-LONGEST_ANSWER = 2**24  # bytes of JSON
+LONGEST_ANSWER = 2**24  # bytes of what is read at once
 TRIES = 5  # in a row without a new byte
 PAUSE = 1.0  # seconds before the second try; doubled each time
 PATIENCE = 120.0  # seconds that a server may ask to wait for; beyond that the user is asked
@@ -99,7 +99,15 @@ class Http:
         return self.local or host == self._named
 
     def json(self, url: str) -> Any:
-        """The answer as data. Refused when there is none to be had, OSError when the hub cannot be reached, UsedUp when it asks to wait."""
+        """The answer as data; errors as `read`."""
+        text = self.read(url)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise Refused(f"{url}: expected JSON, got {text[:60]!r}") from e
+
+    def read(self, url: str) -> bytes:
+        """A short answer. Refused when there is none to be had, OSError when the hub cannot be reached, UsedUp when it asks to wait."""
         trouble: Exception | None = None
         for pause in [0.0, *(PAUSE * 2**i for i in range(TRIES - 1))]:
             after = trouble.after if isinstance(trouble, Busy) else 0.0
@@ -107,20 +115,17 @@ class Http:
                 raise UsedUp(f"{urlsplit(url).netloc}: {trouble}; ask again in {after / 60:.0f} minutes") from trouble
             time.sleep(max(pause, after))
             try:
-                return self._json(url)
+                return self._read(url)
             except BROKEN as e:
                 trouble = e
         raise OSError(f"{url}: {trouble}") from trouble
 
-    def _json(self, url: str) -> Any:
+    def _read(self, url: str) -> bytes:
         with closing(self.open(url)) as answer:
             text = answer.read(LONGEST_ANSWER + 1)
         if len(text) > LONGEST_ANSWER:
             raise Refused(f"{url}: the answer is longer than {LONGEST_ANSWER} bytes")
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise Refused(f"{url}: expected JSON, got {text[:60]!r}") from e
+        return text
 
     def open(self, url: str, *, start: int = 0) -> http.client.HTTPResponse:
         """The open answer, from byte `start` on if the server can. Refused for what asking again does not change; BROKEN otherwise."""
@@ -321,15 +326,20 @@ class _Secure(urllib.request.HTTPSHandler):
     """https, straight unless a proxy is set."""
 
     def __init__(self, http: Http) -> None:
-        self.tls = ssl.create_default_context()
-        super().__init__(context=self.tls)
+        super().__init__(context=_tls())
         self.http = http
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """As the standard library calls it."""
         if _proxied(req):
             return super().https_open(req)
-        return self.do_open(partial(_StraightTLS, trusts=self.http.trusts, context=self.tls), req)
+        return self.do_open(partial(_StraightTLS, trusts=self.http.trusts, context=_tls()), req)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for all: reading the system's certificates takes longer than a small picture."""
+    return ssl.create_default_context()
 
 
 def _proxied(req: urllib.request.Request) -> bool:

@@ -172,10 +172,21 @@ class ModelScope:
         self.http = Http(domain if "://" in domain else f"https://{domain}", {"User-Agent": "safelight", **login})
 
     def card(self) -> Mapping[str, Any]:
-        """Its licence, where the hub tells one."""
+        """The head of its README, and its licence, where the hub tells one."""
         told = self._told(self._api.removesuffix("/repo"))
         data = told.get("Data") if isinstance(told, dict) else None
-        return {"license": str(data.get("License") or "")} if isinstance(data, dict) else {}
+        licence = str(data.get("License") or "") if isinstance(data, dict) else ""
+        return {"license": licence, **self._head()}
+
+    def _head(self) -> Mapping[str, Any]:
+        import yaml
+
+        try:
+            readme = self.http.read(self.url(Remote("README.md", 0, ""))).decode("utf-8-sig", "replace")
+            head = yaml.safe_load(readme.split("\n---", 1)[0].removeprefix("---")) if readme.startswith("---") else {}
+        except (Refused, yaml.YAMLError):  # none, or none that can be read
+            return {}
+        return head if isinstance(head, dict) else {}
 
     def files(self) -> list[Remote]:
         """As Hub: a model's in one answer, a dataset's page by page."""

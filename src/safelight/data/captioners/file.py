@@ -7,7 +7,7 @@ from safelight.data.captioners import Asked, captioner
 from safelight.events import Event
 from safelight.values import Row
 
-FROM_SOURCE = ("human", "file", "metadata", "folder")
+FROM_SOURCE = ("human", "file", "metadata", "folder", "source", "renderer", "prompt")
 
 
 def given(row: Row) -> str:

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safelight.data.folder import fingerprint, read_folder
@@ -51,9 +51,8 @@ def collect(
     with opened(folder(name), again) as journal, closing(Crew(fetch, keep)) as crew:
         asked = Asked(rest, journal.folder, limit, pick, fetch, journal.had, journal.finished, journal.finish)
         keys = yield from _bring(SOURCES[kind](asked), crew, journal, limit)
-        rows = tuple(_licensed(journal.row(key), licence) for key in keys)
-        if again != "no" or any(journal.temporary(key) for key in keys):
-            journal.renew()
+        rows = _apart(_licensed(journal.row(key), licence) for key in keys)
+        journal.end(keys)
     if not rows:
         raise ValueError(f"collect: {text} has no pictures")
     missing = Counter(r.dropped.partition(":")[0] for r in rows if r.dropped)
@@ -117,6 +116,17 @@ def _from_folder(row: Row, text: str) -> Row:
     said = {k: str(v) for k, v in row.info.get("metadata", {}).items()}
     told = origin(**{**said, "source": said.get("source") or text, "licence": said.get("licence") or said.get("license")})
     return dataclasses.replace(row, info={**row.info, "origin": told})
+
+
+def _apart(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows under names of their own, on systems too that know no capitals."""
+    times: Counter[str] = Counter()
+    out = []
+    for row in rows:
+        times[row.name.casefold()] += 1
+        n, name = times[row.name.casefold()], PurePosixPath(row.name)
+        out.append(row if n == 1 else dataclasses.replace(row, name=str(name.with_stem(f"{name.stem}~{n}"))))
+    return tuple(out)
 
 
 def _licensed(row: Row, licence: str) -> Row:

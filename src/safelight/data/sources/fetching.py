@@ -24,7 +24,7 @@ from safelight.values import Blob
 
 SUFFIX = {"jpeg": ".jpg", "tiff": ".tif"}
 NO_ROBOTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
-AHEAD = 8  # pictures that wait for each that is on its way
+AHEAD = 64  # pictures that wait for each that is on its way
 PIECE = 2**16
 Keep = Callable[[bytes, str], Blob]
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import PurePosixPath
@@ -18,13 +17,12 @@ from safelight.data.request import Pick
 from safelight.data.sources import SUFFIXES, Asked, Item, origin, safe, shards, source
 from safelight.events import Event, Note
 from safelight.pulling.choose import Remote
-from safelight.pulling.http import Http, Refused
+from safelight.pulling.http import Refused
 from safelight.pulling.hubs import Hub, open_hub
 from safelight.pulling.names import HUBS, ID, Wanted
 from safelight.values import Caption
 
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "testing", "eval")}
-LONGEST_TEXT = 2**20
 
 
 @source("hf")
@@ -149,7 +147,7 @@ def _loose(hub: Hub, files: Sequence[Remote], asked: Asked, known: Mapping[str, 
             continue
         stem = str(PurePosixPath(name).with_suffix(""))
         beside = next((there[stem + s] for s in SIDECARS if stem + s in there), None)
-        text = told.get(name) or (_text(hub.http, hub.url(beside)) if beside else "")
+        text = told.get(name) or (plain(hub.http.read(hub.url(beside)).decode("utf-8-sig", "replace")) if beside else "")
         by, text = ("source", text) if text else ("folder", _label(name))
         url = hub.url(there[name])
         yield Item(key, safe(stem), url, captions=(Caption(by, text),) if text else (), origin={**known, "url": url},
@@ -167,11 +165,6 @@ def _tables(hub: Hub, tables: Sequence[Remote], asked: Asked) -> Generator[Event
         folder = PurePosixPath(file.name).parent
         told |= {str(folder / entry.file): entry.text for entry in read_table(place).entries}
     return told
-
-
-def _text(http: Http, url: str) -> str:
-    with closing(http.open(url)) as answer:
-        return plain(answer.read(LONGEST_TEXT).decode("utf-8-sig", "replace"))
 
 
 def _label(name: str) -> str:

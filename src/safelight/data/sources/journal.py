@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +15,7 @@ from safelight.locks import locked
 from safelight.values import Blob, Caption, Row, digest
 
 LINES = "journal.jsonl"
+ANEW = "anew"  # how a request was asked anew, until that is finished
 SHARD = "shard "  # keys of shards that were read to their end
 Facts = dict[str, Any]
 
@@ -26,10 +27,11 @@ def folder(request: str) -> Path:
 
 def stamp(request: str) -> str:
     """Changes when running the request again would give another result: it was asked anew, or something could not be brought yet."""
-    try:
-        return (folder(request) / "stamp").read_text(encoding="utf-8")
-    except OSError:
-        return ""
+    return _said(folder(request) / "stamp") + _said(folder(request) / ANEW)
+
+
+def _said(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 class Journal:
@@ -70,11 +72,6 @@ class Journal:
         self._out.write(json.dumps({"key": key, **facts}, ensure_ascii=False) + "\n")
         self._out.flush()
 
-    def temporary(self, key: str) -> bool:
-        """Whether a picture is missing that another try may bring."""
-        facts = self._kept[key]
-        return "lost" in facts and not facts["final"]
-
     def row(self, key: str) -> Row:
         """The row of a picture, with what the source said last of it."""
         facts, now = self._kept[key], self._told.get(key)
@@ -88,19 +85,27 @@ class Journal:
         name = f"{facts['name']}{Path(facts['path']).suffix}"
         return Row(Blob(facts["path"], facts["sha256"]), name, facts["width"], facts["height"], captions, "", info)
 
-    def renew(self) -> None:
-        """Change the stamp."""
-        place(self.folder, self.folder / "stamp", lambda to: to.write_text(os.urandom(8).hex()))
+    def end(self, keys: Iterable[str]) -> None:
+        """The request was answered. The stamp changes when it was asked anew, or when another try may bring one of these."""
+        anew = self.folder / ANEW
+        if anew.exists() or any("lost" in f and not f["final"] for f in map(self._kept.__getitem__, keys)):
+            place(self.folder, self.folder / "stamp", lambda to: to.write_text(os.urandom(8).hex()))
+            anew.unlink(missing_ok=True)
 
 
 @contextmanager
 def opened(where: Path, again: str = "no") -> Iterator[Journal]:
-    """The journal in a folder, for one process at a time. `again`: `all` forgets everything, `failed` what was not brought."""
+    """The journal in a folder, for one process at a time.
+
+    again: `all` forgets everything, `failed` what was not brought; once, when a run that did so was stopped.
+    """
     where.mkdir(parents=True, exist_ok=True)
     with locked(where / "lock"):
-        kept = {} if again == "all" else _read(where / LINES)
-        if again == "failed":
-            kept = {k: f for k, f in kept.items() if "lost" not in f and not k.startswith(SHARD)}
+        kept = _read(where / LINES)
+        if again not in ("no", _said(where / ANEW)):
+            place(where, where / ANEW, lambda to: to.write_text(again))
+            good = {k: f for k, f in kept.items() if "lost" not in f and not k.startswith(SHARD)}
+            kept = good if again == "failed" else {}
         text = "".join(json.dumps({"key": k, **f}, ensure_ascii=False) + "\n" for k, f in kept.items())
         place(where, where / LINES, lambda to: to.write_text(text, encoding="utf-8"))
         with open(where / LINES, "a", encoding="utf-8") as out:
