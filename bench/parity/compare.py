@@ -118,10 +118,11 @@ def prompts(folder: Path, names: Mapping[str, Any]) -> Iterator[tuple[str, Promp
 
 
 def matrix(server: Server, names: Mapping[str, Any], steps: int) -> Iterator[tuple[str, Prompt]]:
-    """One prompt a sampler, with a branch for each schedule."""
+    """One prompt a sampler, with a branch for each schedule; `names` may say which, as `schedules`."""
     known = json.loads(server.ask("/object_info/KSampler"))["KSampler"]["input"]["required"]
-    setting = load_ops()["sample"].spec.setting
-    schedules = [s for s in known["scheduler"][0] if s in (setting["schedule"].choices or ())]
+    shared = load_ops()["sample"].spec.setting["schedule"].choices or ()
+    wanted = names["schedules"].split(",") if "schedules" in names else shared
+    schedules = [s for s in known["scheduler"][0] if s in wanted]
     base = filled(json.loads((HERE / "prompts" / "text_to_image.json").read_text("utf-8")), names)
     sampler, decode, save = (next(k for k, e in base.items() if e["class_type"] == c) for c in ("KSampler", "VAEDecode", "SaveImage"))
     for name in (s for s in known["sampler_name"][0] if s in SAMPLERS):

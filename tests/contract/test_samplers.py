@@ -17,6 +17,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
+    SASolverScheduler,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -198,6 +199,76 @@ def test_a_finer_walk_sees_the_same_brownian_noise() -> None:
     assert float(torch.corrcoef(torch.stack(ends))[0, 1]) > 0.99
 
 
+PLUS = [n for n, s in SAMPLERS.items() if s.plus]
+
+
+@pytest.mark.parametrize("name", PLUS)
+def test_cfg_pp_without_guidance_is_the_plain_sampler(name: str) -> None:
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    sigmas = plan(process, 7, schedule="karras", sampler=name)
+    x = data.draw(sigmas[0], (1, 1, 8, 8), 2)
+    plain = walk(name.removesuffix("_cfg_pp"), x, sigmas, process, data.denoise)
+    assert torch.allclose(walk(name, x, sigmas, process, data.denoise), plain, atol=1e-9)
+    other = walk(name, x, sigmas, process, data.denoise, bare=lambda x, s: data.denoise(x, s) - 0.3)
+    assert float((other - plain).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_cfg_pp_goes_to_the_guided_x0_with_the_noise_of_the_other(kind: str) -> None:
+    """arXiv:2406.08070, algorithm 2, step by step: x = alpha x0 + sigma eps, eps from the x0 without the prompt."""
+    process = PROCESSES[kind]
+    sigmas = [0.9, 0.6, 0.35, 0.1]
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    got = walk("euler_cfg_pp", x, sigmas, process, lambda x, _s: x * 0 + 0.8, bare=lambda x, _s: x * 0.2 - 0.1)
+    for s, t in pairwise(sigmas):
+        eps = (x - process.alpha(s) * (x * 0.2 - 0.1)) / s
+        x = process.alpha(t) * 0.8 + t * eps
+    assert torch.allclose(got, x)
+
+
+SAME = {("eps", "euler_ancestral"): "euler", ("flow", "euler_ancestral"): "euler", ("eps", "euler_ancestral_cfg_pp"): "euler_cfg_pp",
+        ("flow", "euler_ancestral_cfg_pp"): "euler_cfg_pp", ("eps", "dpmpp_2m_sde"): "dpmpp_2m"}
+"""What a sampler is without its noise."""
+
+
+@pytest.mark.parametrize("name", [n for n, s in SAMPLERS.items() if "eta" in s.options])
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_without_eta_there_is_no_noise_and_between_it_still_samples_the_data(name: str, kind: str) -> None:
+    process = PROCESSES[kind]
+    data = Normal(process)
+    sigmas = plan(process, 40, schedule="karras", sampler=name)
+    x = data.draw(sigmas[0], (1, 1, 50, 50), 5)
+    a, b = (walk(name, x, sigmas, process, data.denoise, lambda s, t, v=v: torch.full_like(x, v), eta=0.0) for v in (-1.0, 2.0))
+    assert torch.equal(a, b)
+    assert torch.allclose(a, data.flow(x, sigmas[0], 1e-4), atol=0.2)
+    if plain := SAME.get((kind, name)):
+        assert torch.allclose(a, walk(plain, x, sigmas, process, data.denoise), atol=1e-6)
+    half = walk(name, x, sigmas, process, data.denoise, eta=0.5)
+    assert not torch.allclose(half, a, atol=0.1)
+    assert abs(float(half.mean()) - data.mean) < 0.05 and float(half.std()) / data.std == pytest.approx(1, abs=0.15)
+
+
+def test_er_sde_with_the_reversed_chains_noise_or_none() -> None:
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    sigmas = plan(process, 60, schedule="karras", sampler="er_sde")
+    x = data.draw(sigmas[0], (1, 1, 60, 60), 5)
+    out = walk("er_sde", x, sigmas, process, data.denoise, power=1)
+    assert torch.allclose(out, data.flow(x, sigmas[0], 1e-4), atol=0.02)
+    one = walk("er_sde", x, sigmas, process, data.denoise, power=2, stages=1)
+    chain = walk("euler_ancestral", x, sigmas, process, data.denoise)
+    assert torch.allclose(one, chain, atol=1e-6)  # DDPM's steps, with the same draws
+
+
+def test_lms_of_order_1_is_euler() -> None:
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    sigmas = plan(process, 8, schedule="karras")
+    x = data.draw(sigmas[0], (1, 1, 4, 4), 2)
+    assert torch.allclose(walk("lms", x, sigmas, process, data.denoise, order=1), walk("euler", x, sigmas, process, data.denoise))
+
+
 # diffusers' own schedulers as judges, on their sigmas. The VP ones hold x / sqrt(1 + sigma^2); `scale` is what makes it ours again.
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "use_karras_sigmas": True}
 JUDGES: dict[str, tuple[type[Any], dict[str, Any], bool]] = {
@@ -237,3 +308,21 @@ def test_agrees_with_diffusers(name: str) -> None:
     draws = iter(unit)
     got = walk(name, x, sigmas, process, data.denoise, lambda _s, _t: next(draws))
     assert torch.allclose(got, want.double(), atol=2e-3 if name in ENDS_ABOVE_ZERO else 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+def test_sa_solver_agrees_with_diffusers() -> None:
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    judge = SASolverScheduler(**BETAS, predictor_order=3, corrector_order=4, lower_order_final=False, tau_func=lambda _t: 1.0)
+    judge.set_timesteps(12)
+    sigmas = judge.sigmas.tolist()[:-1]  # the last step, to 0, is the denoiser's own
+    x = data.draw(sigmas[0], (1, 1, 4, 4), 2)
+    want, source = x / math.sqrt(1 + sigmas[0] ** 2), torch.Generator().manual_seed(3)
+    for s, t in zip(sigmas[:-1], judge.timesteps, strict=False):
+        at = want * math.sqrt(1 + s * s)
+        want = judge.step((at - data.denoise(at, s)) / s, t, want, generator=source).prev_sample
+    again = torch.Generator().manual_seed(3)
+    got = walk("sa_solver", x, sigmas, process, data.denoise,
+               lambda _s, _t: torch.randn(x.shape, generator=again, dtype=x.dtype), start=0, end=1)
+    assert torch.allclose(got, want * math.sqrt(1 + sigmas[-1] ** 2), atol=1e-4)

@@ -81,6 +81,7 @@ def mixed(family: Family) -> list[Request]:
         made("euler_ancestral", 5, 5, latent=blank(family, size, size, 2)),
         made("uni_pc", 4, 6, latent=picture, denoise=0.5),
         made("ddim", 4, 7, latent=picture, mask=half),
+        made("dpmpp_2m_cfg_pp", 4, 8, cond=long, guidance=CFG(1.0)),
     ]
 
 
@@ -326,7 +327,7 @@ def test_previews_are_small_pictures_of_each_row() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sampler": "eular"}, "sampler 'eular' is not known"),
-    ({"sigmas": [1.0, 2.0]}, r"sigmas \[1.0, 2.0\]; expected strictly falling"),
+    ({"sigmas": [1.0, 2.0, 0.5]}, r"sigmas \[1.0, 2.0, 0.5\]; expected strictly falling"),
     ({"sigmas": [2.0, -1.0]}, "expected strictly falling numbers from 0 up"),
     ({"latent": torch.zeros(4, 8, 8)}, r"latent of shape \(4, 8, 8\); expected \(B, C, h, w\)"),
     ({"cond": cond(1.0, batch=3)}, "cond is a batch of 3 for 1 latents"),

@@ -27,7 +27,7 @@ def levels(c: Curve) -> list[float]:
     """The falling levels, as float32 has them, the last 0 (but for laplace, which ends at `low`). ValueError unless 0 < low < high."""
     if not 0 < c.low < c.high:
         raise ValueError(f"sigmas: got high={c.high:g}, low={c.low:g}; expected 0 < low < high")
-    return np.asarray(CURVES[c.curve](c), dtype=np.float32).tolist()
+    return [float(v) for v in np.asarray(CURVES[c.curve](c), dtype=np.float32)]
 
 
 def _karras(c: Curve) -> Sequence[float]:

@@ -56,7 +56,7 @@ class Request:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampling: sampler {self.sampler!r} is not known; expected one of {', '.join(SAMPLERS)}")
         sampler = SAMPLERS[self.sampler]
-        rising = sampler.noise == "none" and self.sigmas[-1:] > self.sigmas[:1] > [0.0]
+        rising = sampler.noise == "none" and len(self.sigmas) > 1 and 0 < self.sigmas[0] < self.sigmas[-1]
         ordered = all(s < t if rising else s > t for s, t in pairwise(self.sigmas))
         if not ordered or any(not 0 <= s < math.inf for s in self.sigmas):
             raise ValueError(f"sampling: got sigmas {self.sigmas}; expected strictly falling numbers from 0 up, or rising ones from above 0"
@@ -160,7 +160,8 @@ def _sides(request: Request, family: Family, way: Process) -> list[Side]:
 def _advance(walk: Generator[Any, Any, Tensor], answer: Any) -> tuple[Tensor, float] | Tensor:
     """The sampler's next ask, or its result."""
     try:
-        return next(walk) if answer is None else walk.send(answer)
+        asked: tuple[Tensor, float] = next(walk) if answer is None else walk.send(answer)
+        return asked
     except StopIteration as end:
         result: Tensor = end.value
         return result
