@@ -15,6 +15,7 @@ from safelight.data.buckets import place, preview, table
 from safelight.events import Note
 from safelight.pictures import read
 from safelight.spec import Work
+from safelight.train.held_out import split
 from safelight.values import Blob, Caption, Dataset, Row
 
 Keep = Callable[[bytes, str], Blob]
@@ -132,6 +133,17 @@ def test_drawn_changes_keep_to_what_was_asked() -> None:
     assert max(abs(c.degrees) for c in some) <= 5 and min(c.window[2] for c in some) >= 0.7
     assert all(0.9 <= c.factor <= 1.1 and all(0.8 <= t <= 1.2 for t in c.tones) for c in some)
     assert 0.4 < sum(c.flip for c in some) / 300 < 0.6
+
+
+def test_copies_stay_on_the_side_of_their_original(tmp_path: Path, keep: Keep) -> None:
+    data = Dataset(tuple(row(picture(tmp_path / f"{i}.png", (40 + i, 30)), "x") for i in range(8)))
+    once, _ = finished(augment(data, Ways(copies=2, crop=0.2), keep))
+    twice, _ = finished(augment(once, Ways(rotate=5), keep))
+    assert len(twice) == 48 and len({r.info["augmented"]["sha256"] for r in twice if "augmented" in r.info}) == 8
+    for seed in range(5):
+        learn, held = split(twice.rows, 0.25, seed)
+        names = [{twice.rows[i].name.partition("-aug")[0].removesuffix(".png") for i in side} for side in (learn, held)]
+        assert held and not names[0] & names[1]
 
 
 def test_a_background(tmp_path: Path, keep: Keep) -> None:

@@ -133,6 +133,19 @@ def test_the_ops(pictures: Path) -> None:
     assert sl.caption(out, by="file").rows[0].caption == "a red fox, hat", "what the file said is still there"
 
 
+def test_captions_come_back_from_a_table(pictures: Path, tmp_path: Path) -> None:
+    table = tmp_path / "corrected.csv"
+    table.write_text("file_name,text\n0.png,a crimson fox\n2.png,\n9.png,x\n", "utf-8-sig")
+    out = sl.take_captions(sl.folder(pictures), path=table)
+    assert out.rows[0].captions == (Caption("file", "a red fox, hat"), Caption("human", "a crimson fox"))
+    assert [len(r.captions) for r in out] == [2, 1, 0]
+    machine = sl.caption(out, by="template", template="a picture of {stem}")
+    assert sl.choose_caption(machine).rows[0].caption == "a crimson fox" and sl.choose_caption(machine).rows[1].caption == "a picture of 1"
+    table.write_text("file_name,text\nelsewhere.png,x\n")
+    with pytest.raises(ValueError, match="names none of the 3 pictures; it names elsewhere"):
+        sl.take_captions(sl.folder(pictures), path=table)
+
+
 def test_tokens_are_the_models_and_long_captions_are_named(pictures: Path) -> None:
     model, data = sl.model("mini"), sl.folder(pictures)
     with lease(model) as family:

@@ -144,7 +144,8 @@ def _copy(row: Row, change: Change, keep: Keep, taken: set[str]) -> Row:
     captions = row.captions
     if change.flip and swapped(row.caption) != row.caption:
         captions = (*captions, Caption(f"{captions[-1].by}+flip", swapped(row.caption)))
-    done = {"of": row.name, "sha256": row.picture.sha256, **dataclasses.asdict(change)}
+    first = row.info.get("augmented", {}).get("sha256", row.picture.sha256)  # what must stay on one side of a held-out split
+    done = {"of": row.name, "sha256": first, **dataclasses.asdict(change)}
     return _row(row, picture, _free(row.name, "-aug", taken), keep, captions=captions, more={"augmented": done})
 
 

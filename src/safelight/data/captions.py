@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path, PurePosixPath
 
 from safelight.data.captioners import CAPTIONERS, Asked
 from safelight.data.captioners.file import FROM_SOURCE
+from safelight.data.metadata import read_table
 from safelight.events import Event, Note
 from safelight.values import Caption, Dataset, Row
 
@@ -77,6 +79,19 @@ def choose(data: Dataset, order: Sequence[str]) -> Generator[Event, None, Datase
     said = ", ".join(f"{n} {by}" for by, n in counts.most_common())
     yield Note(text=f"choose_caption: in use, by {' then '.join(order)}: {said or 'no picture'}")
     return out
+
+
+def take(data: Dataset, path: Path, by: str) -> Generator[Event, None, Dataset]:
+    """A layer of captions from a table's rows of the same names. A Note counts; ValueError when the table names none of the pictures."""
+    table = read_table(path)
+    said = {PurePosixPath(e.file).as_posix(): e.text for e in table.entries if e.text}
+    rows = tuple(row if row.dropped else _layer(row, by, said.get(row.name, "")) for row in data.rows)
+    found = sum(row.name in said for row in data)
+    if not found:
+        raise ValueError(f"take_captions: {path} names none of the {len(data)} pictures; it names {', '.join(list(said)[:3]) or 'nothing'}")
+    bad = f"; {len(table.problems)} lines cannot be used" if table.problems else ""
+    yield Note(text=f"take_captions: {found} of {len(data)} pictures have a caption in it{bad}", level="warning" if bad else "info")
+    return dataclasses.replace(data, rows=rows)
 
 
 def edit(data: Dataset, op: str, change: Callable[[str, Row], str]) -> Dataset:

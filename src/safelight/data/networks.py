@@ -25,7 +25,11 @@ def find(by: str, network: str) -> Path:
     """The folder of a captioner's network: itself, or by its name in the Hugging Face cache. ValueError when there is none, or when it asks
     for code to be run."""
     place = Path(network or USUAL[by]).expanduser()
-    found = place if network and place.is_dir() else folders.hub_snapshot(network or USUAL[by])
+    try:
+        found = place if network and place.is_dir() else folders.hub_snapshot(network or USUAL[by])
+    except ValueError as error:
+        more = "; it needs --only model.onnx --only selected_tags.csv" if by == "wd14" else ""
+        raise ValueError(f"caption: {error}{more}") from error
     for config in sorted(found.glob("*config.json")):
         read_config(config)  # refuses files that make libraries run code
     return found

@@ -3,10 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from safelight.families.sources import open_model
+from safelight.families.sources import open_model, read_config
 from safelight.values import Model
+
+BRACKETS = frozenset("()\\")
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,31 @@ def ruler(model: Model) -> Ruler:
 
         words = chatglm.words(parts)
         return Ruler(lambda text: len(words.encode(text, add_special_tokens=False).ids), chatglm.LENGTH - len(chatglm.PREFIX))
-    from safelight.families import clip_text
-
     second = model.family == "sdxl"  # a refiner has the second tower alone, and SDXL counts by it
-    tokenizer: Any = clip_text.tokenizer(parts, "tokenizer_2" if second else "tokenizer")
-    config = parts.config("text_encoder_2" if second else "text_encoder")
-    window = min(int(tokenizer.model_max_length), int(config.get("max_position_embeddings", tokenizer.model_max_length)))
-    return Ruler(lambda text: len(clip_text.tokens(tokenizer, text)), window - 2)
+    part, tower = ("tokenizer_2", "text_encoder_2") if second else ("tokenizer", "text_encoder")
+
+    @cache
+    def whole() -> Any:
+        from safelight.families import clip_text
+
+        return clip_text.tokenizer(parts, part)
+
+    def weighed(text: str) -> int:
+        from safelight.families import clip_text
+
+        return len(clip_text.tokens(whole(), text))
+
+    place = parts.folder(part)
+    named, config = place / "tokenizer_config.json", parts.config(tower)
+    longest = (read_config(named) if named.is_file() else {}).get("model_max_length") or whole().model_max_length
+    window = min(int(longest), int(config.get("max_position_embeddings", longest)))
+    return Ruler(_light(place / "tokenizer.json", weighed) if (place / "tokenizer.json").is_file() else weighed, window - 2)
+
+
+def _light(file: Path, weighed: Callable[[str], int]) -> Callable[[str], int]:
+    """Counts without transformers, whose import takes longer than a folder of captions; brackets, which may weigh, are left to it."""
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(str(file))
+    words.no_truncation()
+    return lambda text: weighed(text) if BRACKETS & set(text) else len(words.encode(text, add_special_tokens=False).ids)

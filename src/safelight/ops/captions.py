@@ -2,11 +2,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from safelight.op import Knob, Work, op
-from safelight.values import Dataset, Model
+from safelight.values import Blob, Dataset, Model
+
+
+def _table(given: Mapping[str, Any]) -> str:
+    return Blob.of(Path(given["path"]).expanduser()).sha256
+
+
+@op(group="data", exact=True, fingerprint=_table)
+def take_captions(data: Dataset, *, path: Path, by: str = "human") -> Work[Dataset]:
+    """Lay captions from a table on the pictures it names: a table that was exported, corrected by a person, and comes back.
+
+    Rows are found by their name below the folder. The captions they had stay as layers below; other pictures are left alone.
+
+    Args:
+        path: a .csv or .jsonl with the columns file_name and text, in UTF-8
+        by: who wrote them: human, or another name
+    """
+    from safelight.data.captions import take
+
+    return (yield from take(data, Path(path).expanduser(), by))
 
 
 @op(group="data", exact=True)

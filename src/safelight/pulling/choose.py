@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 INDEX = "model_index.json"
-WORDS = (".json", ".txt", ".model")
+WORDS = (".json", ".txt", ".model", ".jinja")
 VARIANTS = ("fp16", "", "bf16")  # the best first; any other comes last
 UNUSED = ("safety_checker", "feature_extractor")
 STANDARD = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")

@@ -18,12 +18,13 @@ STRATA = 8
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[int], list[int]]:
     """(kept for training, held out): indices. A picture's side depends on its content and the seed alone; at least one is held out when
-    share > 0 and four rows are there, and pictures with the same bytes are on the same side."""
-    order = sorted(range(len(rows)), key=lambda i: digest("held out", str(seed), rows[i].picture.sha256))
+    share > 0 and four rows are there, and pictures with the same bytes, or made from the same by `augment`, are on the same side."""
+    first = [str(r.info.get("augmented", {}).get("sha256") or r.picture.sha256) for r in rows]  # copies count as what they were made of
+    order = sorted(range(len(rows)), key=lambda i: digest("held out", str(seed), first[i]))
     count = 0 if share <= 0 or len(rows) < 4 else max(1, round(share * len(rows)))
-    chosen = {rows[i].picture.sha256 for i in order[:count]}
-    held = [i for i in range(len(rows)) if rows[i].picture.sha256 in chosen]
-    return [i for i in range(len(rows)) if rows[i].picture.sha256 not in chosen], held
+    chosen = {first[i] for i in order[:count]}
+    held = [i for i in range(len(rows)) if first[i] in chosen]
+    return [i for i in range(len(rows)) if first[i] not in chosen], held
 
 
 @dataclass(frozen=True)
