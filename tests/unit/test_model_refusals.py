@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import safelight as sl
 from safelight.families.checkpoint import About, about
-from safelight.families.sources import Folder, open_source, read_config
+from safelight.families.sources import Folder, open_source
 from tests import checkpoints as c
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_a_truncated_or_lying_header_is_refused(spoil: str, made: c.Make, tmp_pa
 # Folders that want more than to be read.
 
 
-@pytest.mark.parametrize("entry", ["auto_map", "custom_pipeline", "trust_remote_code", "_attn_implementation_internal"])
+@pytest.mark.parametrize("entry", ["custom_pipelines", "custom_pipeline", "trust_remote_code", "_attn_implementation_internal"])
 @pytest.mark.parametrize("place", ["model_index.json", "unet/config.json", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
 def test_configurations_that_run_code_are_refused(entry: str, place: str, made: c.Make, tmp_path: Path) -> None:
     one = made("sd1")
@@ -117,19 +117,6 @@ def test_a_folder_with_broken_or_far_weights_is_refused(made: c.Make, tmp_path: 
             table.write_text(json.dumps({**told, "weight_map": {**told["weight_map"], "more": far}}))
             with pytest.raises(ValueError, match=r"does not lie beside it|no name below"):
                 open_source(tmp_path).build(part, type(net), device=CPU, dtype=torch.float32)
-
-
-def test_an_auto_map_to_classes_of_ours_is_left_unread(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    told = {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": "modeling_chatglm.ChatGLMModel"}
-    path.write_text(json.dumps({"x": 1, "auto_map": told}))
-    assert read_config(path) == {"x": 1}
-    path.write_text(json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}}))
-    assert read_config(path) == {}
-    for other in ("evil.ChatGLMConfig", "other/repo--configuration_chatglm.ChatGLMConfig", ["modeling_chatglm.ChatGLMModel", "evil.X"], 7):
-        path.write_text(json.dumps({"auto_map": {"AutoModel": other}}))
-        with pytest.raises(ValueError, match=r"auto_map.*refused"):
-            read_config(path)
 
 
 def test_a_folder_that_lacks_tensors_is_refused(made: c.Make, tmp_path: Path) -> None:

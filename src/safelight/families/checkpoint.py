@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safelight import index
 from safelight.families import edition, known
-from safelight.families.clip_words import clip_folder
+from safelight.families.clip_words import clip_folder, t5_folder
 from safelight.families.glm_file import chatglm
 from safelight.families.joint_layout import joint
 from safelight.families.layouts import LATENT_UNITS, Cut, Layout, clip, open_clip, unet, vae
+from safelight.families.t5_layout import t5
 from safelight.families.weight_file import WeightFile
 from safelight.values import digest
 from safelight.weights import pickles
@@ -99,8 +100,10 @@ class Checkpoint:
         return dict(self.layouts[part].config)
 
     def folder(self, part: str) -> Path:
-        """The words of CLIP: they are in no checkpoint, and are the same for all."""
+        """The words of CLIP or T5: they are in no checkpoint, and are the same for all."""
         config = self.config(part)
+        if config.get("vocabulary") == "t5":
+            return t5_folder()
         if config.get("vocabulary") != "clip":
             raise ValueError(f"model {self.source}: a single file has no folder for {part}; give one with text_encoder=...")
         return clip_folder(config["pad_token"])
@@ -149,12 +152,12 @@ def found_in(file: WeightFile, part: str) -> Layout | None:
 
 def _text(file: WeightFile) -> Layout | None:
     found = (clip(file, p) or open_clip(file, p) for p in dict.fromkeys((*TEXT, *OPEN_TEXT)))
-    return next((layout for layout in found if layout), None) or chatglm(file)
+    return next((layout for layout in found if layout), None) or chatglm(file) or t5(file)
 
 
-def pickled(path: Path, part: str, cls: Any, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype) -> Any:
-    """A network whose weights are a pickle, made safetensors in Safelight's own folder, with the configuration given."""
-    file = WeightFile(pickles.to_safetensors(path))
+def pickled(paths: Iterable[Path], part: str, cls: Any, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype) -> Any:
+    """A network whose weights are a pickle, or shards of it, made safetensors in Safelight's own folder, with the configuration given."""
+    file = WeightFile(*map(pickles.to_safetensors, paths))
     found = found_in(file, part)
     layout = Layout(config, found.tensors if found else {name: Cut(name) for name in file.shapes})
     return assembled(file, layout, cls, what=part, device=device, dtype=dtype)
@@ -162,14 +165,22 @@ def pickled(path: Path, part: str, cls: Any, config: Mapping[str, Any], *, devic
 
 def assembled(file: WeightFile, layout: Layout, cls: Any, *, what: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A network of the class with the file's tensors as its weights: no random start, no second copy. Frozen and in eval mode."""
+    import torch
+
     if not layout.tensors:
         raise ValueError(f"model {file.path}: it holds no {what}; give one with {what}=...")
     net = empty(cls, layout.config)
     wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
     cuts = _named_as(wanted, layout.tensors)
     _refuse_others(f"model {file.path}: {what}", wanted, cuts, file)
-    taken = {name: _taken(file, cuts[name]).reshape(shape) for name, shape in wanted.items()}
-    state = {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in taken.items()}  # packed weights stay so
+    exact = tuple(getattr(net, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()  # T5's last layers overflow there
+
+    @cache  # what two names share stays one
+    def placed(cut: Cut, shape: tuple[int, ...], kept: bool) -> torch.Tensor:
+        t = _taken(file, cut).reshape(shape)
+        return t.to(device, t.dtype if not t.is_floating_point() else torch.float32 if kept else dtype)  # packed weights stay so
+
+    state = {n: placed(cuts[n], shape, any(word in n.split(".") for word in exact)) for n, shape in wanted.items()}
     net.load_state_dict(state, assign=True)
     return net.to(device).eval().requires_grad_(False)
 

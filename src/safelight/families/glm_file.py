@@ -5,22 +5,23 @@ from safelight.families.layouts import Cut, Layout
 from safelight.families.weight_file import WeightFile
 
 PREFIXES = ("", "transformer.", "text_encoder.")
+LAYERS = tuple(f"encoder.layers.0.{name}.weight" for name in ("self_attention.query_key_value", "mlp.dense_h_to_4h"))
+"""What tells its sizes, beside the words' vectors."""
 
 
 def chatglm(file: WeightFile) -> Layout | None:
     """The text encoder in a file, or None; its configuration is read from shapes, what they do not tell is ChatGLM3's."""
     for prefix in PREFIXES:
         shapes = file.under(prefix)
-        if "embedding.word_embeddings.weight" in shapes and "encoder.layers.0.self_attention.query_key_value.weight" in shapes:
+        if {"embedding.word_embeddings.weight", *LAYERS} <= shapes.keys():
             break
     else:
         return None
     words, width = shapes["embedding.word_embeddings.weight"]
-    first = {name: shapes[f"encoder.layers.0.{name}.weight"] for name in ("self_attention.query_key_value", "mlp.dense_h_to_4h")}
-    qkv, wide = (s[0] for s in first.values())
+    qkv, wide = (shapes[name][0] for name in LAYERS)
     head = 4 * shapes.get("rotary_pos_emb.inv_freq", (32,))[0]
     packed = "encoder.layers.0.mlp.dense_h_to_4h.weight_scale" in shapes
-    bits = (8 * first["mlp.dense_h_to_4h"][1] // width) if packed else 0
+    bits = (8 * shapes[LAYERS[1]][1] // width) if packed else 0
     config = {
         "architectures": ["ChatGLMModel"], "padded_vocab_size": words, "hidden_size": width, "ffn_hidden_size": wide // 2,
         "num_layers": sum(name.endswith(".input_layernorm.weight") for name in shapes), "seq_length": 32768, "original_rope": True,

@@ -78,7 +78,7 @@ def _unet_names(found: Shapes) -> dict[str, str]:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     downs = [i for i in range(1, 64) if f"input_blocks.{i}.0.op.weight" in found]
-    per_block = (downs[0] if downs else _count(found, "input_blocks.{}.0.in_layers.2.weight")) - 1
+    per_block = downs[0] - 1 if downs else sum(f"input_blocks.{i}.0.in_layers.2.weight" in found for i in range(1, 64))
     config = {"layers_per_block": per_block, "addition_embed_type": "text_time" if "label_emb.0.0.weight" in found else None}
     renamed: dict[str, str] = convert_ldm_unet_checkpoint({f"model.diffusion_model.{n}": n for n in found}, config)
     kept = set(renamed.values())

@@ -17,6 +17,7 @@ from safelight.families.layouts import Layout
 from safelight.families.parametrisation import Parametrisation
 from safelight.families.passing import PassesOn
 from safelight.families.sources import Parts
+from safelight.families.t5_layout import t5
 from safelight.families.weight_file import WeightFile
 from safelight.values import Cond
 
@@ -87,7 +88,7 @@ class SD3(PassesOn):
 
     @staticmethod
     def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
-        """A transformer with one attention for text and picture. T5's words are in no file: it is read where it is given as a folder."""
+        """A transformer with one attention for text and picture; T5 may be in the file, beside it, or missing."""
         found = joint(file)
         if found is None:
             return None
@@ -97,8 +98,10 @@ class SD3(PassesOn):
             "vae": (layouts.vae(file, ("first_stage_model.", "vae.")) or Layout({})).told(scaling_factor=1.5305, shift_factor=0.0609),
             "text_encoder": first.told(architectures=["CLIPTextModel"]),
             "text_encoder_2": second,
+            "text_encoder_3": t5(file) or Layout({}),
             "tokenizer": layouts.clip_words(),
             "tokenizer_2": layouts.clip_words("!"),
+            "tokenizer_3": Layout({"vocabulary": "t5"}),
             "scheduler": Layout({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}),
         }
 

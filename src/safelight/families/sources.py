@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,17 +19,22 @@ from safelight.weights import header
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
 TEXT = tuple(part for part in PARTS if part.startswith(("text_encoder", "tokenizer")))
 READ = (".safetensors", ".json", ".txt", ".model")
 WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 
-REFUSED = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
+REFUSED = ("custom_pipeline", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
 """Entries of configurations that make libraries run code from the model's own files."""
 
-OURS = re.compile(r"(configuration|modeling|tokenization)_chatglm\.ChatGLM\w+")
-"""Classes an auto_map may name: we have our own of them, and the entry is dropped unread. Kolors' text encoder is published with it."""
+UNREAD = "auto_map"
+"""An entry that names classes in the model's own files, beside everything that is needed without it. Families build classes of their own
+choice, whatever a file asks for, so it is left out: Kolors' text encoder and many others are published with one."""
+
+SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.bin")
 
 PREDICTIONS: dict[str, dict[str, Any]] = {
     "eps": {"prediction_type": "epsilon", "rescale_betas_zero_snr": False},
@@ -148,7 +155,7 @@ class Folder:
         if named not in (cls.__name__, "CLIPModel"):
             raise ValueError(f"model folder {self.path}: {part} is a {named}; this family expects {cls.__name__}")
         settled = settings or {}
-        if (old := _pickle(at)) is not None:
+        if old := _pickles(at):
             return pickled(old, part, cls, {**config, **settled}, device=device, dtype=dtype)
         _check_weights(at)
         options: dict[str, Any] = {"torch_dtype": dtype, **settled}
@@ -233,13 +240,27 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {e}") from e
     if not isinstance(data, dict):
         raise ValueError(f"{path}: expected a table of settings, got a {type(data).__name__}")
-    named = data.get("auto_map")
-    if isinstance(named, dict) and all(OURS.fullmatch(str(n)) for v in named.values() for n in (v if isinstance(v, list) else [v]) if n):
-        del data["auto_map"]
-    asked = next((name for name in REFUSED if _asks(data, name)), None)
+    kept: dict[str, Any] = _without(data, path)
+    asked = next((name for name in REFUSED if _asks(kept, name)), None)
     if asked:
         raise ValueError(f"{path} has {asked}, which runs code that comes with the model; it is refused")
-    return data
+    return kept
+
+
+def _without(data: Any, path: Path) -> Any:
+    """The same without any `auto_map`."""
+    if isinstance(data, list):
+        return [_without(v, path) for v in data]
+    if not isinstance(data, dict):
+        return data
+    if UNREAD in data:
+        _say(path, ascii(data[UNREAD])[:200])
+    return {k: _without(v, path) for k, v in data.items() if k != UNREAD}
+
+
+@cache
+def _say(path: Path, named: str) -> None:
+    log.warning("%s: its auto_map names code of its own, %s; it is ignored, and never run", path, named)
 
 
 def _asks(data: Any, name: str) -> bool:
@@ -254,19 +275,34 @@ def _check_weights(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         header.read(path)
     for path in folder.glob("*.index.json"):
-        for name in {str(n) for n in dict(read_config(path).get("weight_map", {})).values()}:
-            if "/" in inside(name, str(path)) or not (folder / name).is_file():
-                raise ValueError(f"{path}: it names {name!r}, which does not lie beside it; the folder is not whole, or not to be trusted")
+        _listed(path)
 
 
-def _pickle(folder: Path) -> Path | None:
-    """The one pickle with a folder's weights; nothing when there are safetensors. ValueError when there is neither, or several."""
+def _listed(table: Path) -> list[Path]:
+    """The files that a list of shards names, each once. ValueError when one does not lie beside it."""
+    names = sorted({str(n) for n in dict(read_config(table).get("weight_map", {})).values()})
+    for name in names:
+        if "/" in inside(name, str(table)) or not (table.parent / name).is_file():
+            raise ValueError(f"{table}: it names {name!r}, which does not lie beside it; the folder is not whole, or not to be trusted")
+    return [table.parent / name for name in names]
+
+
+def _pickles(folder: Path) -> list[Path]:
+    """The pickle with a folder's weights, or its shards; nothing when there are safetensors. ValueError when there is neither, when shards
+    are missing, or there are several files and nothing says which to take."""
     if any(folder.glob("*.safetensors")):
-        return None
+        return []
     found = [f for f in sorted(folder.glob("*.bin")) if ".fp16." not in f.name and f.name != "training_args.bin"]
-    if len(found) != 1:
-        raise ValueError(f"model folder {folder}: no .safetensors and {len(found)} .bin files; convert its weights to safetensors first")
-    return found[0]
+    whole = [f for f in found if not SHARD.fullmatch(f.name)]
+    tables = [t for t in sorted(folder.glob("*.bin.index.json")) if ".fp16." not in t.name]
+    if len(whole) == 1:
+        return whole
+    if tables and not whole:
+        return _listed(tables[0])
+    counts = {m[2]: int(m[2]) for f in found if (m := SHARD.fullmatch(f.name))}
+    if whole or list(counts.values()) != [len(found)]:
+        raise ValueError(f"model folder {folder}: no .safetensors, and {len(found)} .bin files that are neither one nor all shards of one")
+    return found
 
 
 def _variant(folder: Path) -> dict[str, str]:

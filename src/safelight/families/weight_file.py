@@ -1,4 +1,4 @@
-"""One file of tensors: what its header says, and its bytes where they are asked for."""
+"""A file of tensors, or the shards of one: what the headers say, and the bytes where they are asked for."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -16,17 +16,22 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class WeightFile:
-    """A safetensors file; only its header is read at first. ValueError, naming the file, when that is cut off or lies."""
+    """A safetensors file, or several that are one; only headers are read at first. ValueError, naming the file, when one is cut off, lies,
+    or has a tensor that another has."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *more: str | Path) -> None:
         self.path = str(path)
-        self._header = header.read(path)
-        self.metadata = self._header.metadata
+        heads = {str(p): header.read(p) for p in (path, *more)}
+        self.metadata = heads[self.path].metadata
+        self._places = {name: p for p, head in heads.items() for name in head.tensors}
+        self._shapes = {name: entry.shape for head in heads.values() for name, entry in head.tensors.items()}
+        if len(self._shapes) < sum(len(head.tensors) for head in heads.values()):
+            raise ValueError(f"{path}: tensors of its are in another shard too; expected every tensor once")
 
-    @cached_property
+    @property
     def shapes(self) -> Shapes:
         """Every tensor's shape by its name."""
-        return {name: entry.shape for name, entry in self._header.tensors.items()}
+        return self._shapes
 
     def under(self, prefix: str) -> Shapes:
         """The shapes whose names begin with the prefix, by the rest of their names."""
@@ -34,14 +39,14 @@ class WeightFile:
 
     def read(self, name: str) -> Tensor:
         """One tensor, mapped from the file: its bytes are read when they are used, and are not held twice."""
-        found: Tensor = self._bytes.get_tensor(name)
+        found: Tensor = self._bytes[self._places[name]].get_tensor(name)
         return found
 
     @cached_property
-    def _bytes(self) -> Any:
+    def _bytes(self) -> Mapping[str, Any]:
         from safetensors import safe_open
 
-        return safe_open(self.path, "pt").__enter__()  # closed with the last reference to it
+        return {p: safe_open(p, "pt").__enter__() for p in set(self._places.values())}  # closed with the last reference to them
 
     def summary(self) -> str:
         """What is in it, in a few words: for messages about files that nobody knows."""

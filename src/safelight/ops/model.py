@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from safelight.families.sources import Parts
 
 WHOLE = ("checkpoints", "diffusers", "diffusion_models")
-PARTS = {"vae": ("vae",), "unet": ("diffusion_models",), "text_encoder": ("text_encoders", "LLM"), "text_encoder_2": ("text_encoders",)}
+TEXT = ("text_encoders", "LLM")
+PARTS = {"vae": ("vae",), "unet": ("diffusion_models",), "text_encoder": TEXT, "text_encoder_2": TEXT, "text_encoder_3": TEXT}
 """Which folders the name of a part is looked for in."""
 
 
@@ -71,6 +72,7 @@ def model(
     unet: str | None = None,
     text_encoder: str | None = None,
     text_encoder_2: str | None = None,
+    text_encoder_3: str | None = None,
     prediction: Literal["auto", "eps", "v", "v-zsnr"] = "auto",
 ) -> Model:
     """Name a model: `mini`, which ships with Safelight, a checkpoint, or a folder in diffusers layout. Nothing is loaded before it is used.
@@ -83,8 +85,10 @@ def model(
         unet: another U-Net
         text_encoder: another text encoder; its words come with it where its folder has them
         text_encoder_2: another second text encoder, where the model has two
+        text_encoder_3: T5, where the model may have it (SD 3)
         prediction: what the network predicts, when its file does not say or is wrong; v-zsnr is v down to pure noise
     """
-    others = {"vae": vae, "unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+    texts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "text_encoder_3": text_encoder_3}
+    others = {"vae": vae, "unet": unet, **texts}
     found, parts = _open({"name": name, **others, "prediction": prediction})
     return Model(found.family, found.source, found.fingerprint(), parts=parts)
