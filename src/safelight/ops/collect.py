@@ -67,7 +67,7 @@ def synthesize(
 ) -> Work[Dataset]:
     """Draw a dataset: pictures of every prompt in a file, with the prompt as caption, and the model and seed as origin.
 
-    The file is as for storyboard. Each picture is kept as soon as it is drawn: stopped and started again, it goes on where it was.
+    The file is as for storyboard. Pictures are kept while others are drawn: stopped and started again, it goes on where it was.
 
     Args:
         path: the file of prompts
@@ -76,23 +76,20 @@ def synthesize(
     """
     from safelight.data.sources.fetching import facts
     from safelight.data.sources.journal import opened
-    from safelight.runtime import lease
-    from safelight.sampling.draw import Shot, draw, starts
     from safelight.sampling.storyboard import read
+    from safelight.sampling.tags import refuse
     from safelight.store import current, making
 
     wishes = [dataclasses.replace(line, seed=line.seed + i) for line in read(Path(path)) for i in range(pictures)]
+    for w in wishes:
+        refuse("synthesize", "path", f"{w.prompt} {w.negative or ''}", "all lines share one model; put the LoRA on it by with_lora")
     made, store = making(), current()
     assert made is not None
     place = store.folder(made.recipe)
     with opened(place) as journal:
         missing = [i for i in range(len(wishes)) if not journal.had(str(i))]
         for some in (missing[i:i + TOGETHER] for i in range(0, len(missing), TOGETHER)):
-            lines = [wishes[i] for i in some]
-            with lease(model, holder="synthesize") as family:
-                begun = starts(family, size, len(lines), None, None)
-                shots = [Shot(w.prompt, w.seed, *_settings(w, sampling, guidance), z) for w, (z, _) in zip(lines, begun, strict=True)]
-                drawn = yield from draw(family, shots)
+            drawn = yield from _drawn(model, [(wishes[i], *_settings(wishes[i], sampling, guidance)) for i in some], size)
             for n, i in enumerate(some):
                 item = _synthetic(i, drawn, n, model, licence)
                 journal.add(item, facts(item.data or b"", "", store.blob))
@@ -100,6 +97,16 @@ def synthesize(
         rows = tuple(journal.row(str(i)) for i in range(len(wishes)))
     shutil.rmtree(place)
     return Dataset(rows, {"source": "synthesize"})
+
+
+def _drawn(model: Model, wishes: list[tuple[Line, Sampling, Guidance]], size: Size) -> Work[Image]:
+    from safelight.runtime import lease
+    from safelight.sampling.draw import Shot, draw, starts
+
+    with lease(model, holder="synthesize") as family:
+        begun = starts(family, size, len(wishes), None, None)
+        shots = [Shot(line.prompt, line.seed, s, g, z) for (line, s, g), (z, _) in zip(wishes, begun, strict=True)]
+        return (yield from draw(family, shots))
 
 
 def _settings(line: Line, sampling: Sampling, guidance: Guidance) -> tuple[Sampling, Guidance]:
