@@ -10,6 +10,7 @@ from PIL import Image as Pil
 
 from safelight.data.captioners import CAPTIONERS, Asked
 from safelight.data.measures import MEASURES, Picture, find
+from safelight.data.networks import USUAL
 from safelight.values import Blob, Caption, Row
 
 SIZES = [(1, 1), (2, 3), (64, 64), (300, 200), (30, 900)]
@@ -46,7 +47,7 @@ def test_an_unknown_measure_is_named() -> None:
         find("shiny")
 
 
-@pytest.mark.parametrize("name", [n for n in CAPTIONERS if n != "tagger"])
+@pytest.mark.parametrize("name", [n for n in CAPTIONERS if n not in ("tagger", *USUAL)])
 def test_a_captioner_gives_one_text_a_row(name: str, tmp_path: Path) -> None:
     rows = [row(tmp_path, size) for size in SIZES]
     work = CAPTIONERS[name](rows, Asked())
