@@ -407,6 +407,23 @@ def test_a_stream_that_breaks_for_good_keeps_what_came(hub: Hub, tmp_path: Path)
     assert len(run("ms:o/m", limit=30)[0]) == 30 and len(run("ms:o/m")[0]) == 40
 
 
+def test_what_an_archive_cannot_give_is_listed(hub: Hub) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for i in range(3):
+            archive.writestr(f"{i}.png", picture(i, size=(90, 90) if i == 1 else (24, 16)))
+    damaged = bytearray(out.getvalue())
+    damaged[damaged.index(b"IDAT") + 20] ^= 1  # in the first picture
+    hub.files = {"a.zip": bytes(damaged)}
+    data, _ = run("ms:o/m", fetch=dataclasses.replace(HERE, max_mb=0.01))
+    bad, large, good = (r.dropped for r in data.rows)
+    assert bad == "unreadable: Bad CRC-32 for file '0.png'" and re.fullmatch(r"not fetched: 0.02\d+ MiB, more than max_mb = 0.01", large)
+    assert not good
+    hub.files = {"a.tar": b"no archive" * 100}
+    with pytest.raises(ValueError, match=r"a.tar is damaged or locked"):
+        run("ms:o/m")
+
+
 def test_files_of_one_name_stay_apart(hub: Hub) -> None:
     hub.files = {"a.tar": shard({"x.png": picture(1), "../X.png": picture(2), "y.png": picture(3)})}
     assert [r.name for r in run("ms:o/m")[0]] == ["a/x.png", "a/X~2.png", "a/y.png"]

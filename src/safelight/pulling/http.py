@@ -23,7 +23,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from http.client import HTTPMessage
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from safelight.disk import place
@@ -43,6 +43,7 @@ PIECE = 2**20
 STAND_INS = ipaddress.ip_network("198.18.0.0/15")  # what some proxies give as the address of every host; no machine has one
 BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 Brought = Generator[int | Note, None, None]
+T = TypeVar("T")
 
 
 class Refused(ValueError):
@@ -107,18 +108,8 @@ class Http:
             raise Refused(f"{url}: expected JSON, got {text[:60]!r}") from e
 
     def read(self, url: str) -> bytes:
-        """A short answer. Refused when there is none to be had, OSError when the hub cannot be reached, UsedUp when it asks to wait."""
-        trouble: Exception | None = None
-        for pause in [0.0, *(PAUSE * 2**i for i in range(TRIES - 1))]:
-            after = trouble.after if isinstance(trouble, Busy) else 0.0
-            if after > PATIENCE:
-                raise UsedUp(f"{urlsplit(url).netloc}: {trouble}; ask again in {after / 60:.0f} minutes") from trouble
-            time.sleep(max(pause, after))
-            try:
-                return self._read(url)
-            except BROKEN as e:
-                trouble = e
-        raise OSError(f"{url}: {trouble}") from trouble
+        """A short answer. Refused when there is none to be had; else as `patiently`."""
+        return patiently(url, lambda: self._read(url))
 
     def _read(self, url: str) -> bytes:
         with closing(self.open(url)) as answer:
@@ -206,6 +197,22 @@ class Http:
                 if part.at - had < SLOW_BYTES:
                     raise TimeoutError(f"less than {SLOW_BYTES} bytes came in {SLOW:.0f} seconds")
                 since, had = now, part.at
+
+
+def patiently(url: str, work: Callable[[], T]) -> T:
+    """What the work gives, tried again while the connection breaks or the server is busy. OSError when that goes on for too long, UsedUp
+    when the server asks to wait longer than PATIENCE."""
+    trouble: Exception | None = None
+    for pause in [0.0, *(PAUSE * 2**i for i in range(TRIES - 1))]:
+        after = trouble.after if isinstance(trouble, Busy) else 0.0
+        if after > PATIENCE:
+            raise UsedUp(f"{urlsplit(url).netloc}: {trouble}; ask again in {after / 60:.0f} minutes") from trouble
+        time.sleep(max(pause, after))
+        try:
+            return work()
+        except BROKEN as e:
+            trouble = e
+    raise OSError(f"{url}: {trouble}") from trouble
 
 
 class _Part:

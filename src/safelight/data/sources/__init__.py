@@ -27,8 +27,9 @@ BAD = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 class Item:
     """One picture that a source has. `key` is the same in every run; with neither `url` nor `data` it is one that was brought before.
 
-    `name` is its path below the dataset without suffix. `hash` is `sha256:`, `md5:` or `git:` and hex digits, or nothing. `http` asks for
-    it with a login; without, the address is a stranger's. `before` is called before the picture is fetched.
+    `name` is its path below the dataset without suffix. `hash` is `sha256:`, `md5:` or `git:` and hex digits, or nothing. `lost` says why
+    the source has it and cannot give it. `http` asks for it with a login; without, the address is a stranger's. `before` is called before
+    the picture is fetched.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Item:
     origin: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     hash: str = ""
+    lost: str = ""
     http: Http | None = None
     before: Callable[[], object] | None = None
 

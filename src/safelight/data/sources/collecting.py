@@ -75,8 +75,8 @@ def _bring(items: Iterator[Item | Event], crew: Crew, journal: Journal, limit: i
         journal.tell(item)
         if journal.had(item.key):
             came += 1
-        elif item.data is not None:
-            journal.add(item, _checked(item, crew.keep))
+        elif item.lost or item.data is not None:
+            journal.add(item, _checked(item, crew.keep, crew.limits))
             came += 1
         else:
             crew.add(item)
@@ -104,9 +104,12 @@ def _progress(came: int, total: int) -> Progress:
     return Progress(step=came, total=total, what="collecting pictures", unit="picture")
 
 
-def _checked(item: Item, keep: Keep) -> dict[str, Any]:
+def _checked(item: Item, keep: Keep, limits: Fetch) -> dict[str, Any]:
+    data = item.data or b""
+    if item.lost or len(data) > limits.most:
+        return lost(item.lost or f"not fetched: {len(data) / 2**20:.3g} MiB, more than max_mb = {limits.max_mb:g}", final=True)
     try:
-        return facts(item.data or b"", item.hash, keep)
+        return facts(data, item.hash, keep)
     except Unreadable as e:
         return lost(f"unreadable: {e}", final=True)
 

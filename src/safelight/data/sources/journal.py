@@ -59,7 +59,7 @@ class Journal:
 
     def tell(self, item: Item) -> None:
         """What the source says now of a picture that is there."""
-        if item.url or item.data is not None:
+        if item.url or item.lost or item.data is not None:
             self._told[item.key] = item
 
     def add(self, item: Item, facts: Facts) -> None:

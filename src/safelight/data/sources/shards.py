@@ -6,22 +6,24 @@ import io
 import json
 import re
 import tarfile
-import time
 import zipfile
+import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from http.client import HTTPResponse
+from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
 
+from safelight.data.request import Fetch
 from safelight.data.sources import SUFFIXES, Asked, Item, safe
 from safelight.data.sources.urls import Record, described, pointed
-from safelight.pulling import http as web
-from safelight.pulling.http import BROKEN, Http, Refused
+from safelight.pulling.http import BROKEN, Http, Refused, patiently
 
 LONGEST_TEXT = 2**20  # bytes of a caption or a record beside a picture
 BATCH = 32  # rows of a parquet file that are in memory at a time
 TEXTS = (".txt", ".caption", ".json")
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 Found = Generator[Item, None, int]
 
 
@@ -54,22 +56,23 @@ class Remote(io.RawIOBase):
         return at
 
     def readinto(self, buffer: Any) -> int:
-        """As io.RawIOBase. OSError when the connection breaks too often."""
+        """As io.RawIOBase; OSError as `patiently`."""
         if self._at >= self.size:
             return 0
-        trouble: Exception | None = None
-        for pause in [0.0, *(web.PAUSE * 2**i for i in range(web.TRIES - 1))]:
-            time.sleep(pause)
-            try:
-                piece = self._open().read1(len(buffer))
-            except BROKEN as e:
-                trouble, piece = e, b""
-            if piece:
-                buffer[:len(piece)] = piece
-                self._at += len(piece)
-                return len(piece)
+        piece = patiently(self.url, lambda: self._piece(len(buffer)))
+        buffer[:len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def _piece(self, most: int) -> bytes:
+        try:
+            if piece := self._open().read1(most):
+                return piece
+        except BROKEN:
             self._drop()
-        raise OSError(f"{self.url}: {trouble or 'the connection ended early'}; at byte {self._at} of {self.size}")
+            raise
+        self._drop()
+        raise ConnectionError(f"the connection ended early, at byte {self._at} of {self.size}")
 
     def _open(self) -> HTTPResponse:
         if self._answer is None:
@@ -97,7 +100,10 @@ def items(name: str, asked: Asked, known: Mapping[str, str], remote: Callable[[]
         return count
     read = next(r for suffix, r in READERS.items() if name.partition("@")[0].lower().endswith(suffix))
     with closing(remote()) as raw, io.BufferedReader(raw, 2**18) as file:
-        count = yield from read(file, name, asked, known)
+        try:
+            count = yield from read(file, name, asked, known)
+        except DAMAGED as e:
+            raise ValueError(f"collect: {name.partition('@')[0]} is damaged or locked: {e}") from e
     asked.finish(name, count)
     return count
 
@@ -176,27 +182,28 @@ def _zip(file: Any, name: str, asked: Asked, known: Mapping[str, str]) -> Found:
 
 def _samples(members: Iterable[tuple[str, int, Callable[[], bytes]]], name: str, asked: Asked, known: Mapping[str, str]) -> Found:
     """Files that share all before the first dot of their name are one sample, as WebDataset has it: a picture and what is said of it."""
-    number, current, picture, record = 0, "", b"", dict[str, Any]()
-    for path, size, read in members:
-        if _key(path) != current:
-            if picture:
-                yield _sample(Item(f"{name} {number}", current, data=picture), record, asked, known)
-                number += 1
-            current, picture, record = _key(path), b"", {}
-        suffix = PurePosixPath(path).suffix.lower()
-        if suffix in SUFFIXES and not picture and size <= asked.fetch.most:
-            picture = read()
-        elif suffix in TEXTS and size <= LONGEST_TEXT:
-            record |= _record(suffix, read())
-    if picture:
-        yield _sample(Item(f"{name} {number}", current, data=picture), record, asked, known)
-        number += 1
+    number = 0
+    for path, files in groupby(members, key=lambda m: _key(m[0])):
+        item, record = None, dict[str, Any]()
+        for inside, size, read in files:
+            suffix = PurePosixPath(inside).suffix.lower()
+            if suffix in SUFFIXES and item is None:
+                item = _picture(Item(f"{name} {number}", safe(f"{_stem(name)}/{path}")), size, read, asked.fetch)
+            elif suffix in TEXTS and size <= LONGEST_TEXT:
+                record |= _record(suffix, read())
+        if item is not None:
+            yield _from_hub(described(item, record, asked.pick, known["source"]), known)
+            number += 1
     return number
 
 
-def _sample(item: Item, record: Record, asked: Asked, known: Mapping[str, str]) -> Item:
-    told = dataclasses.replace(item, name=safe(f"{_stem(item.key)}/{item.name}"))
-    return _from_hub(described(told, record, asked.pick, known["source"]), known)
+def _picture(item: Item, size: int, read: Callable[[], bytes], limits: Fetch) -> Item:
+    if size > limits.most:
+        return dataclasses.replace(item, lost=f"not fetched: {size / 2**20:.3g} MiB, more than max_mb = {limits.max_mb:g}")
+    try:
+        return dataclasses.replace(item, data=read())
+    except (zipfile.BadZipFile, zlib.error) as e:
+        return dataclasses.replace(item, lost=f"unreadable: {e}")
 
 
 def _record(suffix: str, content: bytes) -> Record:

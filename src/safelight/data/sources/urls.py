@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -72,7 +73,7 @@ def described(item: Item, record: Record, pick: Pick, where: str) -> Item:
     announced = next((f"{kind}:{record[kind]}" for kind in ("sha256", "md5") if record.get(kind)), "")
     facts = origin(source=where, url=item.url, attribution=said(record, ("attribution",)), **known)
     captions = (Caption("source", text),) if text else ()
-    return Item(item.key, item.name, item.url, item.data, captions, facts, extra, item.hash or announced, item.http, item.before)
+    return dataclasses.replace(item, captions=captions, origin=facts, extra=extra, hash=item.hash or announced)
 
 
 def said(record: Record, columns: Iterable[str]) -> str:
