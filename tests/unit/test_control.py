@@ -195,7 +195,9 @@ def test_a_fresh_control_changes_nothing_and_learns(family: Family) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["control_model.", ""])
-def test_the_original_layout_is_read(family: Family, tmp_path: Path, prefix: str) -> None:
+@pytest.mark.parametrize("layout", ["mini", "sdxl"])
+def test_the_original_layout_is_read(load: Callable[[str], Family], tmp_path: Path, layout: str, prefix: str) -> None:
+    family = load(layout)
     p = a_control(family, tmp_path / "c.safetensors")
     original = {prefix + name: t for name, t in in_original_layout(family, load_file(p.weights.path)).items()}
     save_file(original, tmp_path / "o.safetensors")

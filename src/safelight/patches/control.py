@@ -79,10 +79,17 @@ def read(path: str, layers: int = 2) -> dict[str, Tensor]:
         raise ValueError(f"control {path}: not a safetensors file ({e}); convert it first") from e
     if any(key in tensors for key in ORIGINAL):
         converted = convert_controlnet_checkpoint(tensors, {"layers_per_block": layers})
-        tensors = {name: tensor for name, tensor in converted.items() if tensor is not None}
+        tensors = {name: tensor for name, tensor in converted.items() if tensor is not None} | _sizes(tensors)
     if FIRST not in tensors:
         raise ValueError(f"control {path}: no ControlNet, its first tensor is {min(tensors, default='missing')!r}; expected {FIRST!r}")
     return tensors
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """SDXL's layers for pooled text and sizes, which diffusers' converter leaves out, by diffusers' names."""
+    plain = {name.removeprefix("control_model."): tensor for name, tensor in tensors.items()}
+    named = {f"label_emb.0.{2 * n - 2}.{end}": f"add_embedding.linear_{n}.{end}" for n in (1, 2) for end in ("weight", "bias")}
+    return {new: plain[old] for old, new in named.items() if old in plain}
 
 
 def describe(path: str | Path) -> dict[str, Any]:
