@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import huggingface_hub
 import pytest
@@ -269,6 +270,14 @@ def test_credentials_stay_with_the_endpoint(hub: Hub, tmp_path: Path) -> None:
     assert {h.get("authorization") for h in both["127.0.0.1"]} == {"Bearer hf_secret"}
     assert len(both["localhost"]) == 2 and not any("authorization" in h for h in both["localhost"])
     assert both["localhost"][1]["range"] == f"bytes={BIG // 3}-"
+
+
+def test_https_is_spoken(hub: Hub) -> None:
+    secure = hub.url.replace("http:", "https:")
+    with pytest.raises(URLError, match="SSL"):  # the server knows no TLS, and was asked for it
+        Http(secure).open(f"{secure}/a")
+    with pytest.raises(Refused, match="an address inside a network"):
+        Http(secure, private=False).open(f"{secure}/a")
 
 
 def test_redirects_into_a_network_are_refused(hub: Hub, tmp_path: Path) -> None:

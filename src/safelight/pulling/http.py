@@ -292,9 +292,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 class _Straight(http.client.HTTPConnection):
     """Connects to the address that was looked at: a name that means another address a moment later leads nowhere."""
 
-    def __init__(self, host: str, *, trusts: Callable[[str], bool], **options: Any) -> None:
-        super().__init__(host, **options)
-        self.trusts = trusts
+    trusts: Callable[[str], bool]
 
     def connect(self) -> None:
         """To the first address that answers. Refused when one of them is not public and must be."""
@@ -317,6 +315,12 @@ class _StraightTLS(http.client.HTTPSConnection, _Straight):
     """The same, and then TLS to the host's name."""
 
 
+def _straight(kind: type[_Straight], http: Http, host: str, **options: Any) -> _Straight:
+    made = kind(host, **options)
+    made.trusts = http.trusts
+    return made
+
+
 class _Plain(urllib.request.HTTPHandler):
     """http, straight unless a proxy is set."""
 
@@ -326,7 +330,7 @@ class _Plain(urllib.request.HTTPHandler):
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """As the standard library calls it."""
-        return super().http_open(req) if _proxied(req) else self.do_open(partial(_Straight, trusts=self.http.trusts), req)
+        return super().http_open(req) if _proxied(req) else self.do_open(partial(_straight, _Straight, self.http), req)
 
 
 class _Secure(urllib.request.HTTPSHandler):
@@ -340,7 +344,7 @@ class _Secure(urllib.request.HTTPSHandler):
         """As the standard library calls it."""
         if _proxied(req):
             return super().https_open(req)
-        return self.do_open(partial(_StraightTLS, trusts=self.http.trusts, context=_tls()), req)
+        return self.do_open(partial(_straight, _StraightTLS, self.http, context=_tls()), req)
 
 
 @cache
