@@ -193,5 +193,4 @@ def test_the_ops_make_files_in_the_store(tmp_path: Path) -> None:
     out = sl.augment(sl.folder(tmp_path), flip="swap")
     assert out.rows[1].caption == "a fox on the right" and (read(out.rows[1].picture.path)[:, ::-1] == read(tmp_path / "a.png")).all()
     assert Path(out.rows[0].picture.path) == tmp_path / "a.png"
-    assert sl.buckets(out, size=64, least=64, most=64).rows[0].info["bucket"] == [64, 64]
     assert sl.fill_background(out).rows == out.rows

@@ -133,6 +133,12 @@ def test_check_says_what_and_how_it_ended(folder: Path, broken: Path, tmp_path: 
     assert run("dataset", "check", folder / "nowhere") == 1
 
 
+def test_buckets_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("dataset", "buckets", folder, "--size", 256, "--least", 128) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["192", "x", "320", "1", "10.0%", "0"], ["256", "x", "256", "2", "12.5%", "0"]]
+
+
 def test_show_and_card(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [run("dataset", "show", folder, "--out", tmp_path / name) for name in ("x.html", "x.png")] == [0, 0]
     assert "foxes" in (tmp_path / "x.html").read_text() and (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -21,7 +21,7 @@ FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
 @click.group("dataset")
 def dataset_group() -> None:
-    """Look at a folder of pictures: what is wrong with it, what is in it, its card."""
+    """Look at a folder of pictures: what is wrong with it, what is in it, what training would cut it to, its card."""
 
 
 @dataset_group.command("check")
@@ -106,6 +106,24 @@ def show_command(folder: Path, *, out: Path, title: str, name: str | None, size:
     asked = {"title": title or folder.resolve().name, "media": media, "size": size, **({"model": name} if name else {})}
     for path in _made(folder, {"page": {"op": "overview", "data": "$data", **asked}}, "page").save(out):
         click.echo(str(path))
+
+
+@dataset_group.command("buckets")
+@FOLDER
+@click.option("--size", default=512, show_default=True, metavar="N", help="A bucket has at most the area of a square of this side.")
+@click.option("--least", default=256, show_default=True, metavar="N", help="Shortest side of a bucket.")
+@click.option("--most", default=1024, show_default=True, metavar="N", help="Longest side of a bucket.")
+@click.option("--step", default=64, show_default=True, metavar="N", help="Sides are multiples of this.")
+@click.option("--upscale/--no-upscale", default=True, show_default=True, help="Enlarge pictures that are smaller than their bucket.")
+def buckets_command(folder: Path, *, size: int, least: int, most: int, step: int, upscale: bool) -> None:
+    """Say which aspect buckets the pictures would go into, and how much of them would be cut off. The table is sd-scripts'."""
+    from safelight.data.buckets import preview, table
+
+    data = _made(folder, {}, "data")
+    assert isinstance(data, Dataset)
+    click.echo(f"{'bucket':>11}  {'pictures':>8}  {'cut off':>7}  {'enlarged':>8}")
+    for f in preview(data.kept, table(size, least=least, most=most, step=step), upscale=upscale, step=step):
+        click.echo(f"{f.bucket[0]:>5} x {f.bucket[1]:<3}  {f.count:>8}  {f.cut:>7.1%}  {f.enlarged:>8}")
 
 
 @dataset_group.command("card")

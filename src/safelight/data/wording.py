@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from safelight.values import digest
@@ -83,8 +83,3 @@ def _lot(seed: int, row: str, tag: str) -> str:
 def _share(lot: str) -> float:
     """16 hex digits as a number in [0, 1)."""
     return int(lot, 16) / 16**16
-
-
-def overlong(counts: Sequence[int], room: int) -> list[int]:
-    """Which captions have more tokens than there is room for."""
-    return [i for i, n in enumerate(counts) if n > room]

@@ -1,7 +1,6 @@
-"""Pictures changed into more pictures, and what training will cut them to."""
+"""Pictures changed into more pictures."""
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -58,38 +57,3 @@ def fill_background(data: Dataset, *, colours: Sequence[str] = ("white",), say: 
     from safelight.data.augment import fill
 
     return (yield from fill(data, tuple(colours), _keep, say=say))
-
-
-@op(group="data", exact=True)
-def buckets(
-    data: Dataset, *,
-    size: Annotated[int, Knob(64, 4096)] = 512,
-    least: Annotated[int, Knob(8, 4096)] = 256,
-    most: Annotated[int, Knob(64, 8192)] = 1024,
-    step: Annotated[int, Knob(8, 256)] = 64,
-    upscale: bool = True,
-) -> Work[Dataset]:
-    """Say which aspect bucket each picture goes into, how much of it is cut off, and how many pictures each bucket has.
-
-    The table is the one that sd-scripts makes from the same numbers. Nothing is cut here: the rows say `bucket`, `cut` and `factor`.
-
-    Args:
-        size: a bucket has at most the area of a square of this side, in pixels
-        least: shortest side of a bucket
-        most: longest side of a bucket
-        step: sides are multiples of this
-        upscale: enlarge pictures that are smaller than their bucket; otherwise they get a smaller bucket of their own
-    """
-    from safelight.data.buckets import place, preview, table
-    from safelight.events import Note
-
-    sizes = table(size, least=least, most=most, step=step)
-    rows = []
-    for row in data.rows:
-        placed = None if row.dropped else place(row.width, row.height, sizes, upscale=upscale, step=step)
-        rows.append(row if placed is None else dataclasses.replace(row, info={
-            **row.info, "bucket": list(placed.bucket), "cut": round(placed.cut, 4), "factor": round(placed.factor, 4)}))
-    found = preview(data.kept, sizes, upscale=upscale, step=step)
-    said = ", ".join(f"{f.bucket[0]}x{f.bucket[1]}: {f.count} ({f.cut:.0%} cut off)" for f in found)
-    yield Note(text=f"buckets: {said or 'no picture'}")
-    return dataclasses.replace(data, rows=tuple(rows))

@@ -111,14 +111,13 @@ def count_tokens(
         most: how many of the long ones are named
     """
     from safelight.data.tokens import ruler
-    from safelight.data.wording import overlong
     from safelight.events import Note
 
     measure = ruler(model)
     limit = room or measure.room
     rows = tuple(r if r.dropped else dataclasses.replace(r, info={**r.info, "tokens": measure.count(r.caption)}) for r in data.rows)
     kept = [r for r in rows if not r.dropped]
-    long = sorted((kept[i] for i in overlong([r.info["tokens"] for r in kept], limit)), key=lambda r: -r.info["tokens"])
+    long = sorted((r for r in kept if r.info["tokens"] > limit), key=lambda r: -r.info["tokens"])
     if long:
         named = ", ".join(f"{r.name} ({r.info['tokens']})" for r in long[:most])
         what = f"{len(long)} of {len(kept)} captions have more than {limit} tokens, and what is beyond is cut where one window is read"
