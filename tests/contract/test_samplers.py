@@ -35,6 +35,8 @@ ENDS_ABOVE_ZERO = {"uni_pc", "uni_pc_bh2"}
 OWN_LEVELS = {n for n, s in SAMPLERS.items() if s.own_levels}
 CONSISTENCY = {"lcm"}
 """Samples the data only from a consistency model's x0, which is not a mean."""
+TWO_POINTS = {"dpmpp_2s_ancestral_cfg_pp"}
+"""Takes the difference of x0 at two points: ComfyUI's formula, which does not sample the data when both x0 are the same."""
 
 Denoiser = Callable[[Tensor, float], Tensor]
 
@@ -141,7 +143,7 @@ def test_dpm_adaptive_keeps_to_its_tolerance(order: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow", "shifted"])
-@pytest.mark.parametrize("name", [n for n in STOCHASTIC if n not in CONSISTENCY])
+@pytest.mark.parametrize("name", [n for n in STOCHASTIC if n not in CONSISTENCY | TWO_POINTS])
 def test_samples_the_data(name: str, kind: str) -> None:
     process = PROCESSES[kind]
     data = Normal(process)
@@ -202,7 +204,7 @@ def test_a_finer_walk_sees_the_same_brownian_noise() -> None:
 PLUS = [n for n, s in SAMPLERS.items() if s.plus]
 
 
-@pytest.mark.parametrize("name", PLUS)
+@pytest.mark.parametrize("name", [n for n in PLUS if n not in TWO_POINTS])
 def test_cfg_pp_without_guidance_is_the_plain_sampler(name: str) -> None:
     process = PROCESSES["eps"]
     data = Normal(process)
@@ -212,6 +214,18 @@ def test_cfg_pp_without_guidance_is_the_plain_sampler(name: str) -> None:
     assert torch.allclose(walk(name, x, sigmas, process, data.denoise), plain, atol=1e-9)
     other = walk(name, x, sigmas, process, data.denoise, bare=lambda x, s: data.denoise(x, s) - 0.3)
     assert float((other - plain).abs().max()) > 0.01
+
+
+def test_2s_cfg_pp_step_by_step() -> None:
+    process = PROCESSES["eps"]
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    unit = torch.linspace(1, -1, 9, dtype=torch.float64)
+    got = walk("dpmpp_2s_ancestral_cfg_pp", x, [2.0, 1.0], process, lambda x, _s: x * 0.3, lambda _s, _t: unit, lambda x, _s: x * 0.1)
+    down = 0.5  # 1 * 1 / 2
+    mid = down**0.5 * 2.0**0.5
+    half = x * 0.3 + (x - x * 0.1) * mid / 2
+    x = half * 0.3 + (x + x * 0.3 - half * 0.1 - half * 0.3) * down / 2
+    assert torch.allclose(got, x + unit * (1 - down**2) ** 0.5)
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
@@ -232,7 +246,7 @@ SAME = {("eps", "euler_ancestral"): "euler", ("flow", "euler_ancestral"): "euler
 """What a sampler is without its noise."""
 
 
-@pytest.mark.parametrize("name", [n for n, s in SAMPLERS.items() if "eta" in s.options])
+@pytest.mark.parametrize("name", [n for n, s in SAMPLERS.items() if "eta" in s.options and n not in TWO_POINTS])
 @pytest.mark.parametrize("kind", ["eps", "flow"])
 def test_without_eta_there_is_no_noise_and_between_it_still_samples_the_data(name: str, kind: str) -> None:
     process = PROCESSES[kind]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from safelight.sampling.core import Noise, Plus, Sampling, ancestral, sampler, shares, stochastic, towards, unguided
+from safelight.sampling.core import Noise, Plus, Sampling, ancestral, sampler, shares, stochastic, towards
 from safelight.sampling.process import FINITE
 
 if TYPE_CHECKING:
@@ -63,25 +63,35 @@ def _midpoint(x: Tensor, x0: Tensor, s: float, t: float) -> Sampling:
 def dpmpp_2s_ancestral(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise, *, eta: float = 1.0) -> Sampling:
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1, r = 1/2) to below the next sigma, then noise up to it. `eta` scales
     the noise."""
-    return (yield from unguided(dpmpp_2s_ancestral_cfg_pp(x, sigmas, process, noise, eta=eta)))
+    for s, t in pairwise(sigmas):
+        x0 = yield x, s
+        if t == 0:
+            return x0
+        down, keep, up = ancestral(process, s, t, eta)
+        mid = _half_way(process, s, down)
+        x0_mid = yield towards(x, x0, s, mid), mid
+        x = towards(x, x0_mid, s, down) * keep + noise(s, t) * up
+    return x
 
 
 @stochastic("fresh", plus=True)
 def dpmpp_2s_ancestral_cfg_pp(x: Tensor, sigmas: Sequence[float], process: Process, noise: Noise, *, eta: float = 1.0) -> Plus:
-    """`dpmpp_2s_ancestral` (arXiv:2211.01095) in the manner of CFG++ (arXiv:2406.08070): the noise in x is that seen without the prompt."""
+    """`dpmpp_2s_ancestral` (arXiv:2211.01095) in the manner of CFG++ (arXiv:2406.08070): the noise in x is that seen without the prompt, in
+    the second half of the step by the network at the point half-way; ComfyUI's choice."""
     for s, t in pairwise(sigmas):
         x0, bare = yield x, s
         if t == 0:
             return x0
         down, keep, up = ancestral(process, s, t, eta)
-        # A flow begins where log SNR is minus infinity; half-way from there is nowhere, so the point is taken just below the start.
-        mid = process.sigma((process.log_snr(s) + process.log_snr(down)) / 2) if process.alpha(s) > 0 else FINITE
-        x = x + (x0 - bare)
-        x0_mid, _ = yield towards(x, x0, s, mid), mid
-        x = towards(x, x0_mid, s, down) * keep
-        if up > 0:
-            x = x + noise(s, t) * up
+        mid = _half_way(process, s, down)
+        x0_mid, bare = yield towards(x + (x0 - bare), x0, s, mid), mid
+        x = towards(x + (x0 - bare), x0_mid, s, down) * keep + noise(s, t) * up
     return x
+
+
+def _half_way(process: Process, s: float, t: float) -> float:
+    """Half-way in log SNR. A flow begins where that is minus infinity; half-way from there is nowhere: just below the start is meant."""
+    return process.sigma((process.log_snr(s) + process.log_snr(t)) / 2) if process.alpha(s) > 0 else FINITE
 
 
 @sampler()
