@@ -5,6 +5,7 @@
     blobs/ab/<sha256><suffix>                 files named by content
     by/ab/<key>                               the recipe that made the value with this content or exact key last
     work/<name>/                              folders an op works in and may resume from
+    weights/                                  pickled checkpoints made into safetensors (weights.pickles), in the default store alone
     pins/, claims/, tmp/, lock                what living processes hold
 
 Every file is written beside its place, flushed, and renamed into it: a reader sees all of it or nothing, a process may die anywhere. What a

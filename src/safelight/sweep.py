@@ -25,7 +25,7 @@ class Swept:
 
 @dataclass
 class _Entry:
-    """Something that is kept or removed as a whole: a record with its value and blobs, or a work folder."""
+    """Something that is kept or removed as a whole: a record with its value and blobs, a work folder, or a converted checkpoint."""
 
     used: int
     files: tuple[Path, ...]
@@ -47,7 +47,7 @@ def sweep(store: Store, keep: int) -> Swept:
         for path in (store.root / "claims").iterdir():
             if not held(path):
                 path.unlink(missing_ok=True)
-        entries = sorted((*_results(store), *_work(store.root / "work")), key=lambda e: -e.used)
+        entries = sorted((*_results(store), *_work(store.root / "work"), *_converted(store.root / "weights")), key=lambda e: -e.used)
         kept = _choose(entries, keep, since)
         _drop(store, entries, kept, since, done)
         done.kept = sum(_size(p) for p in kept)
@@ -85,6 +85,15 @@ def _work(folder: Path) -> Iterator[_Entry]:
     for path in folder.iterdir():
         files = tuple(p for p in path.rglob("*") if p.is_file())
         yield _Entry(max(p.stat().st_mtime_ns for p in (path, *files)), files, None, path)
+
+
+def _converted(folder: Path) -> Iterator[_Entry]:
+    """Checkpoints that `weights.pickles` made safetensors, and what it left half done when it was stopped; the lock beside each is touched
+    whenever it is used, and held while it is made."""
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.part")):
+        lock = path.with_suffix(".lock")
+        at_work = lock.is_file() and held(lock)
+        yield _Entry(NEVER if at_work else (lock if lock.is_file() else path).stat().st_mtime_ns, (path,), None, path)
 
 
 def _choose(entries: list[_Entry], keep: int, since: int) -> set[Path]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from safelight.events import Event, Progress
 from safelight.families import Family
+from safelight.families.joining import join, repeats
 from safelight.patches import lora as lora_patch
 from safelight.recipes import lora as lora_recipe
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
@@ -497,7 +498,7 @@ def test_frequencies_count_parts() -> None:
 def test_conditions_of_different_lengths_join(family: Family) -> None:
     prompts = ["a red apple", "a girl with purple hair, " * 9]
     alone = [family.encode_text([p]) for p in prompts]
-    assert torch.allclose(cache.join(alone).tokens, family.encode_text(prompts).tokens, atol=1e-5)
+    assert torch.allclose(join(alone, repeated=repeats(family)).tokens, family.encode_text(prompts).tokens, atol=1e-5)
 
 
 # The LoRA recipe's loss.

@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderMo
 
 from safelight.families import family, layouts
 from safelight.families.clip_text import ClipText, side_by_side, tokenizer, tokens, weighted
+from safelight.families.joining import groups, join
 from safelight.families.joint_layout import joint
 from safelight.families.latents import Autoencoder
 from safelight.families.layouts import Layout
@@ -40,8 +41,12 @@ class Joint:
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The flow for x (B, C, h, w) at sigma (B,), float32; gradients flow. Odd sides are filled up to whole patches, as ComfyUI does."""
+        parts = groups(cond)
+        if len(parts) > 1:
+            said = torch.cat([self.predict(x[rows], sigma[rows], part) for rows, part in parts])
+            return said[torch.cat([rows for rows, _ in parts]).argsort()]
         h, w = x.shape[-2:]
-        patch = int(self.net.config.patch_size)
+        patch, cond = int(self.net.config.patch_size), parts[0][1]
         fed = nn.functional.pad(x.to(self.device), (0, -w % patch, 0, -h % patch), mode="circular").to(self.dtype)
         out: Tensor = self.net(
             fed,
@@ -64,7 +69,7 @@ class Joint:
 class SD3(PassesOn):
     """A loaded SD3-like model. T5 is optional, as in ComfyUI: without it the text is the towers' tokens alone.
 
-    The transformer reads text and picture in one attention, so tokens are never repeated: of a batch, shorter prompts are filled up.
+    The transformer reads text and picture in one attention, so tokens are never repeated: prompts of one length go together.
     """
 
     name = "sd3"
@@ -110,7 +115,13 @@ class SD3(PassesOn):
         return len(self.text.tokens(text))
 
     def encode_text(self, prompts: Sequence[str], *, skip: int = 0, negative: bool = False) -> Cond:
-        """`tokens` (B, 77 n + L, D): both towers' side by side, filled up with zeros to T5's width, then T5's; `pooled` (B, P1 + P2)."""
+        """`tokens` (B, 77 n + L, D): both towers' side by side, filled up with zeros to T5's width, then T5's; `pooled` (B, P1 + P2).
+
+        Each prompt is read alone: T5's tokens see what a prompt was filled up with.
+        """
+        return join([self._encoded([p], skip) for p in prompts], repeated=False)
+
+    def _encoded(self, prompts: Sequence[str], skip: int) -> Cond:
         read = [tower.read(prompts, skip=skip) for tower in self.towers.values()]
         clip = side_by_side([r.tokens for r in read])
         clip = nn.functional.pad(clip, (0, int(self.network.net.config.joint_attention_dim) - clip.shape[-1]))

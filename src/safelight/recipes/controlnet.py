@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from safelight.data import hints
 from safelight.events import Progress
+from safelight.families.joining import join, repeats
 from safelight.patches import control
 from safelight.pictures import floats, read, square
 from safelight.recipes import shared
 from safelight.runtime import lease
 from safelight.spec import Work
 from safelight.store import current
-from safelight.train import batches, cache, held_out, lora_file, objectives
+from safelight.train import batches, held_out, lora_file, objectives
 from safelight.train.loop import Reading, Trained, train
 from safelight.train.settings import Batches, Optimizer, Watch
 from safelight.values import Cond, Dataset, Model, Patch
@@ -109,7 +110,7 @@ class Net:
 
     def cond(self, captions: Sequence[str]) -> Cond:
         """The captions as the model reads them."""
-        return cache.join([self.lesson.texts[c] for c in captions])
+        return join([self.lesson.texts[c] for c in captions], repeated=repeats(self.family))
 
     def losses(self, step: int) -> Iterator[Tensor]:
         """One part: the batch's mean squared error."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from safelight.events import Note, Progress
+from safelight.families.joining import join, repeats
 from safelight.patches import lora as lora_patch
 from safelight.recipes import shared
 from safelight.runtime import lease
@@ -131,7 +132,7 @@ class Net:
 
     def cond_before(self, captions: Sequence[str]) -> Cond:
         """The captions as the untouched model reads them."""
-        return cache.join([self.lesson.texts[c] for c in captions])
+        return join([self.lesson.texts[c] for c in captions], repeated=repeats(self.family))
 
     def losses(self, step: int) -> Iterator[Tensor]:
         """One part: the batch's mean loss. The captions of a batch's last slots have no trigger, and their target is what the untouched

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from safelight.events import Ask, Event, Preview, Progress, Query
-from safelight.families import Family, RepeatsTokens
+from safelight.families import Family
+from safelight.families.joining import join, repeats
 from safelight.sampling.preview import jpeg
 from safelight.sampling.request import Request, Trajectory, Turn, trajectory
 from safelight.values import Cond
@@ -174,7 +175,7 @@ def _form(q: Query) -> tuple[object, ...]:
 def _by_length(family: Family, queries: dict[int, Query]) -> list[dict[int, Query]]:
     """Groups whose token sequences can be made equally long."""
     lengths = {q.cond.tokens.shape[1] for q in queries.values()}
-    if isinstance(family, RepeatsTokens) and family.repeats_tokens and math.lcm(*lengths) <= LONGEST * min(lengths):
+    if repeats(family) and math.lcm(*lengths) <= LONGEST * min(lengths):
         return [queries]
     return [{i: q for i, q in queries.items() if q.cond.tokens.shape[1] == n} for n in sorted(lengths)]
 
@@ -195,12 +196,11 @@ def _slices(n: int, size: int) -> list[slice]:
 
 
 def _stacked(conds: Sequence[Cond], sizes: Sequence[int]) -> Cond:
-    """One condition a row; shorter token sequences are repeated to the least common multiple of the lengths."""
-    length = math.lcm(*[c.tokens.shape[1] for c in conds])
-    tokens = [_to_batch(c.tokens, n).repeat(1, length // c.tokens.shape[1], 1) for c, n in zip(conds, sizes, strict=True)]
-    names = conds[0].extras
-    extras = {name: torch.cat([_to_batch(c.extras[name], n) for c, n in zip(conds, sizes, strict=True)]) for name in names}
-    return Cond(torch.cat(tokens), extras)
+    """One condition a row."""
+    rows = [
+        Cond(_to_batch(c.tokens, n), {name: _to_batch(t, n) for name, t in c.extras.items()}) for c, n in zip(conds, sizes, strict=True)
+    ]
+    return join(rows, repeated=len({c.tokens.shape[1] for c in conds}) > 1)
 
 
 def _to_batch(t: Tensor, n: int) -> Tensor:

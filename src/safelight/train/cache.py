@@ -1,7 +1,6 @@
 """Latents and text embeddings, made once: kept by what they are made of, so an entry is never stale and every run may share it."""
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,14 +70,6 @@ def texts(family: Family, encoder: str, prompts: Sequence[str], shelf: Shelf) ->
         found = {name: t.to(family.device) for name, t in there(shelf, key).items()}
         out[prompt] = Cond(found.pop("tokens"), found)
     return out
-
-
-def join(conds: Sequence[Cond]) -> Cond:
-    """One batch of all rows, in order. Shorter ones are repeated up to the common multiple of the lengths: attention over repeated keys
-    gives what it gives over one of each. `extras` must have the same names in all."""
-    length = math.lcm(*[c.tokens.shape[1] for c in conds])
-    tokens = torch.cat([c.tokens.repeat(1, length // c.tokens.shape[1], 1) for c in conds])
-    return Cond(tokens, {name: torch.cat([c.extras[name] for c in conds]) for name in conds[0].extras})
 
 
 def there(shelf: Shelf, key: str) -> dict[str, Tensor]:

@@ -69,6 +69,7 @@ def convert(path: str | Path, cache: str | Path | None = None) -> Work[Path]:
     sha = index.sha256(path)
     made = folder / f"{sha}.safetensors"
     with locked(folder / f"{sha}.lock"):
+        os.utime(folder / f"{sha}.lock")  # for `store gc`, which lets the least recently used go
         if not made.is_file():
             yield from _make(path, made, sha)
     return made
