@@ -106,7 +106,7 @@ def test_settings_are_read_and_wrong_ones_named() -> None:
     with pytest.raises(ValueError, match=r"got 'eta'; expected a name and a number"):
         settings(["eta"])
     family = Plain()
-    with pytest.raises(ValueError, match=r"sampler dpmpp_2m has no setting 'eta'; it has none"):
+    with pytest.raises(ValueError, match=r"sampler dpmpp_2m has no setting 'eta'; it has s_noise"):
         drawn(family, [10.0, 1.0, 0.0], options=("eta=1",))
     with pytest.raises(ValueError, match=r"sampler euler_ancestral has no setting 'r'; it has eta, s_noise"):
         drawn(family, [10.0, 1.0, 0.0], sampler="euler_ancestral", options=("r=1",))

@@ -61,10 +61,9 @@ class Request:
         if not ordered or any(not 0 <= s < math.inf for s in self.sigmas):
             raise ValueError(f"sampling: got sigmas {self.sigmas}; expected strictly falling numbers from 0 up, or rising ones from above 0"
                              " for a sampler without noise")
-        known = [*sampler.options, *(["s_noise"] if sampler.noise != "none" else [])]
+        known = [*sampler.options, "s_noise"]
         if unknown := [name for name in self.options if name not in known]:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"sampling: sampler {self.sampler} has no setting {unknown[0]!r}; {has}")
+            raise ValueError(f"sampling: sampler {self.sampler} has no setting {unknown[0]!r}; it has {', '.join(known)}")
         if self.latent.ndim != 4:
             raise ValueError(f"sampling: got a latent of shape {tuple(self.latent.shape)}; expected (B, C, h, w)")
         batch = len(self.latent)

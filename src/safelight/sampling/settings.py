@@ -86,7 +86,7 @@ class Solver(Knobs):
     """How steps are made, along noise levels that are given."""
 
     sampler: Annotated[str, OneOf(_samplers, help="how a step is made")] = "dpmpp_2m"
-    options: Annotated[tuple[str, ...], "the sampler's own settings, such as eta=0.5; s_noise=1.1 is one that all with noise have"] = ()
+    options: Annotated[tuple[str, ...], "the sampler's own settings, such as eta=0.5; s_noise=1.1 scales the noise of any"] = ()
     add_noise: Annotated[bool, "start from the latent with the seed's noise on it; no: it is noisy already"] = True
     denoised: Annotated[bool, "hand on the picture that the last step saw in its noise, instead of the noisy one"] = False
 
