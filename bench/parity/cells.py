@@ -270,7 +270,7 @@ def load_single(b: Bench) -> float:
         made = checkpoints.maker(b.place / "single")(b.row.single)
         said, wanted = (checkpoints.outputs(nets) for nets in (checkpoints.built(open_source(made.file), made), made.nets))
         return max(b.apart(said[name], wanted[name]) for name in wanted)
-    family, folder = _as_real(b) if b.row.layout == "kolors" else (b.family, b.folder)
+    family, folder = _as_real(b) if b.row.layout in AS_REAL else (b.family, b.folder)
     nets: dict[str, Any] = family.trainable()
     file = b.place / "single.safetensors"
     joint = "transformer" in nets
@@ -284,12 +284,15 @@ def load_single(b: Bench) -> float:
     return b.apart(loose.predict(x, sigma, cond), family.predict(x, sigma, cond))
 
 
+KOLORS = {"encoder_hid_dim": 32, "encoder_hid_dim_type": "text_proj", "projection_class_embeddings_input_dim": 32 + 6 * 256}
+AS_REAL = {"kolors": {**checkpoints.sdxl().unet, **KOLORS}, "taiyi": checkpoints.sd1().unet}
+"""U-Nets with as many heads, and as wide a time embedding, as the real ones have: a single file does not say these."""
+
+
 def _as_real(b: Bench) -> tuple[Family, Path]:
-    """With a U-Net whose heads and time embedding are as wide as the real one's: a single file does not say how wide they are."""
     folder = Path(shutil.copytree(b.folder, b.place / "as real"))
-    text = {"encoder_hid_dim": 32, "encoder_hid_dim_type": "text_proj", "projection_class_embeddings_input_dim": 32 + 6 * 256}
     torch.manual_seed(0)
-    diffusers.UNet2DConditionModel(**{**checkpoints.sdxl().unet, **text}).save_pretrained(folder / "unet")
+    diffusers.UNet2DConditionModel(**AS_REAL[b.row.layout]).save_pretrained(folder / "unet")
     return tiny.load(folder, device=ref.CPU, dtype=torch.float32), folder
 
 

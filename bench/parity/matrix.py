@@ -97,7 +97,7 @@ def main() -> int:
             print(f"## {table}\n\n| family | {' | '.join(shown)} |\n| --- {'| --- ' * len(shown)}|")
             print("\n".join(f"| {title} | {' | '.join(cells[c] for c in shown)} |" for title, cells in rows.items()), end="\n\n")
     print("\n".join(f"{i}. {text}" for i, text in enumerate(notes.texts, 1)))
-    print("\nThe largest number that was compared: " + ", ".join(f"{title} {size:.0f}" for title, size in sizes.items()) + ".")
+    print("\nThe largest number that was compared: " + "; ".join(f"{title} {size:.0f}" for title, size in sizes.items()) + ".")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     print(f"\nMeasured with {versions}, Python {platform.python_version()} on {platform.machine()}, {torch.get_num_threads()} threads.")
     return 0
