@@ -164,6 +164,7 @@ def test_the_table_is_sd_scripts() -> None:
     assert table(512) == ((256, 832), (256, 896), (256, 960), (256, 1024), (320, 704), (320, 768), (384, 640), (448, 576), (512, 512),
                           (576, 448), (640, 384), (704, 320), (768, 320), (832, 256), (896, 256), (960, 256), (1024, 256))
     assert (1024, 1024) in table(1024, most=2048) and all(w * h <= 1024 * 1024 for w, h in table(1024, most=2048))
+    assert min(min(s) for s in table(512, least=384)) == 384
     with pytest.raises(ValueError, match="buckets: size 32"):
         table(32)
 

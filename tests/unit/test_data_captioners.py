@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,15 @@ def test_a_vision_language_model_answers(data: Dataset, vlm_folder: Path) -> Non
     assert said(data, "vlm", dataclasses.replace(asked, prompt="a night city, a red apple")) != alone
 
 
-def test_code_from_a_models_folder_is_refused(data: Dataset, vlm_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}')
-    with pytest.raises(ValueError, match="auto_map, which runs code"):
+def test_code_from_a_models_folder_is_never_run(data: Dataset, tmp_path: Path) -> None:
+    mapped = dict.fromkeys(("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor"), "evil.Evil")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": mapped}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises(ValueError, match="is no vision-language model that transformers has a class for"):
+        said(data, "vlm", Looking(network=str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "config.json").write_text('{"trust_remote_code": true}')
+    with pytest.raises(ValueError, match="trust_remote_code"):
         said(data, "vlm", Looking(network=str(tmp_path)))
 
 

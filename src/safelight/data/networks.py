@@ -31,7 +31,7 @@ def find(by: str, network: str) -> Path:
         more = "; it needs --only model.onnx --only selected_tags.csv" if by == "wd14" else ""
         raise ValueError(f"caption: {error}{more}") from error
     for config in sorted(found.glob("*config.json")):
-        read_config(config)  # refuses files that make libraries run code
+        read_config(config)  # refuses tables that make libraries run code, and says which code will not be run
     return found
 
 

@@ -53,7 +53,7 @@ def from_blip(rows: Sequence[Row], asked: Asked) -> Generator[Event, None, list[
     look, place, device = asked.looking, find("blip", asked.looking.network), choose_device()
     net = BlipForConditionalGeneration.from_pretrained(place, dtype=torch.float32, local_files_only=True, use_safetensors=True)
     net = net.to(device).eval().requires_grad_(False)
-    words = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    words = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     side, named = int(net.config.vision_config.image_size), place / "preprocessor_config.json"
     told = json.loads(named.read_text("utf-8")) if named.is_file() else {}
     mean, std = told.get("image_mean", MEAN), told.get("image_std", STD)

@@ -25,9 +25,14 @@ def from_vlm(rows: Sequence[Row], asked: Asked) -> Generator[Event, None, list[s
     from safelight.runtime import choose_device, choose_dtype
 
     look, place, device = asked.looking, find("vlm", asked.looking.network), choose_device()
-    net = AutoModelForImageTextToText.from_pretrained(place, dtype=choose_dtype(device), local_files_only=True, use_safetensors=True)
+    here = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        net = AutoModelForImageTextToText.from_pretrained(place, dtype=choose_dtype(device), use_safetensors=True, **here)
+    except (ValueError, OSError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"caption: {place} is no vision-language model that transformers has a class for ({said})") from error
     net = net.to(device).eval().requires_grad_(False)
-    reader = AutoProcessor.from_pretrained(place, local_files_only=True, backend="pil")
+    reader = AutoProcessor.from_pretrained(place, backend="pil", **here)
     reader.tokenizer.padding_side = "left"  # answers begin where the questions end
     if reader.tokenizer.pad_token is None:
         reader.tokenizer.pad_token = reader.tokenizer.eos_token
