@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from safelight.limits import MAX_PIXELS, Unreadable
 
@@ -20,8 +19,7 @@ NAMES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b
 OTHERS = (b"II*\0", b"MM\0*", b"II+\0", b"\0\0\0\x0cjP", b"8BPS", b"qoif", b"\0\0\1\0", b"DDS ", b"P6", b"P5", b"\xff\x0a")
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """`width` and `height` in pixels as stored; `orientation` is EXIF's 1..8; `format` a lower-case name."""
 
     width: int
@@ -118,18 +116,37 @@ def _segments(f: BinaryIO) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg(f: BinaryIO) -> Header:
-    orientation = 1
-    for marker, at, length in _segments(f):
-        if marker == 0xE1 and orientation == 1:
-            f.seek(at)
-            payload = f.read(min(length, HEAD))
-            if payload.startswith(b"Exif\0\0"):
-                orientation = orientation_of(payload[6:])
-        elif marker in SOF:
-            f.seek(at + 1)
-            height, width = struct.unpack(">HH", f.read(4))
-            return Header(width, height, "jpeg", orientation)
-    raise Unreadable("truncated jpeg header")
+    f.seek(0)
+    data = f.read(HEAD)
+    while (found := jpeg_header(data)) is None:
+        more = f.read(len(data))
+        if not more:
+            raise Unreadable("truncated jpeg header")
+        data += more
+    width, height, orientation = found
+    return Header(width, height, "jpeg", orientation)
+
+
+def jpeg_header(data: bytes) -> tuple[int, int, int] | None:
+    """(width, height, orientation) from a JPEG's first bytes; None when it takes more of them. Raises Unreadable."""
+    at, orientation = 2, 1
+    try:
+        while True:
+            while data[at + 1] == 0xFF:  # fill bytes
+                at += 1
+            marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+            if data[at] != 0xFF or marker == 0xDA or length < 2:
+                raise Unreadable("truncated jpeg header")
+            if marker in SOF:
+                return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6], orientation
+            if marker == 0xE1 and orientation == 1 and data[at + 4:at + 10] == b"Exif\0\0":
+                payload = data[at + 10:at + 2 + length]
+                if len(payload) < length - 8:
+                    return None
+                orientation = orientation_of(payload)
+            at += 2 + length
+    except IndexError:
+        return None
 
 
 def _png(f: BinaryIO) -> Header:

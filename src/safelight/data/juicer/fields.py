@@ -28,7 +28,7 @@ def _noted(sample: Sample, key: str) -> Any:
 
 
 @row_filter(field_key="", target_value=Param([], (list,)))
-def specified_field_filter(sample: Sample, s: Settings) -> str:
+def specified_field_filter(sample: Sample, _: object, s: Settings) -> str:
     """Keep rows whose field is one of the values; of a list, when all its items are."""
     found = _noted(sample, s["field_key"])
     if not s["target_value"]:
@@ -38,7 +38,7 @@ def specified_field_filter(sample: Sample, s: Settings) -> str:
 
 
 @row_filter(field_key="", min_value=float(-MAX), max_value=float(MAX))
-def specified_numeric_field_filter(sample: Sample, s: Settings) -> str:
+def specified_numeric_field_filter(sample: Sample, _: object, s: Settings) -> str:
     """Keep rows whose field is a number in the range; what is no number, empty or 0 is dropped, as Data-Juicer does."""
     found = _noted(sample, s["field_key"])
     try:
@@ -50,15 +50,15 @@ def specified_numeric_field_filter(sample: Sample, s: Settings) -> str:
 
 
 @row_filter(suffixes=Param([], (str, list)))
-def suffix_filter(sample: Sample, s: Settings) -> str:
+def suffix_filter(sample: Sample, _: object, s: Settings) -> str:
     """Keep rows from files with one of the suffixes."""
     wanted = [s["suffixes"]] if isinstance(s["suffixes"], str) else s["suffixes"]
     inside = not wanted or (sample.row[SUFFIX] in wanted) != s["reversed_range"]
     return "" if inside else f"suffix is {sample.row[SUFFIX]}"
 
 
-@row_filter(filter_condition="")
-def general_field_filter(sample: Sample, s: Settings) -> str:
+@row_filter("general_field_filter_condition", filter_condition="")
+def general_field_filter(sample: Sample, _: object, s: Settings) -> str:
     """Keep rows for which a condition holds: `score > 3 and source in ['own', 'pexels']`. Only comparisons; nothing is called."""
     if not s["filter_condition"].strip():
         return ""

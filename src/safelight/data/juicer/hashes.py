@@ -1,7 +1,7 @@
 """`image_deduplicator`: pictures whose perceptual hashes are equal. The hashes are imagededup's, which Data-Juicer uses, bit for bit."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from safelight.data.juicer.documents import fingerprint
@@ -39,7 +39,8 @@ def image_hash(picture: Picture, method: str) -> str:
     from PIL import Image as Pil
 
     grey = np.asarray(picture.pixels.resize(SIDES[method], Pil.Resampling.LANCZOS).convert("L"))
-    return np.packbits(_BITS[method](grey)).tobytes().hex()
+    bits: NDArray[np.uint8] = np.packbits(_BITS[method](grey))
+    return bits.tobytes().hex()
 
 
 def _phash(grey: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -57,6 +58,6 @@ def _whash(grey: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(low >= np.median(low))
 
 
-_BITS = {
+_BITS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.bool_]]] = {
     "phash": _phash, "whash": _whash, "dhash": lambda grey: grey[:, 1:] > grey[:, :-1], "ahash": lambda grey: grey >= grey.mean(),
 }

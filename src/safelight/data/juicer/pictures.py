@@ -1,12 +1,11 @@
 """One picture of a row while it is measured: the file's status, its header, its pixels, each looked at once and when it is asked for."""
 from __future__ import annotations
 
-import io
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from safelight.data.headers import read_header
+from safelight.data.headers import jpeg_header, read_header
 from safelight.data.juicer.known import Known
 from safelight.limits import MAX_PIXELS, Unreadable
 
@@ -24,22 +23,35 @@ class Picture:
 
     def __init__(self, path: str, known: Known, least: int = 0) -> None:
         self.path, self.known, self.least = path, known, least
+        self._stat: os.stat_result | None = None
+        self._size: tuple[int, int] | None = None
 
-    @cached_property
+    @property
     def stat(self) -> os.stat_result:
         """What the file system says of the file now. OSError when it is not there."""
-        return os.stat(self.path)
+        found = self._stat
+        if found is None:
+            found = self._stat = os.stat(self.path)
+        return found
 
-    @cached_property
+    def seen(self, stat: os.stat_result) -> None:
+        """What is known of the file from having it open; cheaper than asking for it by its name."""
+        self._stat = self._stat or stat
+
+    @property
     def stamp(self) -> str:
         """Changes when the file does."""
-        return f"{self.stat.st_size} {self.stat.st_mtime_ns}"
+        stat = self.stat
+        return f"{stat.st_size} {stat.st_mtime_ns}"
 
-    @cached_property
+    @property
     def size(self) -> tuple[int, int]:
         """(width, height) as the picture is to be seen, from its header. OSError or Unreadable."""
-        width, height = self.known.answer(self, "size 1", _size)
-        return width, height
+        found = self._size
+        if found is None:
+            width, height = self.known.answer(self, "size 1", _size)
+            found = self._size = width, height
+        return found
 
     @cached_property
     def pixels(self) -> Pil.Image:
@@ -67,12 +79,15 @@ class Picture:
 
 def _size(picture: Picture) -> tuple[int, int]:
     handle = os.open(picture.path, os.O_RDONLY)
-    with open(handle, "rb", buffering=0) as raw:
-        head = raw.read(HEAD)
-        if head[:2] == b"\xff\xd8":
-            try:
-                return read_header(io.BytesIO(head), limit=LARGEST).size
-            except Unreadable:  # it goes on behind what was read, or it is broken: the whole file tells
-                pass
-        with io.BufferedReader(raw) as f:
-            return read_header(f, limit=LARGEST).size
+    try:
+        if picture.known.file is not None:
+            picture.seen(os.fstat(handle))
+        head = os.read(handle, HEAD)
+    finally:
+        os.close(handle)
+    found = jpeg_header(head) if head[:3] == b"\xff\xd8\xff" else None
+    if found is not None and 0 < found[0] * found[1] <= LARGEST:
+        width, height, orientation = found
+        return (height, width) if orientation >= 5 else (width, height)
+    with open(picture.path, "rb") as f:
+        return read_header(f, limit=LARGEST).size

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safelight.data.juicer.registry import OPERATORS, Operator, Param, Settings, find, param
 
@@ -55,8 +54,7 @@ SHARED = {k: param(v) for k, v in COMMON.items()}
 CODE = ("python_lambda_mapper", "python_file_mapper")
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One operator of a recipe with all of its settings. Plain data: it goes to other processes as it is."""
 
     name: str
@@ -70,8 +68,7 @@ class Step:
         return found
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """`keys` are the global ones with their defaults filled in; `steps` the operators in order."""
 
     keys: Mapping[str, Any]

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from safelight.data.juicer.pictures import Picture
@@ -25,17 +24,17 @@ PLACES = ("shapes", "texts", "mappers", "fields", "documents", "hashes", "faces"
 """Modules that declare operators, the quickest to import first."""
 
 
-@dataclass(slots=True)
 class Sample:
     """One row on its way: its line in the input (from 1), its columns, its stats."""
 
-    number: int
-    row: dict[str, Any]
-    stats: dict[str, Any] = field(default_factory=dict)
+    __slots__ = ("number", "row", "stats")
+
+    def __init__(self, number: int, row: dict[str, Any], stats: dict[str, Any] | None = None) -> None:
+        self.number, self.row = number, row
+        self.stats: dict[str, Any] = {} if stats is None else stats
 
 
-@dataclass(frozen=True)
-class Param:
+class Param(NamedTuple):
     """A setting: its default, the types it may have (None always may), and its bounds or choices."""
 
     default: Any
@@ -60,8 +59,7 @@ NONE_YET = Param(False, (bool,), (False,))
 """A switch whose other position would need a tokenizer model."""
 
 
-@dataclass(frozen=True)
-class Operator:
+class Operator(NamedTuple):
     """`run` is what was declared; `stats` maps a stat's name to the settings with its lower and upper bound ("" for an open side).
 
     `settings` are the operator's own. `least`: pixels the shorter side must keep when it looks at pixels; 0 asks for all of them.
@@ -72,7 +70,7 @@ class Operator:
     needs: Need
     run: Callable[..., Any]
     settings: Mapping[str, Param]
-    stats: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    stats: Mapping[str, tuple[str, str]]
     least: int = 0
     version: int = 1
     choose: Callable[[Sequence[Any], Settings], Sequence[int]] | None = None
@@ -104,9 +102,9 @@ def pair_filter(stats: Mapping[str, tuple[str, str]], **settings: Any) -> Declar
     return _declare("pair", "model", stats, {**settings, "any_or_all": STRATEGY})
 
 
-def row_filter(**settings: Any) -> Declared:
-    """Declare `(sample, settings) -> reason to drop, or ""`; it may write stats."""
-    return _declare("row", "text", {}, settings)
+def row_filter(*stats: str, needs: Need = "text", **settings: Any) -> Declared:
+    """Declare `(sample, pictures, settings) -> reason to drop, or ""`; it writes its stats itself, by default one named by field_key."""
+    return _declare("row", needs, dict.fromkeys(stats, ("", "")), settings)
 
 
 def mapper(*, needs: Need = "text", **settings: Any) -> Declared:
@@ -164,8 +162,10 @@ def settle(value: Any) -> Any:
 
 def within(low: float | None, high: float | None, settings: Settings) -> Callable[[float], bool]:
     """Whether a value is in the range: closed at both ends unless the settings say otherwise; reversed_range turns the answer around."""
-    reverse = settings["reversed_range"]
-    from_low, to_high = (settings[k] != reverse for k in ("min_closed_interval", "max_closed_interval"))
+    reverse = bool(settings["reversed_range"])
+    if low is not None and high is not None and not reverse and settings["min_closed_interval"] and settings["max_closed_interval"]:
+        return lambda value: low <= value <= high
+    from_low, to_high = (bool(settings[k]) != reverse for k in ("min_closed_interval", "max_closed_interval"))
 
     def fits(value: float) -> bool:
         inside: bool = (low is None or (value >= low if from_low else value > low)) and (
@@ -180,7 +180,7 @@ def images(sample: Sample, key: str) -> list[str]:
     paths = sample.row.get(key)
     if paths is None:
         return []
-    if not isinstance(paths, list) or not all(type(p) is str for p in paths):
+    if paths.__class__ is not list or any([p.__class__ is not str for p in paths]):  # noqa: C419
         raise ValueError(f"column {key!r} is no list of paths; write [\"a.jpg\"], also for one picture")
     return paths
 

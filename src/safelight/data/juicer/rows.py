@@ -2,15 +2,14 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safelight.data.juicer.recipe import Recipe
 from safelight.data.juicer.registry import SUFFIX, Sample
 
+_read = json.JSONDecoder().raw_decode
 Shape = Any
 """What a value looks like: a type, ("list", shape) or {column: shape}; None: nothing but null was seen."""
 
@@ -19,16 +18,14 @@ class Uneven(Exception):
     """Rows have different columns, or one column whole numbers and fractions: the shape of them all must be known before one is used."""
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """A line that holds no row."""
 
     number: int
     reason: str
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where rows come from and how they are made alike: the file, the columns that hold paths, those that must hold text."""
 
     path: Path
@@ -55,16 +52,16 @@ def lines(path: Path, first: int = 1) -> Iterator[tuple[int, bytes]]:
 def parse(numbered: Sequence[tuple[int, bytes]], where: Source, alike: Alike) -> tuple[list[Sample], list[Fault]]:
     """Rows of lines, and the lines that are none. Uneven when `alike` meets a row of another shape and was not given that of all."""
     samples, faults = [], []
-    folder = str(where.path.parent)
+    folder = str(where.path.parent).rstrip("/")
     for number, line in numbered:
         row = _row(line)
         if isinstance(row, str):
             faults.append(Fault(number, row))
             continue
         row = alike(row)
-        missing = [k for k in where.texts if row.get(k) is None]
-        if missing:
-            faults.append(Fault(number, f"{missing[0]} is missing"))
+        missing = next((k for k in where.texts if row.get(k) is None), None)
+        if missing is not None:
+            faults.append(Fault(number, f"{missing} is missing"))
             continue
         samples.append(Sample(number, _absolute(row, where, folder)))
     return samples, faults
@@ -73,7 +70,10 @@ def parse(numbered: Sequence[tuple[int, bytes]], where: Source, alike: Alike) ->
 def _row(line: bytes) -> dict[str, Any] | str:
     """The row, or what is wrong with the line."""
     try:
-        row = json.loads(line)
+        text = str(line, "utf-8").strip()
+        row, end = _read(text)
+        if end != len(text):
+            raise ValueError(f"more after the {end} characters of the row")
     except ValueError as error:  # no JSON, or not UTF-8
         return f"not JSON: {error}"
     return row if isinstance(row, dict) else "not a JSON object"
@@ -114,11 +114,16 @@ class Alike:
         return row
 
 
+NESTED, TEXTS = frozenset({dict, list}), frozenset({str})
+
+
 def _mark(value: Any) -> object:
     """Equal for values of one shape; cheaper than the shape."""
-    if isinstance(value, dict):
-        return tuple(value), tuple([v.__class__ if v.__class__ not in (dict, list) else _mark(v) for v in value.values()])
-    return frozenset([v.__class__ if v.__class__ not in (dict, list) else _mark(v) for v in value])
+    if value.__class__ is dict:
+        return (*value, *[k if (k := v.__class__) not in NESTED else _mark(v) for v in value.values()])
+    if len(value) == 1 and value[0].__class__ is str:  # a path: nearly every list there is
+        return TEXTS
+    return frozenset([k if (k := v.__class__) not in NESTED else _mark(v) for v in value])
 
 
 def _fits(own: Shape, shape: Shape) -> bool:
@@ -136,10 +141,20 @@ def _absolute(row: dict[str, Any], where: Source, folder: str) -> dict[str, Any]
     for key in where.paths:
         paths = row.get(key)
         if paths and isinstance(paths, list):
-            row[key] = [p if not isinstance(p, str) or p[:1] == "/" or "://" in p else os.path.join(folder, p) for p in paths]
+            row[key] = [p if p.__class__ is not str or p[:1] == "/" or "://" in p else f"{folder}/{p}" for p in paths]
     if where.suffix:
         row[SUFFIX] = where.path.suffix
     return row
+
+
+def encoder() -> Callable[[Any], str]:
+    """A value as JSON on one line, as Data-Juicer writes it. Twice as fast as json.dumps, which makes its encoder anew at every call."""
+    plain = json.JSONEncoder(ensure_ascii=False)
+    make = vars(json.encoder).get("c_make_encoder")
+    if make is None:  # another Python than CPython
+        return plain.encode
+    encode = make(None, plain.default, json.encoder.encode_basestring, None, ": ", ", ", False, False, True)
+    return lambda value: "".join(encode(value, 0))
 
 
 def shape_of(value: Any) -> Shape:

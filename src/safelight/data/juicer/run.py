@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +14,7 @@ from typing import IO, Any
 
 from safelight.data.juicer.recipe import Recipe, sources
 from safelight.data.juicer.registry import STATS, Sample
-from safelight.data.juicer.rows import Alike, Shape, Uneven, lines, parse, scan, source
+from safelight.data.juicer.rows import Alike, Shape, Uneven, encoder, lines, parse, scan, source
 from safelight.data.juicer.shard import Drop, Stage, run_shard, stages
 
 SHARD = 2000
@@ -57,7 +55,7 @@ def _run(recipe: Recipe, files: Sequence[Path], known: Path | None, shard: int, 
         shards = _shards(recipe, files, shard, alike=Alike(shape), outcome=outcome, dropped=written[-1])
         for stage in plan:
             shards = _staged(shards, stage, outcome=outcome, dropped=written[-1], spools=spools)
-        encode = json.JSONEncoder(ensure_ascii=False).encode
+        encode = encoder()
         for samples in shards:
             outcome.kept += len(samples)
             if told:
@@ -111,7 +109,7 @@ def _staged(
 def _list(drops: Sequence[Drop], outcome: Outcome, dropped: IO[str]) -> None:
     outcome.dropped.update(d.by for d in drops)
     outcome.faults += sum(d.fault for d in drops)
-    encode = json.JSONEncoder(ensure_ascii=False).encode
+    encode = encoder()
     dropped.writelines([encode({"line": d.number, "by": d.by, "reason": d.reason, "fault": d.fault}) + "\n" for d in drops])
 
 
@@ -144,6 +142,8 @@ class Spools:
 
     def new(self) -> Spool:
         """An empty one."""
+        import tempfile
+
         return Spool(self._stack.enter_context(tempfile.TemporaryFile()))
 
     def __enter__(self) -> Spools:
@@ -156,6 +156,8 @@ class Spools:
 @contextmanager
 def _appearing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
     """Files to write in; they take their places, flushed to the disk, when the block ends, and vanish when it fails."""
+    import shutil
+
     folder = paths[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / f".{paths[0].stem}.{os.getpid()}"

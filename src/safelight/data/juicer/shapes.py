@@ -1,7 +1,6 @@
 """Filters by a picture's size and length, and the blur: what Pillow and the header alone can do."""
 from __future__ import annotations
 
-import random
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +47,8 @@ def image_blur_mapper(sample: Sample, pictures: Pictures, s: Settings) -> None:
 
     The draw depends on the row and the picture, so that a second run makes the same copies; the originals stay.
     """
+    import random
+
     from PIL import ImageFilter
 
     blur: dict[str, ImageFilter.Filter | type[ImageFilter.Filter]] = {

@@ -7,7 +7,6 @@ is dropped. A picture is decoded once, at the smallest scale that serves all ope
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +24,7 @@ FAULTS = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, 
 """What may be wrong with one row, its files or a recipe's own code on it. The row is dropped and listed; the others go on."""
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """Steps that look at one row at a time, then perhaps one that chooses among all. `known`: the file of kept measures, or None."""
 
     steps: tuple[Step, ...]
@@ -34,8 +32,7 @@ class Stage:
     known: Path | None = None
 
 
-@dataclass(frozen=True)
-class Drop:
+class Drop(NamedTuple):
     """A row that does not stay: the operator that dropped it and why; `fault`: something is wrong with it."""
 
     number: int
@@ -88,8 +85,8 @@ def _in_order(samples: Sequence[Sample], names: Sequence[str]) -> None:
 
 def stat_names(step: Step) -> tuple[str, ...]:
     """The stats that a step writes."""
-    if step.operator.kind == "row":
-        return (step.settings["field_key"],) if "field_key" in step.settings else ("general_field_filter_condition",)
+    if "field_key" in step.settings:
+        return (step.settings["field_key"],)
     return tuple(step.operator.stats)
 
 
@@ -109,11 +106,11 @@ def _pass(
     key = steps[0].settings["image_key"]
     least = 0 if any(s.operator.least == 0 for s in steps) else max(s.operator.least for s in steps)
     known = Known(None)
-    if file is not None:
-        known = Known(file, (p for s in samples for p in s.row.get(key) or () if type(p) is str), [q for s in steps for q in _questions(s)])
+    if file is not None and any(s.operator.needs in ("header", "pixels", "model") for s in steps):
+        known = Known(file, (p for s in samples for p in s.row.get(key) or () if type(p) is str))
     kept = []
     for sample in samples:
-        drop = _one(sample, acts, [] if not looks else None, (key, known, least))
+        drop = _through(sample, acts, (key, known, least) if looks else None)
         if drop is None:
             kept.append(sample)
         else:
@@ -122,13 +119,11 @@ def _pass(
     return kept
 
 
-def _one(sample: Sample, acts: list[tuple[str, Act]], pictures: list[Picture] | None, how: tuple[str, Known, int]) -> Drop | None:
+def _through(sample: Sample, acts: list[tuple[str, Act]], look: tuple[str, Known, int] | None) -> Drop | None:
+    """Take one row through steps; its pictures live no longer than this."""
     name = acts[0][0]
     try:
-        if pictures is None:
-            key, known, least = how
-            made = {p: Picture(p, known, least) for p in images(sample, key)}
-            pictures = [made[p] for p in images(sample, key)]
+        pictures = [Picture(p, look[1], look[2]) for p in images(sample, look[0])] if look else []
         for name, act in acts:
             reason = act(sample, pictures)
             if reason:
@@ -139,17 +134,8 @@ def _one(sample: Sample, acts: list[tuple[str, Act]], pictures: list[Picture] | 
     return None
 
 
-def _questions(step: Step) -> list[str]:
-    """Under which names the measures of a step are kept."""
-    operator = step.operator
-    if operator.needs == "header":
-        return ["size 1"]
-    if operator.name == "image_deduplicator":
-        return [f"{step.settings['method']} 1"]
-    return [_question(step)] if operator.kind == "picture" and operator.needs in ("pixels", "model") else []
-
-
 def _question(step: Step) -> str:
+    """Under which name a measure is kept: it changes with the operator's version and the settings that are no bounds."""
     bounds = {name for pair in step.operator.stats.values() for name in pair} | {"any_or_all"}
     shown = [f"{k}={step.settings[k]}" for k in sorted(step.operator.settings) if k not in bounds]
     return " ".join([step.name, str(step.operator.version), *shown])
@@ -164,7 +150,7 @@ def _act(step: Step, keys: list[Any] | None) -> Act:
         case "picture" | "pair":
             return _listed(operator, step)
         case "row":
-            return lambda sample, _: str(operator.run(sample, s))
+            return lambda sample, pictures: str(operator.run(sample, pictures, s))
         case "mapper" if operator.needs == "text":
             return lambda sample, _: _mapped(sample, s["text_key"], operator.run(sample.row[s["text_key"]], s))
         case "mapper":
@@ -203,7 +189,7 @@ def _text(operator: Operator, step: Step) -> Act:
 def _listed(operator: Operator, step: Step) -> Act:
     """A filter whose stats are lists: of pictures, or of parts of the text with their pictures."""
     s, names = step.settings, tuple(operator.stats)
-    checks = [within(s.get(low), s.get(high), s) for low, high in operator.stats.values()]
+    checked = [(name, within(s.get(low), s.get(high), s)) for name, (low, high) in operator.stats.items()]
     enough = any if s["any_or_all"] == "any" else all
     measure = _measure(operator, step)
 
@@ -212,12 +198,15 @@ def _listed(operator: Operator, step: Step) -> Act:
         if names[0] not in stats:
             found = measure(sample, pictures)
             for i, name in enumerate(names):
-                stats[name] = [settle(values[i]) for values in found]
-        columns = [stats[name] for name in names]
-        fit = [all(check(v) for check, v in zip(checks, values, strict=True)) for values in zip(*columns, strict=True)]
-        if not fit or enough(fit):
+                stats[name] = [v[i] if v[i].__class__ is int else settle(v[i]) for v in found]
+        count = len(stats[names[0]])
+        if count == 1:
+            good = all([check(stats[name][0]) for name, check in checked])  # noqa: C419  (twice as fast as a generator, once a row)
+        else:
+            good = not count or enough(all(check(stats[name][i]) for name, check in checked) for i in range(count))
+        if good:
             return ""
-        return ", ".join(f"{name} is {' '.join(f'{v:.6g}' for v in stats[name])}" for name in names)
+        return ", ".join([f"{name} is {' '.join([f'{v:.6g}' for v in stats[name]])}" for name in names])
 
     return act
 
