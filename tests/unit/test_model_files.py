@@ -16,10 +16,10 @@ import safelight as sl
 from safelight import codec, families
 from safelight.families.checkpoint import Checkpoint
 from safelight.families.sources import Folder, open_model, open_source
-from safelight.families.weight_file import WeightFile
 from safelight.lineage import about as told_about
 from safelight.runtime import lease
 from safelight.values import Part
+from safelight.weights import header
 from tests import checkpoints as c
 from tests.checkpoints import built, outputs
 
@@ -227,7 +227,7 @@ def test_sd2_says_v_by_the_spread_of_one_vector(tmp_path: Path) -> None:
     width = names[told].shape[0]
     for spread, says in ((0.05, "epsilon"), (0.3, "v_prediction")):
         path = c.sparse(tmp_path / f"{spread}.safetensors", {n: tuple(t.shape) for n, t in names.items()})
-        entry = WeightFile(path)._header.tensors[told]
+        entry = header.read(path).tensors[told]
         with open(path, "r+b") as f:
             f.seek(entry.start)
             f.write((torch.randn(width, generator=torch.Generator().manual_seed(0)) * spread).half().numpy().tobytes())

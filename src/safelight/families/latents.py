@@ -16,7 +16,7 @@ from safelight.families.tiles import three_ways, whole_cells
 TILES = (512, 256, 128)
 """Sides in pixels of the tiles that are tried where a whole picture takes too much memory."""
 
-HELD = 8
+HELD = 6
 """How many outputs of the widest layer at full resolution are in memory at once; on a CPU SD's autoencoder was measured to hold 5."""
 
 
