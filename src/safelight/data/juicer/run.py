@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -158,6 +159,8 @@ def _appearing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
     """Files to write in; they take their places, flushed to the disk, when the block ends, and vanish when it fails."""
     import shutil
 
+    from safelight.disk import place
+
     folder = paths[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     work = folder / f".{paths[0].stem}.{os.getpid()}"
@@ -166,9 +169,6 @@ def _appearing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
         with ExitStack() as stack:
             yield [stack.enter_context(open(work / p.name, "w", encoding="utf-8", newline="")) for p in paths]
         for path in paths:
-            handle = os.open(work / path.name, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-            os.replace(work / path.name, path)
+            place(work, path, partial(os.replace, work / path.name))
     finally:
         shutil.rmtree(work, ignore_errors=True)
