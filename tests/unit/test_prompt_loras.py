@@ -52,7 +52,7 @@ def model(base: Path) -> sl.Model:
     [
         ("<lora:ink>", [("ink", 1.0, None)]),
         ("<lora:ink:0.8>", [("ink", 0.8, None)]),
-        ("<lora:ink:.8:-0.5>", [("ink", 0.8, -0.5)]),
+        ("<lora:ink:-0.5:.8>", [("ink", 0.8, -0.5)]),
         ("<lora:ink:te=0.5:unet=2>", [("ink", 2.0, 0.5)]),
         ("<lyco:ink.safetensors:1>", [("ink", 1.0, None)]),
         ("<lora:old/brush:0.3> <lora:ink:0.4>", [("brush", 0.3, None), ("ink", 0.4, None)]),
@@ -96,7 +96,7 @@ def test_other_brackets_and_escaped_ones_stay_text(base: Path) -> None:
 
 def test_a_prompt_with_loras_is_the_calls_it_stands_for(base: Path) -> None:
     bare = model(base)
-    got = sl.generate(bare, "a red apple <lora:ink:0.8:0.5>, night <lora:brush:-0.4>", **DRAW)
+    got = sl.generate(bare, "a red apple <lora:ink:0.5:0.8>, night <lora:brush:-0.4>", **DRAW)
     ink, brush = (sl.load_lora(base / "loras" / f"{n}.safetensors") for n in ("ink", "old/brush"))
     led = sl.with_lora(sl.with_lora(bare, ink, strength=0.8, text_strength=0.5), brush, strength=-0.4)
     wanted = sl.generate(led, "a red apple , night", **DRAW)

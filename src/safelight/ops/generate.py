@@ -82,7 +82,7 @@ def generate(
     """Draw pictures of a prompt, one a seed.
 
     `(word:1.2)` makes a word count more; prompts may be of any length. `<lora:name:0.8>` in the prompt puts a LoRA of the models folders on
-    the model, `<lora:name:0.8:0.5>` with another strength for the text encoders; `\\<lora:` stays text. With an image, drawing starts from
+    the model, `<lora:name:0.5:0.8>` with another strength for the text encoders; `\\<lora:` stays text. With an image, drawing starts from
     it (`denoise` below 1 keeps something of it); with a mask as well, only what the mask covers is drawn, the rest stays to the pixel.
 
     Args:

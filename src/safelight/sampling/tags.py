@@ -1,7 +1,7 @@
 """LoRAs that a prompt names, as AUTOMATIC1111's prompts do: `<lora:ink:0.8>`. No torch here.
 
-`<lora:name>`, `<lora:name:0.8>`, `<lora:name:0.8:0.5>` for U-Net and text encoder apart, and with names, in any order,
-`<lora:name:unet=0.8:te=0.5>`; `lyco` is another word for `lora`. A backslash before the bracket leaves it a text.
+`<lora:name>`, `<lora:name:0.8>`, `<lora:name:0.5:0.8>` for text encoder and U-Net apart, in that order, as it is there, and with names,
+in any order, `<lora:name:unet=0.8:te=0.5>`; `lyco` is another word for `lora`. A backslash before the bracket leaves it a text.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safelight.spec import InputError
 TAG = re.compile(r"(?<!\\)<(lora|lyco|hypernet):([^<>]*)>")
 ESCAPED = re.compile(r"\\(?=<(?:lora|lyco|hypernet):)")
 NUMBER = re.compile(r"(?:(unet|te)=)?([+-]?(?:\d+\.?\d*|\.\d+))")
-FORM = "<lora:name:strength> or <lora:name:strength:strength in the text encoder>"
+FORM = "<lora:name:strength> or <lora:name:strength in the text encoder:strength in the U-Net>"
 
 
 class Named(NamedTuple):
@@ -60,9 +60,10 @@ def _named(op: str, tag: re.Match[str]) -> Named:
 def _strengths(op: str, tag: str, numbers: list[str]) -> Mapping[str, float]:
     """By network. In AUTOMATIC1111 a lone `te=` leaves the U-Net at 1, and so it does here."""
     found: dict[str, float] = {}
+    bare = ["te", "unet"] if len(numbers) > 1 else ["unet"]
     for i, text in enumerate(numbers):
         number = NUMBER.fullmatch(text.strip())
-        network = number and (number[1] or ("unet", "te")[min(i, 1)])
+        network = number and (number[1] or bare[min(i, 1)])
         if number is None or network is None or network in found:
             raise InputError(op, "prompt", tag, FORM)
         found[network] = float(number[2])
