@@ -7,29 +7,49 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from safelight.data.juicer import Outcome
+    from safelight.data.juicer import Outcome, Recipe
 
 
 @click.command("dj", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.option("--config", required=True, metavar="YAML", help="The recipe.")
 @click.option("--allow-code", is_flag=True, help="Let python_lambda_mapper and python_file_mapper run the code that the recipe names.")
 @click.option("--measure-again", is_flag=True, help="Neither use nor keep what is known of pictures from earlier runs.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: on a cluster, in shards; goes on after a stop.")
+@click.option("--address", metavar="HOST:PORT", help="The Ray cluster to join; without it one is started on this machine for the run.")
 @click.pass_context
-def command(ctx: click.Context, config: str, *, allow_code: bool, measure_again: bool) -> None:
+def command(ctx: click.Context, config: str, *, allow_code: bool, measure_again: bool, engine: str, address: str | None) -> None:
     """Run a Data-Juicer recipe: same keys, operators and output, without its environment; --KEY VALUE replaces a global key.
 
     Beside result.jsonl lie result_stats.jsonl and result_dropped.jsonl, which says for every dropped row by which operator and why.
     A row whose file is missing or broken is dropped alone.
     """
-    from safelight.data.juicer import read_recipe, run_recipe
-    from safelight.index import home
+    from safelight.data.juicer import read_recipe
 
+    if address and engine != "ray":
+        raise click.UsageError("--address is for --engine ray")
     recipe = read_recipe(config, overrides=_overrides(ctx.args), allow_code=allow_code)
     try:
-        outcome = run_recipe(recipe, known=None if measure_again else home() / "measures.sqlite")
+        outcome = _on_ray(recipe, address) if engine == "ray" else _here(recipe, measure_again)
     except ImportError as error:
         raise click.ClickException(str(error)) from error
     click.echo("\n".join(_told(outcome)))
+
+
+def _here(recipe: Recipe, measure_again: bool) -> Outcome:
+    from safelight.data.juicer import run_recipe
+    from safelight.index import home
+
+    return run_recipe(recipe, known=None if measure_again else home() / "measures.sqlite")
+
+
+def _on_ray(recipe: Recipe, address: str | None) -> Outcome:
+    from safelight.data.juicer.cluster import run_on_ray
+    from safelight.progress import watch
+
+    try:
+        return watch(run_on_ray(recipe, address=address))
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _overrides(words: list[str]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,14 +82,18 @@ def _row(line: bytes) -> dict[str, Any] | str:
 
 def scan(paths: Sequence[Path]) -> Shape:
     """The shape of all rows of the files."""
+    return shape_among(chain.from_iterable(map(lines, paths)))
+
+
+def shape_among(numbered: Iterable[tuple[int, bytes]]) -> Shape:
+    """The shape of the rows of lines."""
     shape: Shape = None
     seen: set[object] = set()
-    for path in paths:
-        for _, line in lines(path):
-            row = _row(line)
-            if not isinstance(row, str) and (mark := _mark(row)) not in seen:
-                seen.add(mark)
-                shape = merged(shape, shape_of(row))
+    for _, line in numbered:
+        row = _row(line)
+        if not isinstance(row, str) and (mark := _mark(row)) not in seen:
+            seen.add(mark)
+            shape = merged(shape, shape_of(row))
     return shape
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from glob import escape
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from safelight.data.juicer.shard import Drop, Stage, run_shard, stages
 
 SHARD = 2000
 """Rows at a time: what is in memory."""
+LOCK = "writing"
 
 
 @dataclass
@@ -47,12 +49,17 @@ def run_recipe(recipe: Recipe, *, known: Path | None = None, shard: int = SHARD)
         return _run(recipe, files, known, shard, scan(files))
 
 
-def _run(recipe: Recipe, files: Sequence[Path], known: Path | None, shard: int, shape: Shape) -> Outcome:
-    plan, result = stages(recipe, known), recipe.result
+def empty_outcome(recipe: Recipe) -> Outcome:
+    """Where the results of a recipe are to lie; nothing read yet. Without an operator that measures there is no file of stats."""
     measured = any(s.operator.kind not in ("mapper", "pick") and s.name != "suffix_filter" for s in recipe.steps)
-    told = result.with_name(f"{result.stem}_stats.jsonl") if measured else None
-    outcome = Outcome(result, told, result.with_name(f"{result.stem}_dropped.jsonl"))
-    with _appearing([p for p in (result, told, outcome.dropped_list) if p]) as written, Spools() as spools:
+    stats, dropped = (recipe.result.with_name(f"{recipe.result.stem}_{name}.jsonl") for name in ("stats", "dropped"))
+    return Outcome(recipe.result, stats if measured else None, dropped)
+
+
+def _run(recipe: Recipe, files: Sequence[Path], known: Path | None, shard: int, shape: Shape) -> Outcome:
+    plan, outcome = stages(recipe, known), empty_outcome(recipe)
+    told = outcome.stats
+    with appearing([p for p in (outcome.result, told, outcome.dropped_list) if p]) as written, Spools() as spools:
         shards = _shards(recipe, files, shard, alike=Alike(shape), outcome=outcome, dropped=written[-1])
         for stage in plan:
             shards = _staged(shards, stage, outcome=outcome, dropped=written[-1], spools=spools)
@@ -61,7 +68,7 @@ def _run(recipe: Recipe, files: Sequence[Path], known: Path | None, shard: int, 
             outcome.kept += len(samples)
             if told:
                 written[1].writelines([encode({STATS: s.stats}) + "\n" for s in samples])
-            with_stats = recipe.keys["keep_stats_in_res_ds"] and measured
+            with_stats = recipe.keys["keep_stats_in_res_ds"] and told is not None
             written[0].writelines([encode({**s.row, STATS: s.stats} if with_stats else s.row) + "\n" for s in samples])
     return outcome
 
@@ -110,8 +117,13 @@ def _staged(
 def _list(drops: Sequence[Drop], outcome: Outcome, dropped: IO[str]) -> None:
     outcome.dropped.update(d.by for d in drops)
     outcome.faults += sum(d.fault for d in drops)
+    dropped.writelines(drop_lines(drops))
+
+
+def drop_lines(drops: Sequence[Drop]) -> list[str]:
+    """What the list of dropped rows says of them."""
     encode = encoder()
-    dropped.writelines([encode({"line": d.number, "by": d.by, "reason": d.reason, "fault": d.fault}) + "\n" for d in drops])
+    return [encode({"line": d.number, "by": d.by, "reason": d.reason, "fault": d.fault}) + "\n" for d in drops]
 
 
 class Spool:
@@ -155,20 +167,28 @@ class Spools:
 
 
 @contextmanager
-def _appearing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
-    """Files to write in; they take their places, flushed to the disk, when the block ends, and vanish when it fails."""
+def appearing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
+    """Files to write in; they take their places, flushed to the disk, when the block ends, and vanish when it fails.
+
+    What a killed run left behind is removed by the next one.
+    """
     import shutil
 
+    from safelight import locks
     from safelight.disk import place
 
-    folder = paths[0].parent
+    folder, stem = paths[0].parent, paths[0].stem
     folder.mkdir(parents=True, exist_ok=True)
-    work = folder / f".{paths[0].stem}.{os.getpid()}"
+    for left in folder.glob(f".{escape(stem)}.*/{LOCK}"):
+        if not locks.held(left):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    work = folder / f".{stem}.{os.getpid()}"
     work.mkdir(exist_ok=True)
-    try:
-        with ExitStack() as stack:
-            yield [stack.enter_context(open(work / p.name, "w", encoding="utf-8", newline="")) for p in paths]
-        for path in paths:
-            place(work, path, partial(os.replace, work / path.name))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with locks.locked(work / LOCK):
+        try:
+            with ExitStack() as stack:
+                yield [stack.enter_context(open(work / p.name, "w", encoding="utf-8", newline="")) for p in paths]
+            for path in paths:
+                place(work, path, partial(os.replace, work / path.name))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
