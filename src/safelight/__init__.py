@@ -5,6 +5,7 @@ Every op is a function here (`safelight.curate(...)`); values are what goes betw
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.machinery import PathFinder
 from typing import Any
 
 _PLACES = {
@@ -21,6 +22,8 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("safelight")
     if name.startswith("_"):
         raise AttributeError(name)
+    if PathFinder.find_spec(f"{__name__}.{name}", __path__):  # a module: no reason to ask for the ops
+        return import_module(f"{__name__}.{name}")
     if name in _PLACES:
         if name == "OPS":
             import_module("safelight.op").load_ops()
