@@ -23,6 +23,9 @@ STORE = 256 * 2**20
 BLOCKS = 1000
 """Tasks of a stage, at most; each does several shards when there are more."""
 
+TRIES = 5
+"""How often a task is begun again when its process is lost; a picture may be what kills it."""
+
 
 def run_on_ray(recipe: Recipe, *, address: str | None = None, shard: int = SHARD) -> Generator[Event, None, Outcome]:
     """Run a checked recipe on a cluster, one started for it when no address (`host:port`, `auto`) is given; yields Progress.
@@ -58,7 +61,7 @@ def _cluster(address: str | None, *, model: bool) -> Iterator[Execute]:
     def execute(work: Callable[[str], str], texts: Sequence[str]) -> Iterator[str]:
         parts = ray.data.from_items([{"text": t} for t in texts], override_num_blocks=min(len(texts), BLOCKS))
         try:
-            for row in parts.map_batches(_each, batch_size=1, fn_kwargs={"work": work}, num_gpus=gpus).iter_rows():
+            for row in parts.map_batches(_each, batch_size=1, fn_kwargs={"work": work}, num_gpus=gpus, max_retries=TRIES).iter_rows():
                 if row["missing"]:
                     raise ImportError(row["missing"])
                 yield row["told"]
