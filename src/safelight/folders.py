@@ -47,6 +47,9 @@ WHOLE = {"diffusers": "model_index.json", "LLM": "config.json"}
 FOLDER = ("model_index.json", "config.json")
 """What a folder has that may be named in place of a file: a whole model, or one part of it."""
 
+OWN = Path(__file__).parent / "embedded" / "models"
+"""What comes with the package, and is looked at last."""
+
 DRIVE = re.compile(r"^[A-Za-z]:")
 
 
@@ -168,12 +171,12 @@ def _again(entry: os.DirEntry[str], seen: set[Path]) -> bool:
 
 
 def current() -> Folders:
-    """The folders that the environment names now."""
+    """The folders that the environment names now, and the package's own."""
     given = os.environ.get("SAFELIGHT_MODELS")
     if given:
-        return roots(*(Path(p).expanduser() for p in given.split(os.pathsep) if p))
+        return roots(*(Path(p).expanduser() for p in given.split(os.pathsep) if p), OWN)
     around = [base / name for base in (Path.cwd(), home()) for name in ("extra_model_paths.yaml", "models")]
-    return roots(*(p for p in around if p.exists()))
+    return roots(*(p for p in around if p.exists()), OWN)
 
 
 def roots(*paths: Path) -> Folders:
