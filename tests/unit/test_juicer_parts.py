@@ -117,6 +117,19 @@ def test_another_recipe_or_other_rows_begin_anew(root: Path, tmp_path: Path) -> 
     assert run(last)[1] == []
 
 
+def test_a_part_that_ends_its_processes_ends_the_run(root: Path, tmp_path: Path) -> None:
+    def again_and_again(work: Callable[[str], str], texts: Sequence[str]) -> Iterator[str]:
+        for text in texts:
+            for _ in range(5 if of_stage(text) else 0):  # as when the process is killed and the task begun anew
+                with pytest.raises(SystemExit):
+                    work(text)
+            yield work(text)
+
+    made = recipe(root, tmp_path, "process: [python_lambda_mapper: {lambda_str: 'lambda row: exit()'}]")
+    with pytest.raises(RuntimeError, match="shard 0 of stage 1 ended 5 processes"):
+        run(made, again_and_again)
+
+
 def test_two_runs_do_not_write_one_result(root: Path, tmp_path: Path) -> None:
     made = recipe(root, tmp_path, RECIPES["mission"])
     first = run_parts(made, backwards)

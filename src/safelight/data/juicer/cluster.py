@@ -23,8 +23,6 @@ STORE = 256 * 2**20
 BLOCKS = 1000
 """Tasks of a stage, at most; each does several shards when there are more."""
 
-TRIES = 5
-"""How often a task is begun again when its process is lost; a picture may be what kills it."""
 
 
 def run_on_ray(recipe: Recipe, *, address: str | None = None, shard: int = SHARD) -> Generator[Event, None, Outcome]:
@@ -53,15 +51,15 @@ def _cluster(address: str | None, *, model: bool) -> Iterator[Execute]:
         ray.init(address=address or "local", **quiet, **alone)
     except (ConnectionError, ray.exceptions.RayError) as error:
         raise ValueError(f"address: no Ray cluster could be joined at {address}: {error}") from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it was turned off
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong comes as an error too
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpus = 1 if model and ray.cluster_resources().get("GPU") else 0
 
     def execute(work: Callable[[str], str], texts: Sequence[str]) -> Iterator[str]:
-        parts = ray.data.from_items([{"text": t} for t in texts], override_num_blocks=min(len(texts), BLOCKS))
+        given = ray.data.from_items([{"text": t} for t in texts], override_num_blocks=min(len(texts), BLOCKS))
+        done = given.map_batches(_each, batch_size=1, fn_kwargs={"work": work}, num_gpus=gpus)
         try:
-            for row in parts.map_batches(_each, batch_size=1, fn_kwargs={"work": work}, num_gpus=gpus, max_retries=TRIES).iter_rows():
+            for row in done.iter_rows():
                 if row["missing"]:
                     raise ImportError(row["missing"])
                 yield row["told"]

@@ -29,6 +29,8 @@ from safelight.events import Event, Note, Progress
 from safelight.locks import acquire, release
 from safelight.values import digest
 
+TRIES = 5
+"""Processes that may be lost over one part."""
 Execute = Callable[[Callable[[str], str], Sequence[str]], Iterator[str]]
 """Calls a function (plain data itself) with each of the texts, on whatever machines there are; what it answers, in any order."""
 
@@ -171,7 +173,11 @@ def _stage(run: Run, stage: int, pieces: Sequence[str], execute: Execute) -> Gen
     todo = [json.dumps(t) for t in tasks if made(run, *t) is None]
     if len(todo) < len(tasks):
         yield Note(text=f"{len(tasks) - len(todo)} of {len(tasks)} shards were done before")
-    yield from _watched(f"stage {stage + 1} of {len(_plan(run.recipe))}", execute, partial(do, run), todo)
+    for tries in run.folder.glob("*.tries"):
+        tries.unlink()
+    for told in (yield from _watched(f"stage {stage + 1} of {len(_plan(run.recipe))}", execute, partial(do, run), todo)):
+        if told:
+            raise RuntimeError(told)
     manifests = [made(run, *t) for t in tasks]
     found = [m for m in manifests if m is not None]
     if len(found) < len(manifests):
@@ -195,12 +201,16 @@ def made(run: Run, stage: int, part: int, piece: str) -> Manifest | None:
 
 
 def do(run: Run, task: str) -> str:
-    """Do one part and write its file, then its manifest; nothing when both are there."""
+    """Do one part and write its file, then its manifest; nothing when both are there. What it says, if anything, ends the run."""
     number, part, piece = json.loads(task)
+    path = _at(run, number, part)
     if made(run, number, part, piece) is not None:
         return ""
-    stage = _plan(run.recipe)[number]
-    faults = list[Drop]()
+    with open(path.with_suffix(".tries"), "ab") as f:
+        if f.tell() >= TRIES:
+            return f"shard {part} of stage {number + 1} ended {TRIES} processes that worked on it; a picture or too little memory does that"
+        f.write(b"x")
+    stage, faults = _plan(run.recipe)[number], list[Drop]()
     with chdir(run.here):
         if number:
             samples = list(_fetched(run, number - 1, piece))
@@ -214,7 +224,7 @@ def do(run: Run, task: str) -> str:
     counted = {by: sum(d.by == by for d in drops) for by in dict.fromkeys(d.by for d in drops)}
     written = {k: v.encode() for k, v in _written(run.recipe, stage, done.kept, done.keys).items()}
     written["dropped"] = "".join(drop_lines(drops)).encode()
-    path, lengths = _at(run, number, part), {k: len(v) for k, v in written.items()}
+    lengths = {k: len(v) for k, v in written.items()}
     manifest = Manifest(digest(piece), lengths, read, len(done.kept), sum(d.fault for d in drops), counted)
     place(run.folder, path, lambda to: to.write_bytes(b"".join(written.values())))
     place(run.folder, path.with_suffix(".json"), lambda to: to.write_text(json.dumps(manifest._asdict())))
