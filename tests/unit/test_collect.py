@@ -7,13 +7,16 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import socket
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from PIL import Image as Pil
 from safelight import engine
 from safelight.cli import cli
 from safelight.data.request import Fetch, Pick
-from safelight.data.sources import FACTS, Item, pexels, safe, unsplash, urls
+from safelight.data.sources import FACTS, SOURCES, Item, origin, pexels, safe, unsplash, urls
 from safelight.data.sources.collecting import collect
 from safelight.data.sources.fetching import Crew
 from safelight.data.sources.journal import Facts
@@ -163,7 +166,7 @@ def test_what_does_not_come_is_listed_and_the_rest_comes(hub: Hub, tmp_path: Pat
     assert asked(hub).count("/later") == 1 and "/never" not in asked(hub)
     assert asked(hub).count("/broken") == 3 and asked(hub).count("/gone") == 1
     (note,) = [e for e in events if isinstance(e, Note)]
-    assert "7 not fetched, 3 unreadable, 3 not fetched yet of 16 pictures" in note.text and "run it again" in note.text
+    assert "7 not fetched, 3 unreadable, 3 not fetched yet of 16 pictures" in note.text and "Run it again" in note.text
     assert not list(tmp_path.rglob("*.part")) and sum(len(p.read_bytes()) for p in (tmp_path / "home/blobs").rglob("*.*")) == len(whole)
 
 
@@ -317,6 +320,112 @@ def test_columns_can_be_chosen_and_what_is_no_list_is_said(hub: Hub, tmp_path: P
         run(str(tmp_path / "empty.txt"))
 
 
+def test_the_case_of_a_chosen_column_does_not_matter(hub: Hub, tmp_path: Path) -> None:
+    hub.replies = {"/a": [Reply(picture(1))]}
+    source = written(tmp_path / "t.csv", [{"URL": "http://other/x", "Thumb": f"{hub.url}/a", "Caption": "no", "ZH": "是"}])
+    assert [r.caption for r in run(source, pick=Pick(picture="Thumb", text="ZH"))[0]] == ["是"]
+
+
+@pytest.mark.parametrize(("name", "content", "why"), [
+    ("a.csv", b"url,text\nhttp://h/a," + b"x" * 200_000, "field larger than field limit"),
+    ("a.csv", b"url,text\nhttp://h/a,\xff", "is not UTF-8"), ("a.png", picture(1), "is no folder and no table"),
+])
+def test_a_list_that_cannot_be_read_is_named(hub: Hub, tmp_path: Path, name: str, content: bytes, why: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=why):
+        run(str(tmp_path / name))
+
+
+def test_texts_that_are_no_unicode_do_not_stop_a_run(hub: Hub, tmp_path: Path) -> None:
+    hub.replies = {"/a": [Reply(picture(1))]}
+    (tmp_path / "l.jsonl").write_text(json.dumps({"url": f"{hub.url}/a", "text": "a \ud83d fox", "score": float("nan"), "tag": "\udc00"}))
+    [row] = run(str(tmp_path / "l.jsonl"))[0]
+    assert row.caption == "a ? fox" and row.info["metadata"] == {"tag": "?"}, "what is no number is left out"
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        member = tarfile.TarInfo(os.fsdecode(b"\xffa.png"))
+        member.size = len(picture(2))
+        tar.addfile(member, io.BytesIO(picture(2)))
+    hub.files = {"train-0.tar": out.getvalue()}
+    [row] = run("hf:o/m")[0]
+    assert row.name == "train-0/?a.png".replace("?", "_")
+
+
+def test_hosts_in_other_scripts() -> None:
+    assert urls._written("http://me@例子.测试:8080/图") == "http://me@xn--fsqu00a.xn--0zwm56d:8080/%E5%9B%BE"
+
+
+def test_another_limit_is_another_question(hub: Hub, tmp_path: Path) -> None:
+    hub.replies = {"/a": [Reply(picture(1))], "/gone": [Reply(code=404)]}
+    source = written(tmp_path / "t.csv", [{"url": f"{hub.url}{p}"} for p in hub.replies])
+    data, events = run(source, fetch=dataclasses.replace(HERE, allow_private=False))
+    assert not len(data) and "allow_private" in events[-1].text, "the way on is named"
+    assert len(run(source)[0]) == 1 and sorted(asked(hub)) == ["/a", "/gone"]
+    assert len(run(source)[0]) == 1 and sorted(asked(hub)) == ["/a", "/gone"], "the same question has its answer"
+
+
+def item(url: str, key: str = "", before: Any = None) -> Item:
+    return Item(key or url, "n", url, origin=origin(url=url), before=before)
+
+
+def test_a_source_that_breaks_off_leaves_what_it_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(asked: Any) -> Iterator[Item]:
+        yield from (item(f"{hub.url}/{i}") for i in range(8))
+        raise UsedUp("no more")
+
+    hub.replies = {f"/{i}": [Reply(picture(i))] for i in range(8)}
+    monkeypatch.setitem(SOURCES, "breaks", breaks)
+    with pytest.raises(UsedUp):
+        run("breaks:x")
+    monkeypatch.setitem(SOURCES, "breaks", lambda asked: (item(f"{hub.url}/{i}") for i in range(8)))
+    hub.seen.clear()
+    assert len(run("breaks:x")[0]) == 8 and not hub.seen
+
+
+def test_pages_that_cost_are_asked_for_as_pictures_come(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quota that is spent on pages alone brings nothing, however often one comes back."""
+    hub.replies = {"/now": [Reply(b"{}")], "/p": [Reply(picture(1))]}
+    api, pages = Http(hub.url), []
+
+    def paged(asked: Any) -> Iterator[Item]:
+        for page in range(4):
+            pages.append(hub_calls("/now"))
+            yield from (item(f"{hub.url}/p", f"{page} {i}", partial(api.json, f"{hub.url}/now")) for i in range(6))
+
+    def hub_calls(path: str) -> int:
+        return asked(hub).count(path)
+
+    monkeypatch.setitem(SOURCES, "paged", paged)
+    assert len(run("paged:x", fetch=dataclasses.replace(HERE, per_host=2))[0]) == 24
+    assert all(had >= 6 * page - 3 for page, had in enumerate(pages)), pages
+
+
+def test_a_slow_source_does_not_keep_the_workers_waiting(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.replies = {f"/{i}": [Reply(picture(i))] for i in range(2)}
+    early = []
+
+    def slow(question: Any) -> Iterator[Item]:
+        yield item(f"{hub.url}/0")
+        for _ in range(500):
+            if not asked(hub):
+                time.sleep(0.01)
+        early.extend(asked(hub))
+        yield item(f"{hub.url}/1")
+
+    monkeypatch.setitem(SOURCES, "slow", slow)
+    assert len(run("slow:x")[0]) == 2 and early == ["/0"], "the first is on its way before the second is named"
+
+
+def test_many_hosts_are_not_kept(hub: Hub) -> None:
+    with closing(Crew(dataclasses.replace(HERE, tries=1), current().blob)) as crew:
+        for i in range(1, 201):
+            crew.add(Item(str(i), "n", f"http://127.0.0.1:{i}/x"))
+        while crew.busy:
+            list(crew.done())
+        held = {name: len(v) for name, v in vars(crew).items() if isinstance(v, dict | list)}
+    assert all(n <= 1 for n in held.values()), held
+
+
 def test_a_folder_is_a_source_too(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     for i in range(3):
@@ -328,6 +437,8 @@ def test_a_folder_is_a_source_too(hub: Hub, tmp_path: Path) -> None:
 
 def test_names_lead_nowhere() -> None:
     assert safe("../../etc/passwd") == "etc/passwd" and safe("a\\..\\b:c") == "a/b_c" and safe("...") == "picture"
+    assert len(safe("狐" * 200).encode()) <= 200 and safe("狐" * 200).endswith("狐狐"), "file systems count bytes"
+    assert safe("a." + "b" * 300)[0] == "b" and safe("a\udcff") == "a_"
 
 
 # Datasets of the hubs.

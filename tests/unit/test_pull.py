@@ -293,10 +293,13 @@ def test_redirects_into_a_network_are_refused(hub: Hub, tmp_path: Path) -> None:
 def test_which_addresses_are_asked() -> None:
     public = Http("https://93.184.216.34")
     for url in ("http://127.0.0.1/", "https://10.0.0.1/x", "https://192.168.1.1/", "http://169.254.169.254/latest", "https://[::1]/",
-                "https://[::ffff:127.0.0.1]/", "https://0.0.0.0/", "https://localhost/", "file:///etc/passwd", "ftp://93.184.216.34/x"):
+                "https://[::ffff:127.0.0.1]/", "https://0.0.0.0/", "https://localhost/", "https://[64:ff9b::7f00:1]/", "https://[2002:7f00:1::]/",
+                "https://[::7f00:1]/", "https://[64:ff9b:1::1]/", "https://[fec0::1]/", "https://224.0.0.1/", "https://[ff02::1]/",
+                "file:///etc/passwd", "ftp://93.184.216.34/x"):
         with pytest.raises(Refused):
             public.check(url)
     public.check("https://198.18.3.4/")
+    public.check("https://[64:ff9b::5db8:d822]/")
     public.check("https://93.184.216.35/x", "https://93.184.216.34")
     with pytest.raises(Refused, match="from https to"):
         public.check("http://93.184.216.35/x", "https://93.184.216.34")

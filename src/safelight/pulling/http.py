@@ -41,6 +41,8 @@ HOUR = 3600.0  # what to wait when a quota is used up and the server does not sa
 MOST_TRIES = 100
 PIECE = 2**20
 STAND_INS = ipaddress.ip_network("198.18.0.0/15")  # what some proxies give as the address of every host; no machine has one
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
+CLOSED = tuple(map(ipaddress.ip_network, ("::/96", "64:ff9b:1::/48")))  # IPv4 written as IPv6, and translation inside a network (RFC 8215)
 BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 Brought = Generator[int | Note, None, None]
 T = TypeVar("T")
@@ -52,6 +54,10 @@ class Refused(ValueError):
     def __init__(self, text: str, status: int = 0) -> None:
         super().__init__(text)
         self.status = status
+
+
+class Inside(Refused):
+    """An address inside a network, which must not be asked."""
 
 
 class Busy(ConnectionError):
@@ -93,7 +99,7 @@ class Http:
         if came_from.startswith("https:") and parts.scheme == "http":
             raise Refused(f"{self.endpoint} leads from https to {url[:200]!r}; such a step is not followed")
         if not self.trusts(parts.hostname) and not _public(parts.hostname):
-            raise Refused(f"{self.endpoint} leads to {parts.hostname}, an address inside a network; such a step is not followed")
+            raise Inside(f"{self.endpoint} leads to {parts.hostname}, an address inside a network; such a step is not followed")
 
     def trusts(self, host: str) -> bool:
         """Whether a host may lie inside a network."""
@@ -129,8 +135,8 @@ class Http:
         except urllib.error.HTTPError as e:
             with e:
                 if e.code in (408, 425, 429) or e.code >= 500 or e.headers.get("X-Ratelimit-Remaining") == "0":
-                    raise Busy(f"the hub answers {e.code} {e.reason}", _after(e.headers)) from e
-                raise Refused(f"{url}: the hub answers {e.code} {e.reason}", e.code) from e
+                    raise Busy(f"the server answers {e.code} {e.reason}", _after(e.headers)) from e
+                raise Refused(f"{url}: the server answers {e.code} {e.reason}", e.code) from e
         return answer
 
     def own(self, url: str) -> dict[str, str]:
@@ -298,7 +304,7 @@ class _Straight(http.client.HTTPConnection):
         """To the first address that answers. Refused when one of them is not public and must be."""
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         if not self.trusts(self.host) and not all(_global(str(address[0])) for *_, address in found):
-            raise Refused(f"{self.host} is an address inside a network; it is not asked")
+            raise Inside(f"{self.host} is an address inside a network; it is not asked")
         trouble = OSError(f"{self.host} has no address")
         for family, kind, protocol, _, address in found:
             self.sock = socket.socket(family, kind, protocol)
@@ -381,8 +387,14 @@ def _public(host: str) -> bool:
 
 
 def _global(text: str) -> bool:
+    """Whether an address is a public one; of one that carries an IPv4 address inside it, whether that is."""
     address = ipaddress.ip_address(text.partition("%")[0])
-    return address.is_global or address in STAND_INS
+    if isinstance(address, ipaddress.IPv6Address):
+        if (carried := address.sixtofour) or address in NAT64:
+            address = carried or ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        else:
+            return address.is_global and not (address.is_multicast or address.is_site_local or any(address in net for net in CLOSED))
+    return address in STAND_INS or (address.is_global and not address.is_multicast)
 
 
 def _room(path: Path, size: int) -> None:

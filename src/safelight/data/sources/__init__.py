@@ -20,7 +20,8 @@ from safelight.values import Caption
 AGENT = {"User-Agent": "safelight"}
 FACTS = ("source", "url", "page", "licence", "author", "attribution")
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-BAD = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+BAD = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\\ud800-\udfff]')
+LONGEST = 200  # bytes of one part of a name; file systems take 255, and a suffix comes behind
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def origin(**known: str | None) -> dict[str, str]:
 
 def safe(name: str) -> str:
     """A name that leads into no other folder and can be written on every system."""
-    parts = [BAD.sub("_", p).strip(" .") for p in name.replace("\\", "/").split("/")]
-    return "/".join(p[-120:] for p in parts if p) or "picture"
+    parts = [BAD.sub("_", p).encode()[-LONGEST:].decode("utf-8", "ignore").strip(" .") for p in name.replace("\\", "/").split("/")]
+    return "/".join(filter(None, parts)) or "picture"
 
 
 def spelled(text: str) -> tuple[str, str]:
@@ -100,6 +101,8 @@ def spelled(text: str) -> tuple[str, str]:
     path = Path(text).expanduser()
     if path.is_dir():
         return "folder", str(path)
+    if path.is_file() and path.suffix.lower() not in urls.READERS:
+        raise ValueError(f"collect: {text!r} is no folder and no table; {SPELLINGS}")
     if path.is_file():
         return ("urls" if urls.names_addresses(path) else "folder"), str(path)
     raise ValueError(f"collect: there is no {text!r}; {near(name, sorted(SOURCES)) or SPELLINGS}")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,26 +48,34 @@ def collect(
         rows = data.rows[:limit] if limit else data.rows
         return dataclasses.replace(data, rows=tuple(_licensed(_from_folder(r, text), licence) for r in rows))
     name = request(text, pick)
-    with opened(folder(name), again) as journal, closing(Crew(fetch, keep)) as crew:
+    limits = canonical([fetch.max_mb, fetch.allow_private, fetch.heed_robots])
+    with opened(folder(name), again, limits) as journal, closing(Crew(fetch, keep)) as crew:
         asked = Asked(rest, journal.folder, limit, pick, fetch, journal.had, journal.finished, journal.finish)
         keys = yield from _bring(SOURCES[kind](asked), crew, journal, limit)
         rows = _apart(_licensed(journal.row(key), licence) for key in keys)
         journal.end(keys)
     if not rows:
         raise ValueError(f"collect: {text} has no pictures")
-    missing = Counter(r.dropped.partition(":")[0] for r in rows if r.dropped)
-    if missing:
-        told = ", ".join(f"{n} {reason}" for reason, n in missing.most_common())
-        more = "; run it again to try again what was not fetched yet" if "not fetched yet" in missing else ""
-        yield Note(text=f"collect: {told} of {len(rows)} pictures (listed with the reason){more}", level="warning")
+    yield from _told(rows)
     return Dataset(rows, {"source": text})
 
 
+def _told(rows: Sequence[Row]) -> Iterator[Note]:
+    """How many did not come, and why the first did not."""
+    out = [r.dropped for r in rows if r.dropped]
+    if out:
+        counts = Counter(reason.partition(":")[0] for reason in out)
+        told = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
+        more = ". Run it again to try again what was not fetched yet" if "not fetched yet" in counts else ""
+        yield Note(text=f"collect: {told} of {len(rows)} pictures (each is listed; the first: {out[0]}){more}", level="warning")
+
+
 def _bring(items: Iterator[Item | Event], crew: Crew, journal: Journal, limit: int) -> Generator[Event, None, list[str]]:
-    """Keys in the source's order; everything is in the journal when this returns."""
+    """Keys in the source's order; everything is in the journal when this returns. OSError once that is so, if the source breaks off."""
     keys: list[str] = []
+    broken: list[OSError] = []
     came = 0
-    for item in items:
+    for item in _until(items, broken):
         if isinstance(item, Event):
             yield item
             continue
@@ -82,18 +90,29 @@ def _bring(items: Iterator[Item | Event], crew: Crew, journal: Journal, limit: i
             crew.add(item)
         if came % EVERY == 0:
             yield _progress(came, limit)
-        while not crew.room:
+        came = yield from _settled(crew, journal, came, limit, patience=0)
+        while not crew.room(item):
             came = yield from _settled(crew, journal, came, limit)
         if len(keys) == limit:
             break
     while crew.busy:
         came = yield from _settled(crew, journal, came, limit or len(keys))
     yield _progress(came, len(keys))
+    if broken:
+        raise broken[0]
     return keys
 
 
-def _settled(crew: Crew, journal: Journal, came: int, total: int) -> Generator[Event, None, int]:
-    for item, found in crew.done():
+def _until(items: Iterator[Item | Event], broken: list[OSError]) -> Iterator[Item | Event]:
+    """The items, up to where the source breaks off."""
+    try:
+        yield from items
+    except OSError as e:
+        broken.append(e)
+
+
+def _settled(crew: Crew, journal: Journal, came: int, total: int, *, patience: float = 0.1) -> Generator[Event, None, int]:
+    for item, found in crew.done(patience=patience):
         journal.add(item, found)
         came += 1
         yield _progress(came, total)

@@ -19,7 +19,7 @@ from safelight.data.sources import AGENT, Item
 from safelight.data.sources.journal import Facts
 from safelight.pictures import Unreadable
 from safelight.pulling import http as web
-from safelight.pulling.http import BROKEN, PATIENCE, Busy, Http, Refused, UsedUp
+from safelight.pulling.http import BROKEN, PATIENCE, Busy, Http, Inside, Refused, UsedUp
 from safelight.values import Blob
 
 SUFFIX = {"jpeg": ".jpg", "tiff": ".tif"}
@@ -60,7 +60,6 @@ class Crew:
         self.limits, self.keep = limits, keep
         self._pool = ThreadPoolExecutor(limits.at_once, "collect")
         self._stop = threading.Event()
-        self._hosts: dict[str, Http] = {}
         self._waiting: dict[str, deque[tuple[Item, int]]] = {}
         self._later: list[tuple[float, int, Item, int]] = []  # (when, a number that breaks ties, item, tries)
         self._not_before: dict[str, float] = {}
@@ -75,28 +74,27 @@ class Crew:
         """Whether something is still to come."""
         return bool(self._running or self._queued or self._later or self._given_up)
 
-    @property
-    def room(self) -> bool:
-        """Whether more items may be added now."""
-        return self._queued + len(self._later) < self.limits.at_once * AHEAD
+    def room(self, last: Item) -> bool:
+        """Whether another item may be added after this one; where one costs a quota, not before this one is on its way."""
+        return self._queued + len(self._later) < (1 if last.before else self.limits.at_once * AHEAD)
 
     def add(self, item: Item, tries: int = 0) -> None:
         """Have it brought."""
         self._waiting.setdefault(_host(item), deque()).append((item, tries))
         self._queued += 1
 
-    def done(self) -> Iterator[tuple[Item, Facts]]:
-        """What has been settled, after a short wait when nothing has. UsedUp when a source's quota is."""
+    def done(self, *, patience: float = 0.1) -> Iterator[tuple[Item, Facts]]:
+        """What has been settled, after so many seconds at most. UsedUp when a source's quota is."""
         self._send()
         while self._given_up:
             yield self._given_up.pop()
-        finished = wait(self._running, timeout=0.1, return_when=FIRST_COMPLETED).done if self._running else ()
+        finished = wait(self._running, timeout=patience, return_when=FIRST_COMPLETED).done if self._running else ()
         if not self._running and self.busy:
-            time.sleep(0.01)
+            time.sleep(min(0.01, patience))
         used_up: UsedUp | None = None
         for future in finished:
             item, tries = self._running.pop(future)
-            self._active[_host(item)] -= 1
+            self._active -= Counter([_host(item)])  # hosts at nought are forgotten
             try:
                 settled = self._settle(future, item, tries)
             except UsedUp as e:
@@ -139,7 +137,7 @@ class Crew:
         except Unreadable as e:
             return lost(f"unreadable: {e}", final=True)
         except ValueError as e:  # refused, or an address that cannot be asked
-            return lost(f"not fetched: {e}", final=True)
+            return lost(f"not fetched: {e}" + ("; allow_private lets it pass" if isinstance(e, Inside) else ""), final=True)
         except BROKEN as e:
             after = e.after if isinstance(e, Busy) else 0.0
             if after:
@@ -159,7 +157,7 @@ class Crew:
     def _bring(self, item: Item) -> Facts:
         if item.before is not None:
             item.before()
-        http = item.http or self._http(item.url)
+        http = item.http or self._http(item.url)  # not kept: there may be as many hosts as pictures
         with closing(http.open(item.url)) as answer:
             if item.http is None and self.limits.heed_robots:
                 _heed(answer)
@@ -168,12 +166,10 @@ class Crew:
 
     def _http(self, url: str) -> Http:
         parts = urlsplit(url)
-        where = f"{parts.scheme}://{parts.netloc}"
-        if where not in self._hosts:
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise Refused(f"{url[:200]!r} is no http or https address")
-            self._hosts[where] = Http(where, AGENT, private=self.limits.allow_private, timeout=min(self.limits.seconds, web.TIMEOUT))
-        return self._hosts[where]
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Refused(f"{url[:200]!r} is no http or https address")
+        timeout = min(self.limits.seconds, web.TIMEOUT)
+        return Http(f"{parts.scheme}://{parts.netloc}", AGENT, private=self.limits.allow_private, timeout=timeout)
 
     def _read(self, answer: HTTPResponse, url: str) -> bytes:
         """All of it. Refused when it is too large or no picture, as soon as that shows; TimeoutError when it takes too long."""

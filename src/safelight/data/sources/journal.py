@@ -35,10 +35,13 @@ def _said(path: Path) -> str:
 
 
 class Journal:
-    """Pictures by key: where each lies and how large it is, or why there is none. `final` losses are not tried again by themselves."""
+    """Pictures by key: where each lies and how large it is, or why there is none.
 
-    def __init__(self, place: Path, out: TextIO, kept: dict[str, Facts]) -> None:
-        self.folder, self._out, self._kept = place, out, kept
+    `final` losses are not tried again by themselves, unless they came of other `limits`.
+    """
+
+    def __init__(self, place: Path, out: TextIO, kept: dict[str, Facts], limits: str) -> None:
+        self.folder, self._out, self._kept, self._limits = place, out, kept, limits
         self._told: dict[str, Item] = {}
 
     def had(self, key: str) -> bool:
@@ -46,7 +49,7 @@ class Journal:
         facts = self._kept.get(key)
         if facts is None:
             return False
-        return bool(facts["final"]) if "lost" in facts else os.path.isfile(facts["path"])
+        return facts["final"] and facts.get("limits") == self._limits if "lost" in facts else os.path.isfile(facts["path"])
 
     def finished(self, shard: str) -> int | None:
         """How many pictures a shard has that was read to its end."""
@@ -65,7 +68,7 @@ class Journal:
     def add(self, item: Item, facts: Facts) -> None:
         """A picture that came (`path`, `sha256`, `width`, `height`, `format`, `bytes`) or did not (`lost`, `final`)."""
         said = {"name": item.name, "captions": [[c.by, c.text] for c in item.captions], "origin": item.origin, "extra": item.extra}
-        self._write(item.key, {**said, **facts})
+        self._write(item.key, {**said, **facts} | ({"limits": self._limits} if "lost" in facts else {}))
 
     def _write(self, key: str, facts: Facts) -> None:
         self._kept[key] = facts
@@ -94,7 +97,7 @@ class Journal:
 
 
 @contextmanager
-def opened(where: Path, again: str = "no") -> Iterator[Journal]:
+def opened(where: Path, again: str = "no", limits: str = "") -> Iterator[Journal]:
     """The journal in a folder, for one process at a time.
 
     again: `all` forgets everything, `failed` what was not brought; once, when a run that did so was stopped.
@@ -109,7 +112,7 @@ def opened(where: Path, again: str = "no") -> Iterator[Journal]:
         text = "".join(json.dumps({"key": k, **f}, ensure_ascii=False) + "\n" for k, f in kept.items())
         place(where, where / LINES, lambda to: to.write_text(text, encoding="utf-8"))
         with open(where / LINES, "a", encoding="utf-8") as out:
-            yield Journal(where, out, kept)
+            yield Journal(where, out, kept, limits)
 
 
 def _read(path: Path) -> dict[str, Facts]:

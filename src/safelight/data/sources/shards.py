@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import re
 import tarfile
 import zipfile
@@ -17,7 +16,7 @@ from typing import Any
 
 from safelight.data.request import Fetch
 from safelight.data.sources import SUFFIXES, Asked, Item, safe
-from safelight.data.sources.urls import Record, described, pointed
+from safelight.data.sources.urls import Record, described, parsed, pointed
 from safelight.pulling.http import BROKEN, Http, Refused, patiently
 
 LONGEST_TEXT = 2**20  # bytes of a caption or a record beside a picture
@@ -208,13 +207,7 @@ def _picture(item: Item, size: int, read: Callable[[], bytes], limits: Fetch) ->
 
 def _record(suffix: str, content: bytes) -> Record:
     text = content.decode("utf-8", "replace")
-    if suffix != ".json":
-        return {"text": text}
-    try:
-        said = json.loads(text)
-    except ValueError:
-        return {}
-    return {str(k).lower(): v for k, v in said.items()} if isinstance(said, dict) else {}
+    return parsed(text) if suffix == ".json" else {"text": text}
 
 
 def _from_hub(item: Item, known: Mapping[str, str]) -> Item:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -55,7 +56,7 @@ def names_addresses(path: Path) -> bool:
 
 def pointed(record: Record, pick: Pick) -> list[str]:
     """The addresses in a row: of the column that was picked, of one with a usual name, or of the first that holds any."""
-    columns = [pick.picture] if pick.picture else [*ADDRESSES, *record]
+    columns = [pick.picture.lower()] if pick.picture else [*ADDRESSES, *record]
     for column in columns:
         given = record.get(column)
         found = [_written(u) for u in (given if isinstance(given, list) else [given]) if isinstance(u, str) and _is_address(u)]
@@ -66,10 +67,10 @@ def pointed(record: Record, pick: Pick) -> list[str]:
 
 def described(item: Item, record: Record, pick: Pick, where: str) -> Item:
     """The item with what its row says: caption, licence, author, page and hash; other plain columns stay with it."""
-    text = said(record, (pick.text,) if pick.text else TEXTS)
+    text = said(record, (pick.text.lower(),) if pick.text else TEXTS)
     known = {"licence": said(record, LICENCES), "author": said(record, AUTHORS), "page": said(record, PAGES)}
-    used = {pick.text, pick.picture, *ADDRESSES, *TEXTS, *LICENCES, *AUTHORS, *PAGES}
-    extra = {k: v for k, v in record.items() if k not in used and isinstance(v, str | int | float | bool) and v != ""}
+    used = {pick.text.lower(), pick.picture.lower(), *ADDRESSES, *TEXTS, *LICENCES, *AUTHORS, *PAGES}
+    extra = {k: v for k, v in record.items() if k not in used and isinstance(v, str | int | float | bool) and v != "" and v == v}
     announced = next((f"{kind}:{record[kind]}" for kind in ("sha256", "md5") if record.get(kind)), "")
     facts = origin(source=where, url=item.url, attribution=said(record, ("attribution",)), **known)
     captions = (Caption("source", text),) if text else ()
@@ -90,7 +91,7 @@ def _written(url: str) -> str:
     """An address in ASCII, as it goes over the line."""
     try:
         parts = urlsplit(url.strip())
-        host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+        host = re.sub(r"[^@:]*[^\x00-\x7f][^@:]*", lambda name: name[0].encode("idna").decode(), parts.netloc)
         return urlunsplit((parts.scheme.lower(), host, *(quote(p, safe=ALPHABET) for p in parts[2:4]), ""))
     except ValueError:
         return url.strip()
@@ -104,6 +105,17 @@ def _records(path: Path) -> Iterator[Record]:
         yield from reader(path)
     except UnicodeDecodeError as e:
         raise ValueError(f"collect: {path} is not UTF-8 ({e.reason}); save it as UTF-8") from e
+    except csv.Error as e:
+        raise ValueError(f"collect: {path} is no table that can be read: {e}") from e
+
+
+def parsed(text: str) -> Record:
+    """A JSON object, its keys in small letters; nothing of anything else. Halves of characters become question marks."""
+    try:
+        row = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return {}
+    return {k.lower(): v for k, v in row.items()} if isinstance(row, dict) else {}
 
 
 def _lines(path: Path) -> Iterator[Record]:
@@ -122,12 +134,7 @@ def _table(path: Path) -> Iterator[Record]:
 
 def _objects(path: Path) -> Iterator[Record]:
     with open(path, encoding="utf-8-sig") as lines:
-        for line in filter(str.strip, lines):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            yield {str(k).lower(): v for k, v in row.items()} if isinstance(row, dict) else {}
+        yield from map(parsed, filter(str.strip, lines))
 
 
 def _columns(path: Path) -> Iterator[Record]:
