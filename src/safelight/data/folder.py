@@ -10,6 +10,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from safelight.data.headers import MAGIC, check_end, read_header, sniff
@@ -179,6 +180,8 @@ def is_picture(file: Path) -> bool:
     if suffix in OTHERS:
         return False
     try:
+        if not S_ISREG(os.stat(file).st_mode):
+            return False
         with open(file, "rb") as f:
             return bool(sniff(f.read(MAGIC)))
     except OSError:
@@ -201,6 +204,8 @@ def read_row(picture: Path, root: Path, said: Said | None, problems: list[str]) 
     try:
         if "\ufffd" in name:
             raise Unreadable("the file's name is not UTF-8; rename it")
+        if not S_ISREG(os.stat(picture).st_mode):
+            raise Unreadable("not a file but a folder, pipe or device")
         with open(picture, "rb") as f:
             stat = os.fstat(f.fileno())
             blob = Blob.of(picture.absolute())
