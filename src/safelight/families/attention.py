@@ -17,7 +17,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 CACHED = 1 << 20
-"""Scores computed at once: two megabytes of them, a core's own cache."""
+"""Scores a core computes at once: two megabytes of them, what it has of the cache."""
+
+HEADS = 2
+"""Heads a core computes at once: cores that work on a head each wait less for each other than those that share one."""
 
 SAMPLED = 8
 """A row's largest score is estimated from every eighth key."""
@@ -35,20 +38,21 @@ def wanted(device: torch.device, dtype: torch.dtype) -> bool:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q k' * scale) v for q (B, H, L, D), k and v (B, H, S, D), in their dtype, a new tensor (B, H, L, D)."""
-    rows = max(CACHED // k.shape[2], 1)
     k = k * scale
     most = (q @ k[:, :, ::SAMPLED].transpose(2, 3)).amax(dim=3, keepdim=True)  # (B, H, L, 1)
     q, k = torch.cat([q, most], dim=3), torch.cat([k, k.new_full((*k.shape[:3], 1), -1)], dim=3)  # scores come out less by `most`
-    out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as the layers after it read it
-    held = q.new_empty(rows, k.shape[2])
-    for b, h in ((b, h) for b in range(q.shape[0]) for h in range(q.shape[1])):
-        keys, values = k[b, h].t(), v[b, h].contiguous()
-        for at in range(0, q.shape[2], rows):
-            part = q[b, h, at : at + rows]
-            scores = held[: len(part)]
-            torch.mm(part, keys, out=scores)
-            torch.softmax(scores, dim=1, out=scores)
-            out[b, h, at : at + rows] = scores @ values
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    heads = [t.flatten(0, 1) for t in (q, k.transpose(2, 3), v.contiguous(), out)]
+    many = HEADS * torch.get_num_threads()
+    rows = max(CACHED // (HEADS * v.shape[2]), 1)
+    held = q.new_empty(many, rows, v.shape[2])
+    for i, j in ((i, j) for i in range(0, len(heads[0]), many) for j in range(0, q.shape[2], rows)):
+        queries, keys, values, answer = (t[i : i + many] for t in heads)
+        part, to = queries[:, j : j + rows], answer[:, j : j + rows]
+        scores = held[: len(part), : part.shape[1]]
+        torch.bmm(part, keys, out=scores)
+        torch.softmax(scores, dim=2, out=scores)
+        to.copy_(scores @ values)
     return out
 
 
@@ -59,7 +63,8 @@ class _Attend(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention and _plain(args, kwargs):
             q, k, v = args
-            return attend(q, k, v, kwargs.get("scale") or q.shape[3] ** -0.5)
+            scale = kwargs.get("scale")
+            return attend(q, k, v, q.shape[3] ** -0.5 if scale is None else scale)
         return func(*args, **kwargs)
 
 
@@ -67,8 +72,8 @@ def _plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Without mask, dropout, causality or shared heads; four dimensions, bfloat16."""
     if len(args) != 3 or any(kwargs.get(name) for name in ("dropout_p", "is_causal", "enable_gqa")) or kwargs.get("attn_mask") is not None:
         return False
-    q, k, _ = args
-    return q.dtype == torch.bfloat16 and q.ndim == 4 and k.shape[2] >= WORTH and q.shape[:2] == k.shape[:2]
+    q, k, v = args
+    return q.dtype == torch.bfloat16 and q.ndim == 4 and k.shape[2] >= WORTH and q.shape[:2] == k.shape[:2] and k.shape[:3] == v.shape[:3]
 
 
 @contextmanager
