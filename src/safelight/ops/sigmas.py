@@ -71,6 +71,8 @@ def model_sigmas(
         way = process(family)
     if schedule == "turbo":
         return Sigmas(tuple(turbo(way, steps, denoise)))
+    if min(alpha, beta) <= 0:
+        raise ValueError(f"model_sigmas: got alpha={alpha:g}, beta={beta:g}; expected more than 0 of both")
     if schedule == "beta" and (alpha, beta) != (0.6, 0.6):
         total = int(steps / denoise) if denoise else 0
         found = np.asarray(SCHEDULES["beta"](way, total, alpha, beta), dtype=np.float32).tolist() if total else []

@@ -104,7 +104,7 @@ def shares(ratio: float, eta: float = 1.0) -> tuple[float, float]:
     `ratio` is sigma / alpha after the step over that before. With eta 1 as much is new as the reversed chain has (DDPM, arXiv:2006.11239,
     eq. 7), with 0 nothing (DDIM, arXiv:2010.02502, eq. 16).
     """
-    new = min(1.0, eta * math.sqrt(1 - ratio * ratio))
+    new = min(1.0, eta * math.sqrt(max(1 - ratio * ratio, 0.0)))
     return (ratio if eta == 1 else math.sqrt(1 - new * new)), new
 
 

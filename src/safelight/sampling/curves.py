@@ -24,9 +24,12 @@ AYS = {
 
 
 def levels(c: Curve) -> list[float]:
-    """The falling levels, as float32 has them, the last 0 (but for laplace, which ends at `low`). ValueError unless 0 < low < high."""
-    if not 0 < c.low < c.high:
+    """The falling levels, as float32 has them, the last 0 (but for laplace, which ends at `low`). ValueError unless 0 < low < high; low
+    may be 0 for karras."""
+    if not (0 < c.low < c.high or (c.curve == "karras" and 0 == c.low < c.high)):
         raise ValueError(f"sigmas: got high={c.high:g}, low={c.low:g}; expected 0 < low < high")
+    if c.curve == "karras" and c.rho == 0:
+        raise ValueError("sigmas: rho: got 0, expected more; the usual 7 for karras")
     return [float(v) for v in np.asarray(CURVES[c.curve](c), dtype=np.float32)]
 
 

@@ -61,9 +61,7 @@ class Request:
         if not ordered or any(not 0 <= s < math.inf for s in self.sigmas):
             raise ValueError(f"sampling: got sigmas {self.sigmas}; expected strictly falling numbers from 0 up, or rising ones from above 0"
                              " for a sampler without noise")
-        known = [*sampler.options, "s_noise"]
-        if unknown := [name for name in self.options if name not in known]:
-            raise ValueError(f"sampling: sampler {self.sampler} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+        _check(sampler, self.options)
         if self.latent.ndim != 4:
             raise ValueError(f"sampling: got a latent of shape {tuple(self.latent.shape)}; expected (B, C, h, w)")
         batch = len(self.latent)
@@ -91,6 +89,18 @@ class Request:
         return len(self.latent) * sum(len(c.parts) for c in self.conds)
 
 
+def _check(sampler: Sampler, options: Mapping[str, float]) -> None:
+    """ValueError for a setting that the sampler has not, or out of range."""
+    known = {**sampler.options, "s_noise": 1.0}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"sampling: sampler {sampler.name} has no setting {name!r}; it has {', '.join(known)}")
+        whole = isinstance(known[name], int)
+        if not 0 <= value < math.inf or (whole and (value < 1 or value % 1)):
+            expected = "a whole number from 1 up" if whole else "a number from 0 up"
+            raise ValueError(f"sampling: sampler {sampler.name}: {name}: got {value:g}, expected {expected}")
+
+
 def blank(family: Family, width: int, height: int, count: int = 1) -> Tensor:
     """(count, C, height / f, width / f) zeros. ValueError when a side is no positive multiple of the family's factor."""
     f = family.factor
@@ -115,13 +125,13 @@ def trajectory(family: Family, request: Request) -> Trajectory:
     """Walk one request: yields a Turn, takes one x0 a query, returns the latent (B, C, h, w) on the family's device."""
     way, sigmas = process(family), request.sigmas
     latent = request.latent.detach().to(family.device)
-    if not sigmas:
-        return latent
     given = request.noise if request.noise is not None else start_noise(latent.shape, request.seed, request.rows)
     noise = given.to(latent)
+    x = way.start(latent, noise, sigmas[0]) if sigmas else latent
+    if not request.steps:
+        return way.finish(x, sigmas[0]) if sigmas else x
     sampler = SAMPLERS[request.sampler]
     region = _region(request, latent, noise, way)
-    x = way.start(latent, noise, sigmas[0])
     own = {name: value for name, value in request.options.items() if name in sampler.options}
     walk = sampler.run(x, sigmas, way, _noise_of(sampler, x, request), **own)
     both = _sides(request, family, way)

@@ -18,6 +18,9 @@ Pair = Generator[tuple["Tensor", float], "Tensor", "tuple[Tensor, Tensor]"]
 CLOSE = 1e-5
 """How near in log sigma the end is the end."""
 
+TRIES = 100
+"""How often a step is tried; each failure makes it shorter, up to a fifth of it."""
+
 
 @sampler(order=2, own_levels=True)
 def dpm_fast(x: Tensor, sigmas: Sequence[float]) -> Sampling:
@@ -39,21 +42,26 @@ def dpm_adaptive(
 ) -> Sampling:
     """DPM-Solver-12 or -23 by `order` (arXiv:2206.00927, appendix C): two orders of one step tell its error, by which the next step's
     length in log sigma is chosen, or this one is tried again; the number of steps does not count. Ends at the last sigma above 0."""
+    if order not in (2, 3):
+        raise ValueError(f"sampling: dpm_adaptive: order: got {order}, expected 2 or 3")
     s, end, h = sigmas[0], sigmas[-1] or sigmas[-2], h_init
     before = x
-    while math.log(s / end) > CLOSE:
-        t = max(end, s * math.exp(-h))
+    while abs(left := math.log(s / end)) > CLOSE:
         x0 = yield x, s
-        accepted = False
         slope = (x - x0) / s
-        while not accepted:
+        for _ in range(TRIES):
+            t = s * math.exp(-math.copysign(h, left)) if h < abs(left) else end
             low, high = yield from _step(x, slope, s, t, order=order)
             allowed = (low.abs().maximum(before.abs()) * rtol).clamp(min=atol)
             error = float(((low - high) / allowed).square().mean().sqrt())
             # At most 2.6 times as long, the controller of k-diffusion: the deviation from 1 goes through an arc tangent.
             factor = 1 + math.atan((error + 1e-8) ** (-icoeff / order) - 1)
-            h, accepted = h * factor, factor >= accept_safety
-            t = t if accepted else max(end, s * math.exp(-h))
+            h *= factor
+            if factor >= accept_safety and t != s:
+                break
+        else:
+            raise ValueError(f"sampling: dpm_adaptive: no step from sigma {s:g} kept to the tolerance in {TRIES} tries; expected h_init, rtol"
+                             " and atol above 0 and accept_safety of at most 2.5")
         x, before, s = high, low, t
     return x
 

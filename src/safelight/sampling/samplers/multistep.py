@@ -64,23 +64,25 @@ def ipndm_v(x: Tensor, sigmas: Sequence[float]) -> Sampling:
 
 
 def _unequal(steps: Sequence[float]) -> NDArray[np.float64]:
-    """Weights of the slopes for steps of these lengths, newest first: Newton's differences of the slopes, each times its own factor.
+    """Weights of the slopes for steps of these lengths, newest first: what Newton's divided differences of the slopes, as many as there are
+    slopes before, integrate to over the newest step.
 
-    Exact are (1 - a) b / 2 for the second factor and n / m for the last ratio; with (1 - a b) / 2 and p / n, as ComfyUI has them, they
-    agree where all steps are equal.
+    ComfyUI's figures, which its users know, differ from the integrals: those have h (2 h + 3 p) / (6 back) for `second`, 3 h + 8 p in
+    place of 5 h + 12 p in `third`, and n / m for the last p / n.
     """
     h, p, n, m = (*steps, *[steps[-1]] * 3)[:4]
-    b = h * (h + p) / (p * (p + n))
-    q = p * (p + n) / (n * (n + m))
-    second = (1 - h / (3 * (h + p)) * b) / 2
-    third = ((1 - h / (3 * (h + p))) / 2 + (1 - h / (2 * (h + p))) * h / (6 * (h + p + n))) * b * (h + p + n) / (p + n + m)
-    differences = [
-        [1.0, 0, 0, 0],
-        [h / p / 2, -h / p / 2, 0, 0],
-        [second, -second * (1 + p / n), second * p / n, 0],
-        [third, -third * (1 + p / n + q), third * (p / n + q * (1 + n / m)), -third * q * p / n],
-    ]
-    weights: NDArray[np.float64] = np.sum(differences[: len(steps)], axis=0)[: len(steps)]
+    back, ratio = p * (p + n), p / n
+    far = back / (n * (n + m))
+    second = 0.5 - h * h / (6 * back)
+    third = h * (h * (5 * h + 12 * p + 4 * n) + 6 * back) / (12 * back * (p + n + m))
+    differences = np.array([
+        [1, 0, 0, 0],
+        [1, -1, 0, 0],
+        [1, -1 - ratio, ratio, 0],
+        [1, -1 - ratio - far, ratio + far * (1 + n / m), -far * ratio],
+    ])
+    factors = np.array([1, h / p / 2, second, third])[: len(steps)]
+    weights: NDArray[np.float64] = factors @ differences[: len(steps), : len(steps)]
     return weights
 
 

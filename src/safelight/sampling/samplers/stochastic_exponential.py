@@ -80,7 +80,7 @@ def sa_solver_pece(
 
 def _strength(x: Tensor, process: Process, eta: float, span: tuple[float, float]) -> Callable[[float], float]:
     """The paper's tau by sigma."""
-    high, low = (process.at(x.new_tensor((1 - share) * process.span[0]).float().cpu()) for share in span)
+    high, low = (process.at(x.new_tensor((1 - min(share, 1.0)) * process.span[0]).float().cpu()) for share in span)
     return lambda sigma: eta if high >= sigma >= low else 0.0
 
 

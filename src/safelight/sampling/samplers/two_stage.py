@@ -68,8 +68,10 @@ def dpmpp_2s_ancestral(x: Tensor, sigmas: Sequence[float], process: Process, noi
         if t == 0:
             return x0
         down, keep, up = ancestral(process, s, t, eta)
-        mid = _half_way(process, s, down)
-        x0_mid = yield towards(x, x0, s, mid), mid
+        x0_mid = x0
+        if down > 0:  # nothing lies half-way to 0 in log SNR; the step is Euler's
+            mid = _half_way(process, s, down)
+            x0_mid = yield towards(x, x0, s, mid), mid
         x = towards(x, x0_mid, s, down) * keep + noise(s, t) * up
     return x
 
@@ -83,8 +85,10 @@ def dpmpp_2s_ancestral_cfg_pp(x: Tensor, sigmas: Sequence[float], process: Proce
         if t == 0:
             return x0
         down, keep, up = ancestral(process, s, t, eta)
-        mid = _half_way(process, s, down)
-        x0_mid, bare = yield towards(x + (x0 - bare), x0, s, mid), mid
+        x0_mid = x0
+        if down > 0:
+            mid = _half_way(process, s, down)
+            x0_mid, bare = yield towards(x + (x0 - bare), x0, s, mid), mid
         x = towards(x + (x0 - bare), x0_mid, s, down) * keep + noise(s, t) * up
     return x
 
@@ -122,6 +126,8 @@ def dpmpp_sde(
 ) -> Sampling:
     """DPM-Solver++ of the reverse SDE with a second point half-way in log SNR (arXiv:2211.01095, section 5; `r` = 1/2), each part of the
     step split as the reversed chain's; `eta` scales the noise."""
+    if r == 0:
+        raise ValueError("sampling: dpmpp_sde: r: got 0, expected more: it is where in the step the second point lies")
     for s, t in pairwise(process.finite(sigmas)):
         x0 = yield x, s
         if t == 0:
