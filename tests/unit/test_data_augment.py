@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_mirrored_copies_have_true_captions_and_the_originals_stay(tmp_path: Pat
 def test_nothing_asked_for_changes_nothing(tmp_path: Path, keep: Keep) -> None:
     data = Dataset((row(picture(tmp_path / "a.png"), "x"),))
     out, notes = finished(augment(data, Ways(copies=3), keep))
-    assert out.rows == data.rows and notes == ["augment: 1 of 1 pictures have no copy: flip is no"]
+    assert out.rows == data.rows and notes == ["augment: 1 of 1 pictures have no copy: nothing that may change was asked for"]
 
 
 def test_copies_depend_on_seed_and_picture_alone(tmp_path: Path, keep: Keep) -> None:
@@ -155,8 +156,9 @@ def test_a_background(tmp_path: Path, keep: Keep) -> None:
     assert out.rows[1] is data.rows[1] and notes == ["fill_background: 1 of 2 pictures had transparent places"]
     several, _ = finished(fill(data, ("#102030", "#405060"), keep, say=True))
     assert read(several.rows[0].picture.path)[0, 0].tolist() in ([16, 32, 48], [64, 80, 96]) and several.rows[0].caption == "a fox"
-    with pytest.raises(ValueError, match="colours: got 'blurple'"):
-        finished(fill(data, ("blurple",), keep, say=False))
+    for wrong in ("blurple", "rgb(300, 0, 0)"):
+        with pytest.raises(ValueError, match=re.escape(f"colours: got {wrong!r}")):
+            finished(fill(data, (wrong,), keep, say=False))
 
 
 def test_the_table_is_sd_scripts() -> None:

@@ -54,6 +54,13 @@ def test_trigger(text: str, place: str, whole: str) -> None:
     assert with_trigger(text, "pxl", place) == whole
 
 
+def test_a_trigger_is_a_word_and_no_part_of_one() -> None:
+    assert with_trigger("a party scene", "art", "end") == "a party scene, art" == with_trigger("a party scene, art", "art", "end")
+    assert with_trigger("sks_style fox", "sks", "start") == "sks, sks_style fox"
+    assert with_trigger("一幅水墨画", "水墨", "end") == "一幅水墨画", "there are no blanks between Chinese words"
+    assert with_trigger("(art:1.2)", "art", "end") == "(art:1.2)"
+
+
 def test_template() -> None:
     rows = Dataset((row("cats/7.png", Caption("file", "a cat"), metadata={"artist": "Lu"}),))
     data, _ = finished(caption(rows, "template", Asked("{folder} {stem}: {caption} by {artist}, {width} x {height} {{raw}}")))

@@ -1,6 +1,7 @@
 """The doctor: every seeded defect is found, once and as what it is, and a clean folder has none."""
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -282,3 +283,17 @@ def test_the_doctor_reads_what_the_folder_op_reads(clean: Path) -> None:
     except StopIteration as stop:
         rows = {r.name: r.caption for r in stop.value.rows}
     assert {r.name: r.caption for r in examined(clean).rows} == rows
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("name", ["pipe.txt", "pipe.png", "metadata.csv"])
+def test_what_is_no_file_is_not_waited_for(clean: Path, make: Callable[[Path], None], name: str) -> None:
+    make(clean / name)
+    found = examined(clean).findings
+    assert [f.kind for f in found] in ([], ["corrupt"], ["encoding"], ["table"], ["orphan"])
+
+
+def test_a_held_out_folder_that_is_none(clean: Path) -> None:
+    for wrong in (clean / "nothing", clean.parent / "nothing", clean / "README.md"):
+        with pytest.raises(ValueError, match="nothing is no folder|README.md is no folder"):
+            examined(clean, held_out=wrong)

@@ -13,7 +13,7 @@ import safelight as sl
 from safelight.cli import cli, status
 from safelight.data import summary
 from safelight.data.card import card
-from safelight.reporting.overview import Found, Overview, findings, page
+from safelight.reporting.overview import Found, Histogram, Overview, findings, page
 from safelight.reporting.overview_sheet import sheet
 from safelight.values import Blob, Caption, Dataset, Row
 from tests.unit.test_report import EVIL, Reader
@@ -114,6 +114,17 @@ def test_the_card() -> None:
     assert yaml.safe_load(card(Dataset(ROWS[3:]), "x", "MIT").split("---\n")[1])["license"] == "mit"
 
 
+@pytest.mark.parametrize(("said", "known"), [
+    ("AGPL-3.0", "agpl-3.0"), ("GNU LGPL v3", "lgpl-3.0"), ("GPL-3.0-or-later", "gpl-3.0"), ("no permit to submit", "other"),
+    ("MIT License", "mit"), ("CC BY-NC-SA 4.0", "cc-by-nc-sa-4.0"), ("CC-BY-ND-4.0", "cc-by-nd-4.0"), ("cc by 2.0", "cc-by-2.0"),
+    ("https://creativecommons.org/licenses/by/4.0/", "cc-by-4.0"), ("https://creativecommons.org/publicdomain/zero/1.0/", "cc0-1.0"),
+    ("CC0", "cc0-1.0"), ("Unsplash License (https://unsplash.com/license)", "unsplash"), ("BSD-3-Clause", "bsd-3-clause"),
+    ("Apache-2.0", "apache-2.0"), ("all rights reserved", "other"), ("Pexels License (https://www.pexels.com/license/)", "other"),
+])
+def test_licences_by_the_hubs_names(said: str, known: str) -> None:
+    assert yaml.safe_load(card(Dataset((row("a", (9, 9), licence=said),)), "x").split("---\n")[1])["license"] == known
+
+
 def run(*words: object) -> int:
     return status(lambda: cli([str(w) for w in words], standalone_mode=False))
 
@@ -131,6 +142,29 @@ def test_check_says_what_and_how_it_ended(folder: Path, broken: Path, tmp_path: 
     assert run("dataset", "check", folder, "--room", 2) == 1
     assert run("dataset", "check", folder, "--ignore", "corupt") == 2 and "did you mean 'corrupt'?" in capsys.readouterr().err
     assert run("dataset", "check", folder / "nowhere") == 1
+
+
+def test_a_long_list_is_cut_and_says_where_the_rest_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(25):
+        Pil.new("RGB", (9, 9), (i * 10, 0, 0)).save(tmp_path / f"{i}.png")
+    assert run("dataset", "check", tmp_path, "--near-duplicates", -1, "--ignore", "no-caption") == 1
+    out = capsys.readouterr().out
+    assert "(25, tiny)" in out and "and 5 more" in out and "--json" in out and out.count(".png") == 20
+
+
+def test_labels_and_captions_have_room() -> None:
+    bars = tuple((f"{i * 20 + 1}–{i * 20 + 20}", 1) for i in range(11))
+    shown = Overview("x", Dataset((row("a", (9, 9), ("file", "fox " * 200)),)), (Histogram("Length", bars),))
+    said = Reader(page(shown)).said
+    assert sum("–" in text for text in said) == 6 and "fox " * 100 not in " ".join(said)
+
+
+def test_buckets_of_any_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Pil.new("RGB", (90, 300)).save(folder / "tall.png")
+    assert run("dataset", "buckets", folder, "--size", 128) == 0
+    (folder / "tall.png").unlink()
+    assert "   64 x 192" in capsys.readouterr().out, "no need to say --least where the usual one leaves one bucket"
+    assert run("dataset", "buckets", folder, "--size", 32) == 1
 
 
 def test_buckets_as_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

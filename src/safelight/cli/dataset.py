@@ -16,6 +16,7 @@ from safelight.values import Dataset, Value
 if TYPE_CHECKING:
     from safelight.data.doctor import Examined, Limits
 
+SHOWN = 20  # findings of a kind on the terminal
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
 
@@ -36,7 +37,9 @@ def dataset_group() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with thumbnails too.")
 def check_command(folder: Path, *, as_json: bool, html: Path | None, held_out: Path | None, ignore: tuple[str, ...], **asked: Any) -> int:
-    """Find what spoils a training: missing, empty, long, misencoded captions, files that are not read, corrupt, tiny, rotated or odd
+    """Find what spoils a training.
+
+    Missing, empty, long, misencoded captions, files that are not read, corrupt, tiny, rotated or odd
     pictures, copies, and copies across train and held-out. Exit status 1 when something is found.
     """
     from safelight.data.doctor import KINDS, Examined, examine
@@ -74,9 +77,9 @@ def _lines(found: Examined) -> Iterable[str]:
     for kind, some in by_kind(found.findings):
         heading, advice = KINDS[kind]
         yield f"{heading} ({len(some)}, {kind}): {advice}"
-        wide = min(48, max(len(f.file) for f in some))
-        yield from (f"  {f.file:<{wide}}  {f.text}" for f in some)
-        yield ""
+        wide = min(48, max(len(f.file) for f in some[:SHOWN]))
+        yield from (f"  {f.file:<{wide}}  {f.text}" for f in some[:SHOWN])
+        yield f"  and {len(some) - SHOWN} more; --json lists all\n" if len(some) > SHOWN else ""
     total = len(found.findings)
     said = f"{total} finding{'s' if total != 1 else ''}" if total else "nothing found"
     yield f"{len(found.rows)} pictures in {found.files} files: {said}"
@@ -99,7 +102,10 @@ def _page(folder: Path, found: Examined, looked: dict[str, str]) -> str:
 @click.option("--model", "name", metavar="NAME", help="Count captions in this model's tokens instead of words.")
 @click.option("--size", default=512, show_default=True, metavar="N", help="For the aspect buckets: side of a square of the trained area.")
 def show_command(folder: Path, *, out: Path, title: str, name: str | None, size: int) -> None:
-    """Make a contact sheet with histograms of size, shape and caption length, tags, buckets, sources and licences."""
+    """Make a contact sheet with histograms.
+
+    Size, shape and caption length, tags, aspect buckets, sources and licences, and every picture with its caption.
+    """
     media = {".html": "html", ".htm": "html", ".png": "png"}.get(out.suffix.lower())
     if media is None:
         raise click.UsageError(f"--out {out}: expected a name that ends in .html or .png")
@@ -111,12 +117,15 @@ def show_command(folder: Path, *, out: Path, title: str, name: str | None, size:
 @dataset_group.command("buckets")
 @FOLDER
 @click.option("--size", default=512, show_default=True, metavar="N", help="A bucket has at most the area of a square of this side.")
-@click.option("--least", default=256, show_default=True, metavar="N", help="Shortest side of a bucket.")
-@click.option("--most", default=1024, show_default=True, metavar="N", help="Longest side of a bucket.")
+@click.option("--least", default=0, metavar="N", help="Shortest side of a bucket. Default: 256, or half of --size where that is less.")
+@click.option("--most", default=0, metavar="N", help="Longest side of a bucket. Default: 1024, or twice --size where that is more.")
 @click.option("--step", default=64, show_default=True, metavar="N", help="Sides are multiples of this.")
 @click.option("--upscale/--no-upscale", default=True, show_default=True, help="Enlarge pictures that are smaller than their bucket.")
 def buckets_command(folder: Path, *, size: int, least: int, most: int, step: int, upscale: bool) -> None:
-    """Say which aspect buckets the pictures would go into, and how much of them would be cut off. The table is sd-scripts'."""
+    """Say which aspect buckets would be used.
+
+    How many pictures go into each, how much of them is cut off, and how many are enlarged. The table is sd-scripts'.
+    """
     from safelight.data.buckets import preview, table
 
     data = _made(folder, {}, "data")
@@ -133,7 +142,10 @@ def buckets_command(folder: Path, *, size: int, least: int, most: int, step: int
 @click.option("--licence", default="", metavar="NAME", help="Of pictures that state none.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def card_command(folder: Path, *, out: Path | None, title: str, licence: str, force: bool) -> None:
-    """Write a dataset card: counts, licences, sources and how the pictures were captioned, with the header of the Hugging Face hub."""
+    """Write a dataset card, README.md.
+
+    Counts, licences, sources and how the pictures were captioned, with the header of the Hugging Face hub.
+    """
     from safelight.data.card import card
 
     data = _made(folder, {}, "data")

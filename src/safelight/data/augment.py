@@ -134,7 +134,7 @@ def augment(data: Dataset, ways: Ways, keep: Keep) -> Generator[Event, None, Dat
             else:
                 skipped += 1
     if skipped:
-        why = "flip is no" if ways.flip == "no" else "their captions speak of sides, writing or the like"
+        why = "nothing that may change was asked for" if ways.flip == "no" else "their captions speak of sides, writing or the like"
         yield Note(text=f"augment: {skipped} of {len(data)} pictures have no copy: {why}", level="warning")
     return dataclasses.replace(data, rows=tuple(rows))
 
@@ -179,7 +179,7 @@ def fill(data: Dataset, colours: tuple[str, ...], keep: Keep, *, say: bool) -> G
     """Pictures with transparency are laid over one of the colours, by their content; a Note says how many. The files stay as they are."""
     wrong = next((c for c in colours if not _is_colour(c)), None)
     if wrong is not None or not colours:
-        raise ValueError(f"fill_background: colours: got {wrong!r}, expected names such as white or #rrggbb")
+        raise ValueError(f"fill_background: colours: got {wrong or 'none'!r}, expected names such as white or #rrggbb")
     rows, filled = [], 0
     taken = {row.name for row in data.rows}
     for row in data.rows:
@@ -200,10 +200,9 @@ def fill(data: Dataset, colours: tuple[str, ...], keep: Keep, *, say: bool) -> G
 
 def _is_colour(name: str) -> bool:
     try:
-        ImageColor.getrgb(name)
+        return max(ImageColor.getrgb(name)) < 256
     except ValueError:
         return False
-    return True
 
 
 def _told(row: Row, colour: str) -> tuple[Caption, ...]:

@@ -10,11 +10,13 @@ from safelight.values import Row
 Size = tuple[int, int]
 
 
-def table(size: int, *, least: int = 256, most: int = 1024, step: int = 64) -> tuple[Size, ...]:
+def table(size: int, *, least: int = 0, most: int = 0, step: int = 64) -> tuple[Size, ...]:
     """(width, height) of every bucket, by width: sides are multiples of `step` from `least` to `most`, areas `size`² or just below.
 
+    Nothing said, they are sd-scripts' 256 and 1024, or half the size and twice it where these lie closer or further.
     ValueError when nothing fits between least and most.
     """
+    least, most = least or max(step, min(256, size // 2)), most or max(1024, 2 * size)
     if step < 1 or size < step or not 0 < least <= most:
         raise ValueError(f"buckets: size {size}, least {least}, most {most}, step {step}; expected step <= size and least <= most")
     edge = size // step * step

@@ -6,6 +6,7 @@ What an op changed of a layer is a new one, `file+reword`, that counts as the sa
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from safelight.values import Caption, Dataset, Row
 
 def with_trigger(text: str, trigger: str, place: str) -> str:
     """`a fox` and `in ink style` -> `a fox, in ink style` (place `end`) or `in ink style, a fox` (`start`); once, however often applied."""
-    if not trigger or trigger in text:
+    if not trigger or re.search(rf"(?<![A-Za-z0-9_]){re.escape(trigger)}(?![A-Za-z0-9_])", text):  # Chinese has no blanks between words
         return text
     return ", ".join(part for part in ((text, trigger) if place == "end" else (trigger, text)) if part)
 

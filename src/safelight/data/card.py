@@ -12,12 +12,10 @@ from safelight.data import summary
 from safelight.data.captions import kind_of
 from safelight.values import Dataset, Row
 
-IDS = {
-    "cc0-1.0": r"cc0|public domain", "cc-by-sa-4.0": r"cc[- ]by[- ]sa[- ]4", "cc-by-sa-3.0": r"cc[- ]by[- ]sa[- ]3",
-    "cc-by-nc-4.0": r"cc[- ]by[- ]nc[- ]4", "cc-by-4.0": r"cc[- ]by[- ]4", "cc-by-3.0": r"cc[- ]by[- ]3", "mit": r"mit\b",
-    "apache-2.0": r"apache", "gpl-3.0": r"gpl-?3", "gpl-2.0": r"gpl-?2", "unsplash": r"unsplash",
-}
-"""The hub's name of a licence, and how people write it."""
+CC = re.compile(r"(?:cc[- ]|licenses/)(by(?:-(?:nc|nd|sa))*)[- /](\d\.\d)", re.IGNORECASE)
+GNU = re.compile(r"\b([al]?gpl)[- ]?v?(\d)(\.\d)?", re.IGNORECASE)
+IDS = {"cc0-1.0": r"\bcc0|public ?domain", "mit": r"\bmit\b", "apache-2.0": r"\bapache", "bsd-3-clause": r"\bbsd[- ]3", "unsplash": r"\bunsplash"}
+"""The hub's name of a licence, and how people write it; Creative Commons' and GNU's licences are named by their parts."""
 CATEGORIES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 MOST = 20
@@ -54,6 +52,10 @@ def _id(name: str) -> str:
     """The hub's identifier; `other` for a licence it has no name for, empty when none was stated."""
     if name == summary.UNKNOWN:
         return ""
+    if cc := CC.search(name):
+        return f"cc-{cc[1]}-{cc[2]}".lower()
+    if gnu := GNU.search(name):
+        return f"{gnu[1]}-{gnu[2]}{gnu[3] or '.0'}".lower()
     return next((known for known, written in IDS.items() if re.search(written, name, re.IGNORECASE)), "other")
 
 

@@ -139,8 +139,9 @@ def examine(root: Path, limits: Limits, held_out: Path | None = None) -> Generat
 
 def _hold_out(ward: Ward, folder: Path) -> None:
     """Pictures of a folder are not to be trained on; one that lies elsewhere is read, and its pictures are named after it."""
-    inside = folder.absolute().is_relative_to(ward.root.absolute())
-    if not inside:
+    if not folder.is_dir():
+        raise ValueError(f"dataset check: {folder} is no folder; give a folder of held-out pictures")
+    if not folder.absolute().is_relative_to(ward.root.absolute()):
         other = Ward(folder, ward.limits)
         _read(other)
         ward.rows += [dataclasses.replace(row, name=f"{folder.name}/{row.name}") for row in other.rows]
@@ -173,7 +174,11 @@ def _read(ward: Ward) -> None:
 
 def _text(ward: Ward, path: Path) -> str:
     """A text file's content; what is wrong with its encoding becomes a finding, and then it is empty or without its mark."""
-    raw, name = path.read_bytes(), ward.name(path)
+    name = ward.name(path)
+    if not path.is_file():
+        ward.say("corrupt", name, "it is no file but a pipe or device, or a link that leads nowhere")
+        return ""
+    raw = path.read_bytes()
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:200]:
         ward.say("encoding", name, "it is UTF-16, so other programs read it as garbage or stop")
         return ""
@@ -213,7 +218,7 @@ def _captions(ward: Ward) -> None:
             continue
         before, text = len(ward.found), _text(ward, path)
         told |= {r.name for r in rows}
-        if not rows:
+        if not rows and path.is_file():
             ward.say("orphan", ward.name(path), "no picture has this name")
         elif len(rows) > 1:
             ward.say("shared-caption", ward.name(path), "it is read for " + " and ".join(r.name for r in rows), *rows)
@@ -227,9 +232,9 @@ def _captions(ward: Ward) -> None:
 
 
 def _lengths(ward: Ward) -> None:
-    for row in ward.sound if ward.limits.count else ():
-        n = ward.limits.count(row.caption) if ward.limits.count else 0
-        if n > ward.limits.room:
+    count = ward.limits.count
+    for row in ward.sound if count else ():
+        if count and (n := count(row.caption)) > ward.limits.room:
             ward.say("long-caption", row.name, f"{n} tokens, of which {ward.limits.room} are read at once", row)
 
 
@@ -255,6 +260,8 @@ def _extensions(ward: Ward) -> None:
 
 
 def _looks_like_picture(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with open(path, "rb") as f:
         return sniff(f.read(MAGIC)) in SUFFIXES
 

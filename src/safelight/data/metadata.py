@@ -4,9 +4,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 TABLES = ("metadata.csv", "metadata.jsonl")
@@ -45,6 +47,8 @@ def plain(text: str) -> str:
 
 def read_text(path: Path) -> str:
     """UTF-8 with or without byte-order mark. ValueError names the file and the first byte that is not UTF-8."""
+    if not S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is not a file but a folder, pipe or device")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,7 +83,7 @@ def _csv_records(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | 
 
 
 def _json_records(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

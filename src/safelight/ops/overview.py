@@ -54,7 +54,7 @@ def _story(data: Dataset, model: Model | None, title: str, size: int) -> Overvie
     measure = None if model is None else ruler(model)
     unit = "words" if measure is None else "tokens"
     note = "" if measure is None else f"{measure.room} are read at once"
-    filled = preview(rows, table(size, least=min(256, size), most=max(1024, 2 * size)))
+    filled = preview(rows, table(size))
     histograms = (
         Histogram("Shorter side, pixels", summary.sides(rows)), Histogram("Width to height", summary.shapes(rows)),
         Histogram(f"Caption length, {unit}", summary.lengths(rows, measure.count if measure else lambda t: len(t.split())), note),

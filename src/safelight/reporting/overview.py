@@ -11,6 +11,8 @@ from safelight.reporting.story import Story
 from safelight.values import Dataset, Row
 
 CHIPS = 60
+LONGEST = 240  # characters of a caption below its picture
+LETTERS = 44  # that have room below a histogram
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def page(story: Overview) -> str:
 
 def _caption(row: Row) -> Markup:
     by = el("small", f" {row.captions[-1].by}") if row.caption else ""
-    return join([row.caption or "no caption", by])
+    return join([row.caption if len(row.caption) <= LONGEST else el("span", f"{row.caption[:LONGEST]} …", title=row.caption)
+                 if row.caption else "no caption", by])
 
 
 def _facts(story: Overview) -> list[tuple[str, str]]:
@@ -89,7 +92,7 @@ def _facts(story: Overview) -> list[tuple[str, str]]:
 
 def _columns(shown: Histogram) -> Markup:
     top = max(n for _, n in shown.bars)
-    every = -(-len(shown.bars) // 12)  # so that labels have room
+    every = -(-len(shown.bars) * max(len(label) for label, _ in shown.bars) // LETTERS)
     bars = [el("li", el("b", f"{n:,}" if n else ""), el("i", style=f"height:{max(1, 72 * n / top) if n else 0:.1f}%"),
                el("span", label if i % every == 0 else " ")) for i, (label, n) in enumerate(shown.bars)]
     return el("figure", el("figcaption", el("strong", shown.title)), el("ol", bars), el("p", shown.note, cls="small") if shown.note else "",
