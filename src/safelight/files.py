@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import filecmp
 import io
 import json
@@ -294,5 +295,5 @@ def reproduce(path: str | Path, *, cached: bool = False) -> Reproduced:
 
     file = Path(path).expanduser()
     said = Computing.read(why(file).data["versions"].get("computing", ""))
-    with computing(said.device, said.dtype):
+    with computing(**dataclasses.asdict(said)):
         return watch(reproduction(file, current(), cached=cached))

@@ -34,6 +34,9 @@ for _library in (diffusers_logging, transformers_logging):
 KEEP_WARM = 3
 """How many models that nobody holds stay loaded."""
 
+DENOISERS = ("unet", "transformer")
+"""The networks that `compile` is for: those that run at every step."""
+
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 
 
@@ -80,7 +83,7 @@ def lease(
 ) -> Iterator[Family]:
     """The model, loaded and patched, for as long as the `with` lasts; afterwards its module trees are what they were.
 
-    Device and dtype: as given here, else as `computing` says, else chosen.
+    Device and dtype: as given here, else as `computing` says, else chosen. The denoiser is compiled when that says so.
     `train` asks for the networks in the form whose backward pass is fast, alone. `holder` is who to name when another lease conflicts.
     RuntimeError when the base is lent with other patches or for training; ValueError when its files changed since `model` was made.
     """
@@ -110,7 +113,8 @@ def warm() -> list[str]:
 
 
 def _take(base: _Base, model: Model, train: bool, holder: str) -> _Loan:
-    wanted = digest("patches", *[p.key for p in model.patches])
+    backend = "" if train else chosen().compile
+    wanted = digest("patches", backend, *[p.key for p in model.patches])
     with _lock:
         loan = _loans.get(base)
         if loan and loan.holders:
@@ -119,7 +123,7 @@ def _take(base: _Base, model: Model, train: bool, holder: str) -> _Loan:
             held = _networks(other for other in _loans.values() if other.holders)
             if loan is None or _networks([loan]) & held:
                 loan = _Loan(_load(base, model, held))
-            loan.changes, loan.patched, loan.train = _changed(loan.family, model, train), wanted, train
+            loan.changes, loan.patched, loan.train = _changed(loan.family, model, train, backend), wanted, train
             _loans[base] = loan
         loan.holders.append(holder)
         _loans.move_to_end(base)
@@ -164,7 +168,7 @@ def _load(base: _Base, model: Model, held: set[int]) -> Family:
     return memory.sparing(made, ways, free=None, what=model.source)
 
 
-def _changed(family: Family, model: Model, train: bool) -> ExitStack:
+def _changed(family: Family, model: Model, train: bool, backend: str) -> ExitStack:
     patches.told(family)  # what an earlier lease left unread
     with ExitStack() as stack:
         stack.enter_context(preserved(family.trainable()))
@@ -172,6 +176,9 @@ def _changed(family: Family, model: Model, train: bool) -> ExitStack:
             family.for_training()
         for p in model.patches:
             stack.enter_context(patches.find(p.kind)(family, p))
+        for name, network in family.trainable().items():
+            if backend and name in DENOISERS:
+                network.compile(backend=backend)
         return stack.pop_all()
 
 

@@ -9,16 +9,10 @@ from pathlib import Path
 
 import click
 
+from safelight.cli.compute import compute
 from safelight.cli.show import OUT, deliver, follow, tell_files
-from safelight.computing import DTYPES, computing
 from safelight.op import find, load_ops
 from safelight.store import Store, current
-
-
-def _compute(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
-    """Device and dtype hold while the command runs."""
-    if value:
-        ctx.with_resource(computing(**{str(option.name): value}))
 
 
 @click.command("run")
@@ -28,8 +22,7 @@ def _compute(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 @click.option("--out", "-o", default=str(OUT), show_default=True, metavar="DIR", help="Save the results here.")
 @click.option("--models", metavar="DIR", help="Folder of checkpoints/, loras/, ..., or an extra_model_paths.yaml.")
 @click.option("--input", "pictures", default="input", show_default=True, metavar="DIR", help="Where a ComfyUI prompt's LoadImage looks.")
-@click.option("--device", metavar="NAME", expose_value=False, callback=_compute, help="cpu, cuda, mps; default: the best there is.")
-@click.option("--dtype", type=click.Choice(DTYPES), expose_value=False, callback=_compute, help="Default: what is fast on the device.")
+@compute
 @click.option("--events", type=click.Choice(["jsonl"]), help="Print every event as a line of JSON.")
 @click.option("--check", "only_check", is_flag=True, help="Only say what is wrong with the graph.")
 def run_command(

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from safelight.cli.compute import compute
 from safelight.cli.show import follow
 from safelight.op import load_ops
 from safelight.store import current
@@ -70,6 +71,7 @@ def own_prompts(data: Dataset, out: Path, count: int = 8) -> Path:
 @click.option("--steps", default=400, show_default=True, help="Training steps.")
 @click.option("--title", default="", help="Heading of the report. Default: the folder's name.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("out"), show_default=True, metavar="DIR")
+@compute
 @click.option("--events", type=click.Choice(["jsonl"]), help="Print every event as a line of JSON.")
 def develop_command(pictures: Path, out: Path, events: str | None, prompts: Path | None, **asked: Any) -> int:
     """The whole way: curate a folder of pictures, caption it, train a LoRA, draw with it, score, report.

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from safelight import engine
+from safelight.cli import compute
 from safelight.cli.show import deliver, follow
 from safelight.literals import parse, plain
 from safelight.op import Op
@@ -32,6 +33,8 @@ def op_command(op: Op[..., Any]) -> click.Command:
     params += [_setting_option(s) for s in spec.settings]
     if _takes_lora(op):
         params.append(click.Option(["--lora"], multiple=True, metavar="FILE[:STRENGTH]", help="Put a LoRA on the model; may be repeated."))
+    if any(Model in p.types for p in spec.ports):
+        params += compute.options()
     params += [
         click.Option(["--out", "-o", "out_"], metavar="PATH", help="Save the result here: a file, or a folder."),
         click.Option(["--events", "events_"], type=click.Choice(["jsonl"]), help="Print every event as a line of JSON."),

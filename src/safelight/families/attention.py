@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from safelight.computing import chosen
+
 CACHED = 1 << 20
 """Scores a core computes at once: two megabytes of them, what it has of the cache."""
 
@@ -79,7 +81,7 @@ def _plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 @contextmanager
 def fast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Networks that are run inside attend in the faster way, where there is one and no gradient is wanted."""
-    if not wanted(device, dtype) or torch.is_grad_enabled():
+    if not wanted(device, dtype) or torch.is_grad_enabled() or chosen().compile:  # a compiler has its own way
         yield
         return
     with _Attend():
