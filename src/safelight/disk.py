@@ -1,16 +1,14 @@
 """Files that are there whole or not at all."""
 from __future__ import annotations
 
-import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
 def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
     """Let `write` fill a file in the folder `tmp`, flush it to the disk, rename it to `path` (same file system)."""
-    beside = tmp / uuid.uuid4().hex
+    beside = tmp / os.urandom(16).hex()
     try:
         write(beside)
         if flush:
@@ -23,6 +21,8 @@ def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool
 
 def copy(content: str | Path | bytes, to: Path) -> str:
     """Write a file's content or the bytes to `to`, flushed; the sha256 as 64 hex digits."""
+    import hashlib
+
     h = hashlib.sha256()
     with open(to, "wb") as out:
         for chunk in _chunks(content):

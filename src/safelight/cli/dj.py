@@ -23,11 +23,14 @@ def command(ctx: click.Context, config: str, *, allow_code: bool, measure_again:
     Beside result.jsonl lie result_stats.jsonl and result_dropped.jsonl, which says for every dropped row by which operator and why.
     A row whose file is missing or broken is dropped alone.
     """
+    import gc
+
     from safelight.data.juicer import read_recipe
 
     if address and engine != "ray":
         raise click.UsageError("--address is for --engine ray")
     recipe = read_recipe(config, overrides=_overrides(ctx.args), allow_code=allow_code)
+    gc.freeze()  # what was imported stays to the end; no collection needs to look through it, the one at the end least of all
     try:
         outcome = _on_ray(recipe, address) if engine == "ray" else _here(recipe, measure_again)
     except ImportError as error:
@@ -37,9 +40,12 @@ def command(ctx: click.Context, config: str, *, allow_code: bool, measure_again:
 
 def _here(recipe: Recipe, measure_again: bool) -> Outcome:
     from safelight.data.juicer import run_recipe
+
+    if measure_again:
+        return run_recipe(recipe)
     from safelight.index import home
 
-    return run_recipe(recipe, known=None if measure_again else home() / "measures.sqlite")
+    return run_recipe(recipe, known=home() / "measures.sqlite")
 
 
 def _on_ray(recipe: Recipe, address: str | None) -> Outcome:

@@ -14,7 +14,11 @@ from safelight.limits import MAX_PIXELS, Unreadable
 
 MAGIC = 32  # bytes that are enough to tell the format
 HEAD = 65536
-SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+SOF = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+PAIR = struct.Struct(">HH").unpack_from
+TIFF = {mark: (struct.Struct(f"{order}I").unpack_from, struct.Struct(f"{order}H").unpack_from, struct.Struct(f"{order}HHIH").unpack_from)
+        for mark, order in ((b"II", "<"), (b"MM", ">"))}
+"""How a number, a short one, and a directory's entry with a short value are read, by the mark of the byte order."""
 NAMES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp"}
 OTHERS = (b"II*\0", b"MM\0*", b"II+\0", b"\0\0\0\x0cjP", b"8BPS", b"qoif", b"\0\0\1\0", b"DDS ", b"P6", b"P5", b"\xff\x0a")
 
@@ -132,20 +136,21 @@ def jpeg_header(data: bytes) -> tuple[int, int, int] | None:
     at, orientation = 2, 1
     try:
         while True:
-            while data[at + 1] == 0xFF:  # fill bytes
-                at += 1
-            marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
-            if data[at] != 0xFF or marker == 0xDA or length < 2:
-                raise Unreadable("truncated jpeg header")
+            marker, length = PAIR(data, at)
             if marker in SOF:
-                return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6], orientation
-            if marker == 0xE1 and orientation == 1 and data[at + 4:at + 10] == b"Exif\0\0":
-                payload = data[at + 10:at + 2 + length]
-                if len(payload) < length - 8:
-                    return None
-                orientation = orientation_of(payload)
+                height, width = PAIR(data, at + 5)
+                return width, height, orientation
+            if marker == 0xFFFF:  # a fill byte
+                at += 1
+                continue
+            if marker < 0xFF00 or marker == 0xFFDA or length < 2:
+                raise Unreadable("truncated jpeg header")
+            exif = marker == 0xFFE1 and orientation == 1 and data[at + 4:at + 10] == b"Exif\0\0"
+            if exif and at + 2 + length > len(data):
+                return None
+            orientation = orientation_of(data[at + 10:at + 2 + length]) if exif else orientation
             at += 2 + length
-    except IndexError:
+    except struct.error:
         return None
 
 
@@ -231,18 +236,18 @@ def _other(f: BinaryIO) -> Header:
 
 def orientation_of(tiff: bytes) -> int:
     """The orientation tag (0x0112) of the first directory of an EXIF block that begins with its TIFF header; 1 when absent or damaged."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    order = TIFF.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return 1
-    at: int = struct.unpack_from(order + "I", tiff, 4)[0]
+    number, short, read = order
+    at: int = number(tiff, 4)[0]
     if at + 2 > len(tiff):
         return 1
-    count: int = struct.unpack_from(order + "H", tiff, at)[0]
-    for entry in range(at + 2, min(at + 2 + 12 * count, len(tiff) - 11), 12):
-        tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+    for entry in range(at + 2, min(at + 2 + 12 * short(tiff, at)[0], len(tiff) - 11), 12):
+        tag, kind, _, value = read(tiff, entry)
         if tag == 0x0112:
-            value: int = struct.unpack_from(order + ("H" if kind == 3 else "I"), tiff, entry + 8)[0]
-            return value if 1 <= value <= 8 else 1
+            found: int = value if kind == 3 else number(tiff, entry + 8)[0]
+            return found if 1 <= found <= 8 else 1
     return 1
 
 

@@ -6,8 +6,9 @@ cannot be used, pictures are measured.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 FRESH = 2 * 10**9
 """Nanoseconds in which a file may change again without its time of change showing it; measures of younger files are not kept."""
 AT_ONCE = 500  # paths in one query
-TABLE = ("CREATE TABLE IF NOT EXISTS measures (path TEXT, question TEXT, stamp TEXT, answer TEXT, PRIMARY KEY (path, question)) "
-         "WITHOUT ROWID")
+TABLE = ("CREATE TABLE IF NOT EXISTS answers (path TEXT, question TEXT, bytes INTEGER, changed INTEGER, answer, "
+         "PRIMARY KEY (path, question)) WITHOUT ROWID")
+Told = tuple[int, int, Any]
+"""A file's length, when it changed (nanoseconds), and what was measured then: a whole number as it is, all else as JSON."""
 
 
 _told = json.JSONEncoder().encode
 
 
-@lru_cache(maxsize=2**14)  # many pictures have one size
+@lru_cache(maxsize=2**14)
 def _parsed(told: str) -> Any:
     return json.loads(told)
 
@@ -38,36 +41,45 @@ class Known:
 
     def __init__(self, file: Path | None, paths: Iterable[str] = ()) -> None:
         self.file = file
-        self._old: dict[tuple[str, str], tuple[str, str]] = {}
-        self._new: list[tuple[str, str, str, str]] = []
+        self._old: dict[str, dict[str, Told]] = {}
+        self._new: list[tuple[str, str, int, int, Any]] = []
         self._latest = time.time_ns() - FRESH
         if file is not None and file.is_file():
-            self._read(sorted(set(paths)))
+            self._read(list(paths))
+
+    def about(self, question: str) -> Mapping[str, Told]:
+        """What is known by path; it holds while the file has that length and time of change."""
+        return self._old.get(question, {})
 
     def answer(self, picture: Picture, question: str, measure: Callable[[Picture], Any]) -> Any:
         """JSON data: what is known of the picture as it is now, or what `measure` says, which is then kept."""
         if self.file is None:
             return measure(picture)
-        kept = self._old.get((picture.path, question))
-        if kept is not None and kept[0] == picture.stamp:
-            return _parsed(kept[1])
+        size, changed, told = self.about(question).get(picture.path, (-1, 0, None))
+        if size == picture.stat.st_size and changed == picture.stat.st_mtime_ns:
+            return _parsed(told) if told.__class__ is str else told
         found = measure(picture)
-        if picture.stat.st_mtime_ns < self._latest:
-            self._new.append((picture.path, question, picture.stamp, _told(found)))
+        self.note(picture.path, question, picture.stat, found)
         return found
+
+    def note(self, path: str, question: str, stat: os.stat_result, found: Any) -> None:
+        """Keep what was measured of the file when it was as `stat` says."""
+        self._new.append((path, question, stat.st_size, stat.st_mtime_ns, found if found.__class__ is int else _told(found)))
 
     def keep(self) -> None:
         """Write what is new."""
-        if self._new:
-            self._ask(lambda database: database.executemany("INSERT OR REPLACE INTO measures VALUES (?, ?, ?, ?)", self._new))
+        new = [answer for answer in self._new if answer[3] < self._latest]
+        if new:
+            self._ask(lambda database: database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", new))
         self._new = []
 
     def _read(self, paths: list[str]) -> None:
         def read(database: sqlite3.Connection) -> None:
             for i in range(0, len(paths), AT_ONCE):
                 some = paths[i:i + AT_ONCE]
-                query = f"SELECT * FROM measures WHERE path IN ({', '.join('?' * len(some))})"
-                self._old.update([((p, q), (stamp, told)) for p, q, stamp, told in database.execute(query, some)])
+                query = f"SELECT * FROM answers WHERE path IN ({', '.join('?' * len(some))})"
+                for path, question, size, changed, told in database.execute(query, some):
+                    self._old.setdefault(question, {})[path] = size, changed, told
 
         self._ask(read)
 

@@ -2,29 +2,38 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterable
 from functools import cached_property
+from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from safelight.data.headers import jpeg_header, read_header
-from safelight.data.juicer.known import Known
+from safelight.data.juicer.known import Known, Told
 from safelight.limits import MAX_PIXELS, Unreadable
 
 if TYPE_CHECKING:
     from PIL import Image as Pil
 
+READ = os.O_RDONLY if sys.platform == "win32" else os.O_RDONLY | os.O_NONBLOCK  # a pipe does not hold everything up
 HEAD = 4096
 """Bytes that hold the header of nearly every JPEG; when they do not, the file is read further."""
 LARGEST = 2 * MAX_PIXELS
 """Where Pillow, and so Data-Juicer, refuses a picture."""
 
 
-class Picture:
-    """`least`: the pixels that the shorter side must keep when the picture is decoded; 0: all there are."""
+SIZE = "size 2"
+"""Under which name width << 32 | height is kept."""
+Size = tuple[int, int]
 
-    def __init__(self, path: str, known: Known, least: int = 0) -> None:
+
+class Picture:
+    """`least`: the pixels that the shorter side must keep when the picture is decoded; 0: all there are. `size`: when it is known."""
+
+    def __init__(self, path: str, known: Known, least: int = 0, size: Size | None = None) -> None:
         self.path, self.known, self.least = path, known, least
         self._stat: os.stat_result | None = None
-        self._size: tuple[int, int] | None = None
+        self._size = size
 
     @property
     def stat(self) -> os.stat_result:
@@ -34,23 +43,13 @@ class Picture:
             found = self._stat = os.stat(self.path)
         return found
 
-    def seen(self, stat: os.stat_result) -> None:
-        """What is known of the file from having it open; cheaper than asking for it by its name."""
-        self._stat = self._stat or stat
-
     @property
-    def stamp(self) -> str:
-        """Changes when the file does."""
-        stat = self.stat
-        return f"{stat.st_size} {stat.st_mtime_ns}"
-
-    @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(width, height) as the picture is to be seen, from its header. OSError or Unreadable."""
         found = self._size
         if found is None:
-            width, height = self.known.answer(self, "size 1", _size)
-            found = self._size = width, height
+            packed = self.known.answer(self, SIZE, lambda p: _pack(measured(p.path)[0]))
+            found = self._size = packed >> 32, packed & 0xFFFFFFFF
         return found
 
     @cached_property
@@ -62,6 +61,8 @@ class Picture:
 
         from safelight.pictures import BROKEN
 
+        if not S_ISREG(self.stat.st_mode):
+            raise Unreadable("not a file but a folder, pipe or device")
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
         try:
             with warnings.catch_warnings(), Image.open(self.path) as file:
@@ -77,17 +78,49 @@ class Picture:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _size(picture: Picture) -> tuple[int, int]:
-    handle = os.open(picture.path, os.O_RDONLY)
+def sizes(paths: Iterable[str], known: Known) -> dict[str, Size]:
+    """`Picture.size` of many pictures, in one loop. One that cannot be read is left out; asked alone it says why."""
+    found: dict[str, Size] = {}
+    old = known.about(SIZE)
+    for path in paths:
+        try:
+            packed = _still(path, old[path]) if path in old else 0
+            found[path] = (packed >> 32, packed & 0xFFFFFFFF) if packed else _noted(path, known)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _still(path: str, told: Told) -> int:
+    """What is known of a file, or 0 when it is not as it was."""
+    stat = os.stat(path)
+    return int(told[2]) if stat.st_mtime_ns == told[1] and stat.st_size == told[0] else 0
+
+
+def _noted(path: str, known: Known) -> Size:
+    size, stat = measured(path, known.file is not None)
+    if stat is not None:
+        known.note(path, SIZE, stat, _pack(size))
+    return size
+
+
+def _pack(size: Size) -> int:
+    return size[0] << 32 | size[1]
+
+
+def measured(path: str, keeps: bool = False) -> tuple[Size, os.stat_result | None]:
+    """(width, height) from the file's header, and its status if it is to be kept. OSError or Unreadable."""
+    handle = os.open(path, READ)
     try:
-        if picture.known.file is not None:
-            picture.seen(os.fstat(handle))
+        stat = os.fstat(handle) if keeps else None
         head = os.read(handle, HEAD)
     finally:
         os.close(handle)
+    if not head:
+        raise Unreadable("the file is empty" if S_ISREG(os.stat(path).st_mode) else "not a file but a pipe or device")
     found = jpeg_header(head) if head[:3] == b"\xff\xd8\xff" else None
     if found is not None and 0 < found[0] * found[1] <= LARGEST:
         width, height, orientation = found
-        return (height, width) if orientation >= 5 else (width, height)
-    with open(picture.path, "rb") as f:
-        return read_header(f, limit=LARGEST).size
+        return ((height, width) if orientation >= 5 else (width, height)), stat
+    with open(path, "rb") as f:
+        return read_header(f, limit=LARGEST).size, stat

@@ -180,6 +180,8 @@ def images(sample: Sample, key: str) -> list[str]:
     paths = sample.row.get(key)
     if paths is None:
         return []
+    if paths.__class__ is list and len(paths) == 1 and paths[0].__class__ is str:  # nearly always
+        return paths
     if paths.__class__ is not list or any([p.__class__ is not str for p in paths]):  # noqa: C419
         raise ValueError(f"column {key!r} is no list of paths; write [\"a.jpg\"], also for one picture")
     return paths

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from json.scanner import make_scanner
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,10 @@ from safelight.data.juicer.recipe import Recipe
 from safelight.data.juicer.registry import SUFFIX, Sample
 
 _read = json.JSONDecoder().raw_decode
+_scan = make_scanner(json.JSONDecoder())
+DEEPEST = 100
+"""Levels of lists and objects in a row. Python's own limit is a few times that."""
+NUMBERS = (int, float)
 Shape = Any
 """What a value looks like: a type, ("list", shape) or {column: shape}; None: nothing but null was seen."""
 
@@ -55,16 +60,25 @@ def parse(numbered: Sequence[tuple[int, bytes]], where: Source, alike: Alike) ->
     samples, faults = [], []
     folder = str(where.path.parent).rstrip("/")
     for number, line in numbered:
-        row = _row(line)
-        if isinstance(row, str):
-            faults.append(Fault(number, row))
-            continue
+        row: Any = None
+        try:
+            text = str(line, "utf-8").strip()
+            row, end = _scan(text, 0)
+        except (ValueError, StopIteration, RecursionError):
+            end = -1
+        if row.__class__ is not dict or end != len(text) or b"\\ud" in line or b"\\uD" in line or (
+                len(line) > 2 * DEEPEST and line.count(b"[") + line.count(b"{") > DEEPEST):
+            row = _row(line)  # says what is wrong with it, if anything is
+            if isinstance(row, str):
+                faults.append(Fault(number, row))
+                continue
         row = alike(row)
-        missing = next((k for k in where.texts if row.get(k) is None), None)
-        if missing is not None:
-            faults.append(Fault(number, f"{missing} is missing"))
+        missing = [k for k in where.texts if row.get(k) is None]
+        if missing:
+            faults.append(Fault(number, f"{missing[0]} is missing"))
             continue
-        samples.append(Sample(number, _absolute(row, where, folder)))
+        _absolute(row, where, folder)
+        samples.append(Sample(number, row))
     return samples, faults
 
 
@@ -75,9 +89,25 @@ def _row(line: bytes) -> dict[str, Any] | str:
         row, end = _read(text)
         if end != len(text):
             raise ValueError(f"more after the {end} characters of the row")
+        if b"\\ud" in line or b"\\uD" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # half of a pair could be read and not written
+        if line.count(b"[") + line.count(b"{") > DEEPEST and _depth(row) > DEEPEST:
+            raise RecursionError
+    except RecursionError:
+        return f"nested in more than {DEEPEST} levels"
+    except UnicodeEncodeError:
+        return "not Unicode: half of a surrogate pair"
     except ValueError as error:  # no JSON, or not UTF-8
         return f"not JSON: {error}"
     return row if isinstance(row, dict) else "not a JSON object"
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie in each other; counted without recursion."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, list | dict)]:
+        depth, level = depth + 1, [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 def scan(paths: Sequence[Path]) -> Shape:
@@ -139,17 +169,16 @@ def _fits(own: Shape, shape: Shape) -> bool:
         return isinstance(shape, dict) and list(own) == list(shape) and all(_fits(v, shape[k]) for k, v in own.items())
     if isinstance(own, tuple):
         return shape is None or (isinstance(shape, tuple) and _fits(own[1], shape[1]))
-    return {own, shape} != {int, float}
+    return own == shape or own not in NUMBERS or shape not in NUMBERS
 
 
-def _absolute(row: dict[str, Any], where: Source, folder: str) -> dict[str, Any]:
+def _absolute(row: dict[str, Any], where: Source, folder: str) -> None:
     for key in where.paths:
         paths = row.get(key)
-        if paths and isinstance(paths, list):
+        if paths and paths.__class__ is list:
             row[key] = [p if p.__class__ is not str or p[:1] == "/" or "://" in p else f"{folder}/{p}" for p in paths]
     if where.suffix:
         row[SUFFIX] = where.path.suffix
-    return row
 
 
 def encoder() -> Callable[[Any], str]:
@@ -182,7 +211,7 @@ def merged(a: Shape, b: Shape) -> Shape:
         return {**a, **{k: merged(a.get(k), v) for k, v in b.items()}}
     if isinstance(a, tuple) and isinstance(b, tuple):
         return ("list", merged(a[1], b[1]))
-    return float if {a, b} == {int, float} else object
+    return float if a in NUMBERS and b in NUMBERS else object
 
 
 def conformed(value: Any, shape: Shape) -> Any:

@@ -6,7 +6,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from glob import escape
@@ -172,8 +172,6 @@ def appearing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
 
     What a killed run left behind is removed by the next one.
     """
-    import shutil
-
     from safelight import locks
     from safelight.disk import place
 
@@ -181,7 +179,7 @@ def appearing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f".{escape(stem)}.*/{LOCK}"):
         if not locks.held(left):
-            shutil.rmtree(left.parent, ignore_errors=True)
+            _removed(left.parent)
     work = folder / f".{stem}.{os.getpid()}"
     work.mkdir(exist_ok=True)
     with locks.locked(work / LOCK):
@@ -191,4 +189,11 @@ def appearing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
             for path in paths:
                 place(work, path, partial(os.replace, work / path.name))
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _removed(work)
+
+
+def _removed(folder: Path) -> None:
+    with suppress(OSError):  # what cannot go stays for the next run
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()

@@ -6,13 +6,13 @@ is dropped. A picture is decoded once, at the smallest scale that serves all ope
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safelight.data.juicer.known import Known
-from safelight.data.juicer.pictures import Picture
+from safelight.data.juicer.pictures import Picture, Size, sizes
 from safelight.data.juicer.recipe import Recipe, Step
 from safelight.data.juicer.registry import COST, Operator, Sample, images, settle, within
 
@@ -102,15 +102,17 @@ def _pass(
 ) -> list[Sample]:
     """Take every row through the steps; the rows that stay."""
     acts = [(s.name, _act(s, keys)) for s in steps]
-    looks = any(s.operator.needs != "text" for s in steps)
+    needs = {s.operator.needs for s in steps}
     key = steps[0].settings["image_key"]
     least = 0 if any(s.operator.least == 0 for s in steps) else max(s.operator.least for s in steps)
-    known = Known(None)
-    if file is not None and any(s.operator.needs in ("header", "pixels", "model") for s in steps):
-        known = Known(file, (p for s in samples for p in s.row.get(key) or () if type(p) is str))
+    known, paths = Known(None), [] if needs == {"text"} else _paths(samples, key)
+    if file is not None and needs & {"header", "pixels", "model"}:
+        known = Known(file, paths)
+    ahead = sizes(paths, known) if "header" in needs else {}
+    look = None if needs == {"text"} else (key, known, least, ahead)
     kept = []
     for sample in samples:
-        drop = _through(sample, acts, (key, known, least) if looks else None)
+        drop = _through(sample, acts, look)
         if drop is None:
             kept.append(sample)
         else:
@@ -119,11 +121,18 @@ def _pass(
     return kept
 
 
-def _through(sample: Sample, acts: list[tuple[str, Act]], look: tuple[str, Known, int] | None) -> Drop | None:
+def _paths(samples: Sequence[Sample], key: str) -> list[str]:
+    return list(dict.fromkeys([p for s in samples for p in s.row.get(key) or () if p.__class__ is str]))
+
+
+def _through(sample: Sample, acts: list[tuple[str, Act]], look: tuple[str, Known, int, Mapping[str, Size]] | None) -> Drop | None:
     """Take one row through steps; its pictures live no longer than this."""
     name = acts[0][0]
+    pictures: list[Picture] = []
     try:
-        pictures = [Picture(p, look[1], look[2]) for p in images(sample, look[0])] if look else []
+        if look:
+            key, known, least, ahead = look
+            pictures = [Picture(p, known, least, ahead.get(p)) for p in images(sample, key)]
         for name, act in acts:
             reason = act(sample, pictures)
             if reason:
@@ -189,33 +198,39 @@ def _text(operator: Operator, step: Step) -> Act:
 def _listed(operator: Operator, step: Step) -> Act:
     """A filter whose stats are lists: of pictures, or of parts of the text with their pictures."""
     s, names = step.settings, tuple(operator.stats)
-    checked = [(name, within(s.get(low), s.get(high), s)) for name, (low, high) in operator.stats.items()]
+    checked = [(name, within(s.get(low), s.get(high), s), i) for i, (name, (low, high)) in enumerate(operator.stats.items())]
     enough = any if s["any_or_all"] == "any" else all
-    measure = _measure(operator, step)
+    at_once, run, measure = operator.needs in ("stat", "header"), operator.run, _measure(operator, step)
 
     def act(sample: Sample, pictures: list[Picture]) -> str:
         stats = sample.stats
         if names[0] not in stats:
-            found = measure(sample, pictures)
+            found = [run(p, s) for p in pictures] if at_once else measure(sample, pictures)
+            if len(found) == 1:  # nearly always, and in one pass; `settle` leaves whole numbers as they are
+                good = True
+                for name, fits, i in checked:
+                    value = found[0][i]
+                    value = value if value.__class__ is int else settle(value)
+                    stats[name] = [value]
+                    good = fits(value) and good
+                return "" if good else _outside(stats, names)
             for i, name in enumerate(names):
-                stats[name] = [v[i] if v[i].__class__ is int else settle(v[i]) for v in found]
+                stats[name] = [settle(v[i]) for v in found]
         count = len(stats[names[0]])
-        if count == 1:
-            good = all([check(stats[name][0]) for name, check in checked])  # noqa: C419  (twice as fast as a generator, once a row)
-        else:
-            good = not count or enough(all(check(stats[name][i]) for name, check in checked) for i in range(count))
-        if good:
+        if not count or enough(all(check(stats[name][i]) for name, check, _ in checked) for i in range(count)):
             return ""
-        return ", ".join([f"{name} is {' '.join([f'{v:.6g}' for v in stats[name]])}" for name in names])
+        return _outside(stats, names)
 
     return act
+
+
+def _outside(stats: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join([f"{name} is {' '.join([f'{v:.6g}' for v in stats[name]])}" for name in names])
 
 
 def _measure(operator: Operator, step: Step) -> Callable[[Sample, list[Picture]], list[Any]]:
     s = step.settings
     if operator.kind == "pair":
         return lambda sample, pictures: [(v,) for v in operator.run(sample.row[s["text_key"]], pictures, s)] if pictures else []
-    if operator.needs in ("stat", "header"):
-        return lambda _, pictures: [operator.run(p, s) for p in pictures]
     question = _question(step)
     return lambda _, pictures: [p.known.answer(p, question, lambda p: operator.run(p, s)) for p in pictures]
