@@ -16,7 +16,7 @@ def _hold(ctx: click.Context, option: click.Parameter, value: str | None) -> Non
 
 def options() -> list[click.Parameter]:
     """`--device`, `--dtype` and `--compile`."""
-    told = {"expose_value": False, "callback": _hold}
+    told: dict[str, Any] = {"expose_value": False, "callback": _hold}
     return [
         click.Option(["--device"], metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best there is.", **told),
         click.Option(["--dtype"], type=click.Choice(DTYPES), help="Default: what is fast on the device.", **told),
