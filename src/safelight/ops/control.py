@@ -84,7 +84,7 @@ def _control_file(given: Mapping[str, Any]) -> str:
     return _hash(file, file.with_name("config.json"))
 
 
-@op(group="model", version=1, fingerprint=_control_file)
+@op(group="model", version=2, fingerprint=_control_file)
 def load_control(path: Path) -> Work[Patch]:
     """Read a ControlNet: a file in diffusers' or the original layout, or diffusers' folder. It stays where it is.
 
@@ -156,7 +156,7 @@ def _embedding_file(given: Mapping[str, Any]) -> str:
     return _hash(_weights("load_embedding", given["path"], "embeddings"))
 
 
-@op(group="model", version=1, fingerprint=_embedding_file)
+@op(group="model", version=2, fingerprint=_embedding_file)
 def load_embedding(path: Path, *, name: str = "") -> Work[Patch]:
     """Read a textual inversion in AUTOMATIC1111's, SDXL's or diffusers' names. A copy is kept in the store.
 

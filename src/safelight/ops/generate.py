@@ -27,7 +27,7 @@ def _file(given: Mapping[str, Any]) -> str:
     return index.sha256(file) + (index.sha256(beside) if beside.is_file() else "")
 
 
-@op(group="model", version=2, loads=True, fingerprint=_file)
+@op(group="model", version=3, loads=True, fingerprint=_file)
 def load_lora(path: Path, *, alpha: Annotated[float | None, Knob(0, 4096, step=0.5)] = None) -> Work[Patch]:
     """Read an adapter: LoRA, LoCon, LoHa, LoKr, DoRA or full differences, in any program's names. A copy is kept in the store.
 
@@ -69,7 +69,7 @@ def with_lora(
     return model.with_patch(dataclasses.replace(lora, strength=strength, options=options))
 
 
-@op(group="generate", version=2)
+@op(group="generate", version=3)
 def generate(
     model: Model, prompt: Annotated[str, Knob(multiline=True)], *,
     seeds: Annotated[Sequence[int], Knob(0, 2**64 - 1, draw=True)] = (-1,),
@@ -124,7 +124,7 @@ def _lines(given: Mapping[str, Any]) -> str:
     return Blob.of(path).sha256
 
 
-@op(group="generate", version=2, fingerprint=_lines)
+@op(group="generate", version=3, fingerprint=_lines)
 def storyboard(
     model: Model, path: Path, *, size: Size = SIZE, sampling: Sampling = SAMPLING, guidance: Guidance = GUIDANCE,
 ) -> Work[Image]:

@@ -12,7 +12,7 @@ TILE = Knob(0, 4096, step=64)
 OVERLAP = Knob(0, 4096, step=32)
 
 
-@op(group="latent", version=1)
+@op(group="latent", version=2)
 def sample(
     model: Model, positive: Cond, *,
     latent: Latent,

@@ -24,7 +24,7 @@ from safelight.train.settings import (
 from safelight.values import Dataset, Model, Patch, canonical, digest
 
 
-@op(group="train", version=2)
+@op(group="train", version=3)
 def train_lora(
     model: Model, data: Dataset, *,
     shape: LoraShape = SHAPE,
@@ -51,7 +51,7 @@ def train_lora(
     return (yield from run(model, data, plan, *_place("train_lora", model, data, plan)))
 
 
-@op(group="train", version=1)
+@op(group="train", version=2)
 def train_control(
     model: Model, data: Dataset, *,
     by: Annotated[str, OneOf(hint_names)] = "canny",
