@@ -1,16 +1,20 @@
 """Drawing against diffusers and against the bare network: seconds a step, cold start, peak memory, as ratios of one run.
 
-    python bench/bench_generate.py [--model mini|FOLDER] [--shape sd15] [--size 512] [--steps 4] [--rounds 4] [--cold]
+    python bench/bench_generate.py [--model mini|FOLDER] [--size 512] [--steps 4] [--rounds 4] [--float32] [--cold]
+    python -m bench.bench_generate --comfy URL --comfy-models DIR
 
 Without a folder a model of the shape of SD 1.5 (860 M parameters, random weights, float16 on disk) is written below out/bench-generate
 once. A step is one guided step, two rows of the U-Net. Three take turns in one process, so that whatever else the machine does meets all:
 ours (dtype and layout as the runtime chooses), diffusers' pipeline in the same dtype and channels_last, its best, and the U-Net alone.
-diffusers in float32, as most run it on a CPU, comes after, with `--float32`. `--cold` starts a process each, from nothing to a picture of
+diffusers in float32, as most run it on a CPU, comes after, with `--float32`. `--comfy` adds a running ComfyUI (start it with
+`--cpu --bf16-unet`), which finds a checkpoint of that shape written into its models folder; its step is the difference between a long and a
+short prompt. `--cold` starts a process each, from nothing to a picture of
 one step, and tells wall seconds and peak memory of the whole process.
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -98,19 +102,62 @@ def theirs(pipe: Any, side: int, steps: int) -> Callable[[], None]:
     return lambda: pipe(PROMPT, num_inference_steps=steps, guidance_scale=7.5, height=side, width=side, output_type="latent")
 
 
-def turns(folder: Path, side: int, steps: int, rounds: int, float32: bool) -> dict[str, list[float]]:
+def comfy(url: str, models: Path, side: int, steps: int) -> Callable[[], float]:
+    """Seconds a step of a ComfyUI server: three times the steps less the steps, so that what is not a step falls out."""
+    from bench.parity.compare import Server
+    from tests.checkpoints import FULL, checkpoint, networks
+
+    file = models / "checkpoints" / "safelight-bench-sd15.safetensors"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint(file, FULL["sd1"], networks(FULL["sd1"]), half=True)
+    server, seeds = Server(url), itertools.count(time.time_ns() % 2**40)
+
+    def drawn(count: int) -> float:
+        sampler = {"model": ["m", 0], "positive": ["p", 0], "negative": ["n", 0], "latent_image": ["e", 0], "seed": next(seeds),
+                   "steps": count, "cfg": 7.5, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
+        texts = {node: {"clip": ["m", 1], "text": text} for node, text in (("p", PROMPT), ("n", ""))}
+        words = {node: {"class_type": "CLIPTextEncode", "inputs": given} for node, given in texts.items()}
+        began = time.perf_counter()
+        server.draw(words | {
+            "m": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": file.name}},
+            "e": {"class_type": "EmptyLatentImage", "inputs": {"width": side, "height": side, "batch_size": 1}},
+            "s": {"class_type": "KSampler", "inputs": sampler},
+            "d": {"class_type": "VAEDecode", "inputs": {"samples": ["s", 0], "vae": ["m", 2]}},
+            "i": {"class_type": "SaveImage", "inputs": {"images": ["d", 0], "filename_prefix": "safelight-bench"}},
+        })
+        return time.perf_counter() - began
+
+    return lambda: (drawn(3 * steps) - drawn(steps)) / (2 * steps)
+
+
+def clocked(run: Callable[[], None], steps: int) -> Callable[[], float]:
+    """Seconds a step."""
+
+    def clock() -> float:
+        began = time.perf_counter()
+        run()
+        return (time.perf_counter() - began) / steps
+
+    return clock
+
+
+def turns(folder: Path, a: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds a step of each, one value a round."""
+    side, steps = a.size, a.steps
     with runtime.lease(named(str(folder)), holder="bench") as family:
-        runs = {"ours": ours(family, side, steps), "diffusers": theirs(pipeline(folder, family.dtype), side, steps)}
-        runs["bare U-Net"] = bare(family, side, steps)
-        if float32:
-            runs["diffusers float32"] = theirs(pipeline(folder, torch.float32), side, steps)
+        runs = {"ours": clocked(ours(family, side, steps), steps)}
+        runs["diffusers"] = clocked(theirs(pipeline(folder, family.dtype), side, steps), steps)
+        runs["bare U-Net"] = clocked(bare(family, side, steps), steps)
+        if a.float32:
+            runs["diffusers float32"] = clocked(theirs(pipeline(folder, torch.float32), side, steps), steps)
+        if a.comfy:
+            runs["ComfyUI"] = comfy(a.comfy, a.comfy_models, side, steps)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for turn, (name, run) in ((t, r) for t in range(rounds + 1) for r in runs.items()):
-            began = time.perf_counter()
-            run()
+        for turn, (name, run) in ((t, r) for t in range(a.rounds + 1) for r in runs.items()):
+            took = run()
             if turn:  # the first is a warm-up
-                seconds[name].append((time.perf_counter() - began) / steps)
+                seconds[name].append(took)
         return seconds
 
 
@@ -137,6 +184,8 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=4)
     p.add_argument("--float32", action="store_true")
     p.add_argument("--cold", action="store_true")
+    p.add_argument("--comfy", metavar="URL")
+    p.add_argument("--comfy-models", type=Path, metavar="DIR")
     p.add_argument("--one", choices=("ours", "diffusers"), help=argparse.SUPPRESS)
     a = p.parse_args()
     folder = WEIGHTS if a.model == Path("mini") else a.model or write_sd15(Path("out/bench-generate/sd15"))
@@ -150,7 +199,7 @@ def main() -> None:
                                       check=True, capture_output=True, text=True)
                 print(f"{who}: {time.perf_counter() - began:.1f} s, peak {done.stdout.split()[-1]} GB")
         return None
-    seconds = turns(folder, a.size, a.steps, a.rounds, a.float32)
+    seconds = turns(folder, a)
     for name, values in seconds.items():
         ratios = [o / v for o, v in zip(seconds["ours"], values, strict=True)]
         print(f"{name}: {statistics.median(values):.3f} s a step; ours / this {statistics.median(ratios):.3f}")
