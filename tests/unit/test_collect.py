@@ -152,7 +152,7 @@ def test_what_does_not_come_is_listed_and_the_rest_comes(hub: Hub, tmp_path: Pat
     expected = {
         "/gone": "not fetched: .*404", "/page": "not fetched: .*is no picture; the server calls it text/html",
         "/short": "unreadable: truncated",
-        "/endless": "not fetched: .*more than max_mb = 0.5", "/large": "not fetched: .* has 1.0 MiB, more than max_mb = 0.5",
+        "/endless": "not fetched: .*more than max_mb = 0.5", "/large": "not fetched: .* has 1 MiB, more than max_mb = 0.5",
         "/empty": "unreadable: the file is empty", "/later": "not fetched yet: .*asks to wait 9000 seconds",
         "/never": "not fetched yet: .*asks to wait 9000 seconds",
         "/broken": "not fetched yet: the connection ended after 50 of", "/lies": f"unreadable: its sha256 hash is {sha256(whole)}",

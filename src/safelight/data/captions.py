@@ -82,11 +82,11 @@ def choose(data: Dataset, order: Sequence[str]) -> Generator[Event, None, Datase
     return out
 
 
-def take(data: Dataset, path: Path, by: str) -> Generator[Event, None, Dataset]:
+def take(data: Dataset, path: Path) -> Generator[Event, None, Dataset]:
     """A layer of captions from a table's rows of the same names. A Note counts; ValueError when the table names none of the pictures."""
     table = read_table(path)
     said = {PurePosixPath(e.file).as_posix(): e.text for e in table.entries if e.text}
-    rows = tuple(row if row.dropped else _layer(row, by, said.get(row.name, "")) for row in data.rows)
+    rows = tuple(row if row.dropped else _layer(row, "human", said.get(row.name, "")) for row in data.rows)
     found = sum(row.name in said for row in data)
     if not found:
         raise ValueError(f"take_captions: {path} names none of the {len(data)} pictures; it names {', '.join(list(said)[:3]) or 'nothing'}")

@@ -14,7 +14,10 @@ from safelight.values import Dataset, Row
 
 CC = re.compile(r"(?:cc[- ]|licenses/)(by(?:-(?:nc|nd|sa))*)[- /](\d\.\d)", re.IGNORECASE)
 GNU = re.compile(r"\b([al]?gpl)[- ]?v?(\d)(\.\d)?", re.IGNORECASE)
-IDS = {"cc0-1.0": r"\bcc0|public ?domain", "mit": r"\bmit\b", "apache-2.0": r"\bapache", "bsd-3-clause": r"\bbsd[- ]3", "unsplash": r"\bunsplash"}
+IDS = {
+    "cc0-1.0": r"\bcc0|public ?domain", "mit": r"\bmit\b", "apache-2.0": r"\bapache",
+    "bsd-3-clause": r"\bbsd[- ]3", "unsplash": r"\bunsplash",
+}
 """The hub's name of a licence, and how people write it; Creative Commons' and GNU's licences are named by their parts."""
 CATEGORIES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 CHINESE = re.compile(r"[\u4e00-\u9fff]")

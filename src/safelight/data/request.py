@@ -31,10 +31,9 @@ class Fetch(Knobs):
     allow_private: Annotated[bool, "ask addresses inside this network too"] = False
     heed_robots: Annotated[bool, "leave out what its server marks as noai, noimageai, noindex or noimageindex"] = True
 
-    @property
-    def most(self) -> int:
-        """Bytes of the largest picture."""
-        return int(self.max_mb * 2**20)
+    def refused(self, size: int) -> str:
+        """Why a picture of so many bytes is not taken, or nothing."""
+        return f"{size / 2**20:.3g} MiB, more than max_mb = {self.max_mb:g}" if size > self.max_mb * 2**20 else ""
 
 
 PICK, FETCH = Pick(), Fetch()

@@ -15,18 +15,17 @@ def _table(given: Mapping[str, Any]) -> str:
 
 
 @op(group="data", exact=True, fingerprint=_table)
-def take_captions(data: Dataset, *, path: Path, by: str = "human") -> Work[Dataset]:
+def take_captions(data: Dataset, *, path: Path) -> Work[Dataset]:
     """Lay captions from a table on the pictures it names: a table that was exported, corrected by a person, and comes back.
 
     Rows are found by their name below the folder. The captions they had stay as layers below; other pictures are left alone.
 
     Args:
         path: a .csv or .jsonl with the columns file_name and text, in UTF-8
-        by: who wrote them: human, or another name
     """
     from safelight.data.captions import take
 
-    return (yield from take(data, Path(path).expanduser(), by))
+    return (yield from take(data, Path(path).expanduser()))
 
 
 @op(group="data", exact=True)
@@ -98,9 +97,7 @@ def edit_tags(
 
 
 @op(group="data", exact=True)
-def count_tokens(
-    model: Model, data: Dataset, *, room: Annotated[int, Knob(0, 100000)] = 0, most: Annotated[int, Knob(0, 100)] = 5,
-) -> Work[Dataset]:
+def count_tokens(model: Model, data: Dataset, *, room: Annotated[int, Knob(0, 100000)] = 0) -> Work[Dataset]:
     """Count the tokens of every caption, and warn of those that are longer than what the model reads at once.
 
     The count is written into the rows. No caption is changed: most trainers cut a long one, Safelight reads it in several windows.
@@ -108,7 +105,6 @@ def count_tokens(
     Args:
         model: whose tokenizer counts; its network is not loaded
         room: how many tokens fit; 0: as many as the model reads at once, without begin and end marks
-        most: how many of the long ones are named
     """
     from safelight.data.tokens import ruler
     from safelight.events import Note
@@ -119,7 +115,7 @@ def count_tokens(
     kept = [r for r in rows if not r.dropped]
     long = sorted((r for r in kept if r.info["tokens"] > limit), key=lambda r: -r.info["tokens"])
     if long:
-        named = ", ".join(f"{r.name} ({r.info['tokens']})" for r in long[:most])
+        named = ", ".join(f"{r.name} ({r.info['tokens']})" for r in long[:5])
         what = f"{len(long)} of {len(kept)} captions have more than {limit} tokens, and what is beyond is cut where one window is read"
-        yield Note(text=f"count_tokens: {what}" + (f": {named}" if named else ""), level="warning")
+        yield Note(text=f"count_tokens: {what}: {named}", level="warning")
     return dataclasses.replace(data, rows=rows)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from safelight.data.request import FETCH, PICK, Fetch, Pick
 from safelight.events import Progress
 from safelight.op import Knob, Work, op
-from safelight.ops.generate import _lines
+from safelight.ops.generate import _lines, draw_lines, read_lines
 from safelight.sampling.settings import GUIDANCE, SAMPLING, SIZE, Guidance, Sampling, Size
 from safelight.values import Caption, Dataset, Image, Model
 
 if TYPE_CHECKING:
     from safelight.data.sources import Item
-    from safelight.sampling.storyboard import Line
 
 TOGETHER = 8  # pictures drawn between two that are kept
 
@@ -76,20 +75,16 @@ def synthesize(
     """
     from safelight.data.sources.fetching import facts
     from safelight.data.sources.journal import opened
-    from safelight.sampling.storyboard import read
-    from safelight.sampling.tags import refuse
     from safelight.store import current, making
 
-    wishes = [dataclasses.replace(line, seed=line.seed + i) for line in read(Path(path)) for i in range(pictures)]
-    for w in wishes:
-        refuse("synthesize", "path", f"{w.prompt} {w.negative or ''}", "all lines share one model; put the LoRA on it by with_lora")
+    wishes = [dataclasses.replace(line, seed=line.seed + i) for line in read_lines("synthesize", path) for i in range(pictures)]
     made, store = making(), current()
     assert made is not None
     place = store.folder(made.recipe)
     with opened(place) as journal:
         missing = [i for i in range(len(wishes)) if not journal.had(str(i))]
         for some in (missing[i:i + TOGETHER] for i in range(0, len(missing), TOGETHER)):
-            drawn = yield from _drawn(model, [(wishes[i], *_settings(wishes[i], sampling, guidance)) for i in some], size)
+            drawn = yield from draw_lines("synthesize", model, [wishes[i] for i in some], (size, sampling, guidance))
             for n, i in enumerate(some):
                 item = _synthetic(i, drawn, n, model, licence)
                 journal.add(item, facts(item.data or b"", "", store.blob))
@@ -97,24 +92,6 @@ def synthesize(
         rows = tuple(journal.row(str(i)) for i in range(len(wishes)))
     shutil.rmtree(place)
     return Dataset(rows, {"source": "synthesize"})
-
-
-def _drawn(model: Model, wishes: list[tuple[Line, Sampling, Guidance]], size: Size) -> Work[Image]:
-    from safelight.runtime import lease
-    from safelight.sampling.draw import Shot, draw, starts
-
-    with lease(model, holder="synthesize") as family:
-        begun = starts(family, size, len(wishes), None, None)
-        shots = [Shot(line.prompt, line.seed, s, g, z) for (line, s, g), (z, _) in zip(wishes, begun, strict=True)]
-        return (yield from draw(family, shots))
-
-
-def _settings(line: Line, sampling: Sampling, guidance: Guidance) -> tuple[Sampling, Guidance]:
-    """The op's own, where the line says nothing else."""
-    steps = sampling.steps if line.steps is None else line.steps
-    negative = guidance.negative if line.negative is None else line.negative
-    scale = guidance.scale if line.scale is None else line.scale
-    return dataclasses.replace(sampling, steps=steps), dataclasses.replace(guidance, negative=negative, scale=scale)
 
 
 def _synthetic(number: int, drawn: Image, n: int, model: Model, licence: str) -> Item:

@@ -4,12 +4,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from safelight.op import Knob, Step, Work, op
 from safelight.ops.control import loaded
 from safelight.sampling.settings import GUIDANCE, SAMPLING, SIZE, Guidance, Sampling, Size
 from safelight.values import Blob, Image, Mask, Model, Patch
+
+if TYPE_CHECKING:
+    from safelight.sampling.storyboard import Line
 
 
 def _lora(path: Path) -> Path:
@@ -136,24 +139,31 @@ def storyboard(
     Args:
         path: the file
     """
-    from safelight.runtime import lease
-    from safelight.sampling.draw import Shot, draw, fits, starts
+    return _named((yield from draw_lines("storyboard", model, read_lines("storyboard", path), (size, sampling, guidance))), model)
+
+
+def read_lines(op: str, path: Path) -> list[Line]:
+    """The lines of a storyboard. ValueError when one names a LoRA."""
     from safelight.sampling.storyboard import read
     from safelight.sampling.tags import refuse
 
     lines = read(Path(path))
     for line in lines:
-        refuse("storyboard", "path", f"{line.prompt} {line.negative or ''}", "all lines share one model; put the LoRA on it by with_lora")
-    with lease(model, holder="storyboard") as family:
+        refuse(op, "path", f"{line.prompt} {line.negative or ''}", "all lines share one model; put the LoRA on it by with_lora")
+    return lines
+
+
+def draw_lines(op: str, model: Model, lines: Sequence[Line], settings: tuple[Size, Sampling, Guidance]) -> Work[Image]:
+    """The lines' pictures, with one load of the model; what a line leaves out is as in the settings."""
+    from safelight.runtime import lease
+    from safelight.sampling.draw import Shot, draw, fits, starts
+
+    size, sampling, guidance = settings
+    with lease(model, holder=op) as family:
         yield from fits(family)
-        shots = []
-        for line, (start, _) in zip(lines, starts(family, size, len(lines), None, None), strict=True):
-            steps = sampling if line.steps is None else dataclasses.replace(sampling, steps=line.steps)
-            against = guidance.negative if line.negative is None else line.negative
-            scale = guidance.scale if line.scale is None else line.scale
-            shots.append(Shot(line.prompt, line.seed, steps, dataclasses.replace(guidance, negative=against, scale=scale), start))
-        drawn = yield from draw(family, shots)
-    return _named(drawn, model)
+        begun = starts(family, size, len(lines), None, None)
+        shots = [Shot(x.prompt, x.seed, *x.over(sampling, guidance), z) for x, (z, _) in zip(lines, begun, strict=True)]
+        return (yield from draw(family, shots))
 
 
 def _named(drawn: Image, model: Model) -> Image:

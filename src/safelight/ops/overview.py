@@ -48,13 +48,12 @@ def _story(data: Dataset, model: Model | None, title: str, size: int) -> Overvie
     from safelight.data.buckets import preview, table
     from safelight.data.tokens import ruler
     from safelight.lineage import versions
-    from safelight.reporting.overview import Bucket, Histogram, Overview
+    from safelight.reporting.overview import Histogram, Overview
 
     rows = [r for r in data.kept if r.width and r.height]
     measure = None if model is None else ruler(model)
     unit = "words" if measure is None else "tokens"
     note = "" if measure is None else f"{measure.room} are read at once"
-    filled = preview(rows, table(size))
     histograms = (
         Histogram("Shorter side, pixels", summary.sides(rows)), Histogram("Width to height", summary.shapes(rows)),
         Histogram(f"Caption length, {unit}", summary.lengths(rows, measure.count if measure else lambda t: len(t.split())), note),
@@ -62,5 +61,5 @@ def _story(data: Dataset, model: Model | None, title: str, size: int) -> Overvie
     counts = {"Captions in use are from": summary.writers(rows)}
     told = {name: summary.origins(rows, what) for name, what in (("Sources", "source"), ("Licences", "licence"), ("Authors", "author"))}
     counts |= {name: found for name, found in told.items() if [label for label, _ in found] != [summary.UNKNOWN]}
-    return Overview(title or "A dataset", data, histograms, tuple(Bucket(*f.bucket, f.count, f.cut) for f in filled),
+    return Overview(title or "A dataset", data, histograms, preview(rows, table(size)),
                     summary.tags(rows), counts, versions())

@@ -89,7 +89,7 @@ class Http:
         self.local = not _public(parts.hostname) if private is None else private
         self._named = parts.hostname if private is None else ""  # the user named it, so it needs no look
         self.came = 0  # bytes of files
-        self._opener = urllib.request.build_opener(_Redirects(self), _Plain(self), _Secure(self))
+        self._opener = urllib.request.build_opener(_Redirects(self), _Opening(self))
 
     def check(self, url: str, came_from: str = "") -> None:
         """Refused when this address must not be asked."""
@@ -99,7 +99,8 @@ class Http:
         if came_from.startswith("https:") and parts.scheme == "http":
             raise Refused(f"{self.endpoint} leads from https to {url[:200]!r}; such a step is not followed")
         if not self.trusts(parts.hostname) and not _public(parts.hostname):
-            raise Inside(f"{self.endpoint} leads to {parts.hostname}, an address inside a network; such a step is not followed")
+            led = f"{self.endpoint} leads to {parts.hostname}," if came_from else f"{parts.hostname} is"
+            raise Inside(f"{led} an address inside a network; it is not asked")
 
     def trusts(self, host: str) -> bool:
         """Whether a host may lie inside a network."""
@@ -327,24 +328,16 @@ def _straight(kind: type[_Straight], http: Http, host: str, **options: Any) -> _
     return made
 
 
-class _Plain(urllib.request.HTTPHandler):
-    """http, straight unless a proxy is set."""
+class _Opening(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """http and https, straight unless a proxy is set."""
 
     def __init__(self, http: Http) -> None:
-        super().__init__()
+        super().__init__(context=_tls())
         self.http = http
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """As the standard library calls it."""
         return super().http_open(req) if _proxied(req) else self.do_open(partial(_straight, _Straight, self.http), req)
-
-
-class _Secure(urllib.request.HTTPSHandler):
-    """https, straight unless a proxy is set."""
-
-    def __init__(self, http: Http) -> None:
-        super().__init__(context=_tls())
-        self.http = http
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
         """As the standard library calls it."""

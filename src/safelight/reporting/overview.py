@@ -3,12 +3,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from safelight.reporting.html import Markup, el, join, size
 from safelight.reporting.page import document
 from safelight.reporting.pictures import MOST, dropped, thumb
 from safelight.reporting.story import Story
 from safelight.values import Dataset, Row
+
+if TYPE_CHECKING:
+    from safelight.data.buckets import Filled
 
 CHIPS = 60
 LONGEST = 240  # characters of a caption below its picture
@@ -25,23 +29,13 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A size that pictures are cut to: how many, and the mean share that is cut off."""
-
-    width: int
-    height: int
-    count: int
-    cut: float
-
-
-@dataclass(frozen=True)
 class Overview:
     """What the page shows. `counts` are short tables by heading: who wrote the captions, sources, licences."""
 
     title: str
     data: Dataset
     histograms: tuple[Histogram, ...] = ()
-    buckets: tuple[Bucket, ...] = ()
+    buckets: Sequence[Filled] = ()
     tags: tuple[tuple[str, int], ...] = ()
     counts: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -115,10 +109,10 @@ def _counts(name: str, bars: Sequence[tuple[str, int]]) -> Markup:
     return el("figure", el("figcaption", el("strong", name)), el("ol", rows, cls="bars"), more)
 
 
-def _buckets(buckets: Sequence[Bucket]) -> Markup:
-    scale = 120 / max((max(b.width, b.height) for b in buckets), default=1)
-    boxes = [el("li", el("i", str(b.count), style=f"width:{max(30, b.width * scale):.0f}px;height:{max(22, b.height * scale):.0f}px"),
-                el("b", f"{b.width} × {b.height}"), el("small", f"{b.cut:.0%} cut off")) for b in buckets]
+def _buckets(buckets: Sequence[Filled]) -> Markup:
+    scale = 120 / max((max(b.bucket) for b in buckets), default=1)
+    boxes = [el("li", el("i", str(b.count), style=f"width:{max(30, w * scale):.0f}px;height:{max(22, h * scale):.0f}px"),
+                el("b", f"{w} × {h}"), el("small", f"{b.cut:.0%} cut off")) for b in buckets for w, h in [b.bucket]]
     said = el("p", "What training with aspect buckets would cut the pictures to, and how much of them is lost on average.", cls="intro")
     return join([said, el("ul", boxes, cls="buckets")])
 

@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safelight.sampling.settings import Guidance, Sampling
 
 NUMBERS: Mapping[str, Callable[[Any], int | float]] = {"seed": int, "steps": int, "scale": float}
 KNOWN = ("prompt", "negative", *NUMBERS)
@@ -21,6 +24,13 @@ class Line:
     negative: str | None = None
     steps: int | None = None
     scale: float | None = None
+
+    def over(self, sampling: Sampling, guidance: Guidance) -> tuple[Sampling, Guidance]:
+        """The op's own settings, where the line says nothing else."""
+        steps = sampling.steps if self.steps is None else self.steps
+        negative = guidance.negative if self.negative is None else self.negative
+        scale = guidance.scale if self.scale is None else self.scale
+        return dataclasses.replace(sampling, steps=steps), dataclasses.replace(guidance, negative=negative, scale=scale)
 
 
 def read(path: Path) -> list[Line]:

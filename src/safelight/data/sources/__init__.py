@@ -19,7 +19,6 @@ from safelight.values import Caption
 
 AGENT = {"User-Agent": "safelight"}
 FACTS = ("source", "url", "page", "licence", "author", "attribution")
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 BAD = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\\ud800-\udfff]')
 LONGEST = 200  # bytes of one part of a name; file systems take 255, and a suffix comes behind
 

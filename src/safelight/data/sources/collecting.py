@@ -81,16 +81,16 @@ def _bring(items: Iterator[Item | Event], crew: Crew, journal: Journal, limit: i
             continue
         keys.append(item.key)
         journal.tell(item)
-        if journal.had(item.key):
+        there = journal.had(item.key)
+        if there or item.lost or item.data is not None:
+            if not there:
+                journal.add(item, _checked(item, crew.keep, crew.limits))
             came += 1
-        elif item.lost or item.data is not None:
-            journal.add(item, _checked(item, crew.keep, crew.limits))
-            came += 1
+            if came % EVERY == 0:
+                yield _progress(came, limit)
         else:
             crew.add(item)
-        if came % EVERY == 0:
-            yield _progress(came, limit)
-        came = yield from _settled(crew, journal, came, limit, patience=0)
+            came = yield from _settled(crew, journal, came, limit, patience=0)
         while not crew.room(item):
             came = yield from _settled(crew, journal, came, limit)
         if len(keys) == limit:
@@ -125,8 +125,8 @@ def _progress(came: int, total: int) -> Progress:
 
 def _checked(item: Item, keep: Keep, limits: Fetch) -> dict[str, Any]:
     data = item.data or b""
-    if item.lost or len(data) > limits.most:
-        return lost(item.lost or f"not fetched: {len(data) / 2**20:.3g} MiB, more than max_mb = {limits.max_mb:g}", final=True)
+    if why := item.lost or limits.refused(len(data)):
+        return lost(item.lost or f"not fetched: {why}", final=True)
     try:
         return facts(data, item.hash, keep)
     except Unreadable as e:

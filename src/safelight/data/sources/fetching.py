@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from http.client import HTTPResponse
+from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from safelight.data.headers import MAGIC, check_end, read_header, sniff
@@ -143,7 +144,8 @@ class Crew:
             if after:
                 self._not_before[_host(item)] = time.monotonic() + after
             asks = f"; it asks to wait {after:.0f} seconds" if after else ""
-            gone = lost(f"not fetched yet: {str(e) or type(e).__name__}{asks}", final=False)
+            why = str(e.reason if isinstance(e, URLError) else e) or type(e).__name__
+            gone = lost(f"not fetched yet: {why}{asks}", final=False)
             if after > PATIENCE:
                 self._closed[_host(item)] = gone
             if tries + 1 >= self.limits.tries or after > PATIENCE:
@@ -173,17 +175,17 @@ class Crew:
 
     def _read(self, answer: HTTPResponse, url: str) -> bytes:
         """All of it. Refused when it is too large or no picture, as soon as that shows; TimeoutError when it takes too long."""
-        told, until, most = answer.headers.get("Content-Length", ""), time.monotonic() + self.limits.seconds, self.limits.most
-        if told.isdecimal() and int(told) > most:
-            raise Refused(f"{url} has {int(told) / 2**20:.1f} MiB, more than max_mb = {self.limits.max_mb:g}")
+        told, until = answer.headers.get("Content-Length", ""), time.monotonic() + self.limits.seconds
+        if told.isdecimal() and (why := self.limits.refused(int(told))):
+            raise Refused(f"{url} has {why}")
         data = bytearray()
         while piece := answer.read1(PIECE):
             looked = len(data) >= MAGIC
             data += piece
             if not looked and len(data) >= MAGIC and not sniff(bytes(data[:MAGIC])):
                 raise Refused(f"{url} is no picture; the server calls it {answer.headers.get_content_type()}")
-            if len(data) > most:
-                raise Refused(f"{url} has more than max_mb = {self.limits.max_mb:g} MiB")
+            if why := self.limits.refused(len(data)):
+                raise Refused(f"{url} has at least {why}")
             if time.monotonic() > until or self._stop.is_set():
                 raise TimeoutError(f"not whole after {self.limits.seconds:g} seconds")
         if told.isdecimal() and len(data) < int(told):

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from safelight.data.folder import SIDECARS
+from safelight.data.folder import PICTURES, SIDECARS
 from safelight.data.metadata import TABLES, plain, read_table
 from safelight.data.request import Pick
-from safelight.data.sources import SUFFIXES, Asked, Item, origin, safe, shards, source
+from safelight.data.sources import Asked, Item, origin, safe, shards, source
 from safelight.events import Event, Note
 from safelight.pulling.choose import Remote
 from safelight.pulling.http import Refused
@@ -141,7 +141,7 @@ def _loose(hub: Hub, files: Sequence[Remote], asked: Asked, known: Mapping[str, 
     """Pictures as files of their own; captions from tables above them, text files beside them, or the folder's name."""
     there = {f.name: f for f in files}
     told = yield from _tables(hub, [f for f in files if PurePosixPath(f.name).name in TABLES], asked)
-    for name in sorted(n for n in there if n.lower().endswith(SUFFIXES)):
+    for name in sorted(n for n in there if PurePosixPath(n).suffix.lower() in PICTURES):
         if asked.had(key := _key(there[name])):
             yield Item(key)
             continue

@@ -14,8 +14,9 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any
 
+from safelight.data.folder import PICTURES
 from safelight.data.request import Fetch
-from safelight.data.sources import SUFFIXES, Asked, Item, safe
+from safelight.data.sources import Asked, Item, safe
 from safelight.data.sources.urls import Record, described, parsed, pointed
 from safelight.pulling.http import BROKEN, Http, Refused, patiently
 
@@ -186,7 +187,7 @@ def _samples(members: Iterable[tuple[str, int, Callable[[], bytes]]], name: str,
         item, record = None, dict[str, Any]()
         for inside, size, read in files:
             suffix = PurePosixPath(inside).suffix.lower()
-            if suffix in SUFFIXES and item is None:
+            if suffix in PICTURES and item is None:
                 item = _picture(Item(f"{name} {number}", safe(f"{_stem(name)}/{path}")), size, read, asked.fetch)
             elif suffix in TEXTS and size <= LONGEST_TEXT:
                 record |= _record(suffix, read())
@@ -197,8 +198,8 @@ def _samples(members: Iterable[tuple[str, int, Callable[[], bytes]]], name: str,
 
 
 def _picture(item: Item, size: int, read: Callable[[], bytes], limits: Fetch) -> Item:
-    if size > limits.most:
-        return dataclasses.replace(item, lost=f"not fetched: {size / 2**20:.3g} MiB, more than max_mb = {limits.max_mb:g}")
+    if why := limits.refused(size):
+        return dataclasses.replace(item, lost=f"not fetched: {why}")
     try:
         return dataclasses.replace(item, data=read())
     except (zipfile.BadZipFile, zlib.error) as e:
