@@ -115,7 +115,7 @@ class _Reader:
             return node
         links = dict(node.links)
         for i, step in enumerate(steps):
-            key = f"{node.id}.{step.port}.{i}"
+            key = self.free(f"{node.id}.{step.port}.{i}")
             self.node(key, {"class_type": step.op, "inputs": {step.port: [links[step.port], 0], **step.inputs}})
             links[step.port] = key
         return Node(node.id, node.op, literals, links)
@@ -154,8 +154,13 @@ class _Reader:
         by = source_of(port, self.ops)
         if not isinstance(given, str) or by is None:
             raise wrong_value(op.spec, port.name, given)
+        key = self.free(key)
         self.node(key, {"op": by.spec.name, by.spec.order[0]: given})
         return key
+
+    def free(self, key: str) -> str:
+        """An id that no node of the graph has."""
+        return self.free(key + "_") if key in self.graph else key
 
     def link(self, node: Node, name: str, parent: str) -> None:
         port = node.op.spec.port[name]

@@ -26,6 +26,7 @@ from safelight.sampling.core import Noise
 from safelight.sampling.noise import Fresh, Tree
 from safelight.sampling.process import Process
 from safelight.sampling.samplers import SAMPLERS
+from safelight.sampling.samplers.multistep import _unequal
 from safelight.sampling.schedules import SCHEDULES, plan
 from tests.gaussian import PROCESSES, Normal
 
@@ -340,3 +341,44 @@ def test_sa_solver_agrees_with_diffusers() -> None:
     got = walk("sa_solver", x, sigmas, process, data.denoise,
                lambda _s, _t: torch.randn(x.shape, generator=again, dtype=x.dtype), start=0, end=1)
     assert torch.allclose(got, want * math.sqrt(1 + sigmas[-1] ** 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+@pytest.mark.parametrize("name", [n for n in DETERMINISTIC if n != "heunpp2"])  # whose weights are shares of the first sigma
+def test_rising_sigmas_lead_back_to_the_noise(name: str, kind: str) -> None:
+    process = PROCESSES[kind]
+    data = Normal(process)
+    high, low = (0.95, 0.2) if kind == "flow" else (3.0, 0.3)
+    x = torch.tensor([-2.0, 0.3, 1.9], dtype=torch.float64) * low
+    out = walk(name, x, np.geomspace(low, high, 81).tolist(), process, data.denoise)
+    assert torch.allclose(out, data.flow(x, low, high), atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+@pytest.mark.parametrize("name", [n for n, s in SAMPLERS.items() if "eta" in s.options])
+def test_any_eta_is_finite(name: str, kind: str) -> None:
+    process = PROCESSES[kind]
+    data = Normal(process)
+    way = [*np.geomspace(0.95, 0.2, 5).tolist(), 0.0]
+    for eta in (0.0, 0.5, 2.0, 100.0):
+        assert walk(name, data.draw(0.95, (1, 1, 4, 4), 2), way, process, data.denoise, eta=eta).isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"h_init": 0.0}, {"accept_safety": 5.0}, {"rtol": 0.0, "atol": 0.0}, {"order": 4}])
+def test_dpm_adaptive_does_not_go_on_for_ever(options: dict[str, float]) -> None:
+    process = PROCESSES["eps"]
+    data = Normal(process)
+    with pytest.raises(ValueError, match="dpm_adaptive: "):
+        walk("dpm_adaptive", data.draw(3.0, (1, 1, 4, 4), 2), [3.0, 0.3], process, data.denoise, **options)
+
+
+def test_a_second_point_lies_within_the_step() -> None:
+    with pytest.raises(ValueError, match="dpmpp_sde: r: got 0"):
+        walk("dpmpp_sde", torch.zeros(1, 1, 4, 4), [3.0, 0.3], PROCESSES["eps"], lambda x, _s: x, r=0)
+
+
+def test_unequal_steps_with_the_figures_known_of_them() -> None:
+    """Steps of one length: Adams-Bashforth's weights of order 3; of order 4 the third difference weighs 11/24 in place of 3/8."""
+    assert _unequal([-1.0, -1.0, -1.0]) == pytest.approx([23 / 12, -16 / 12, 5 / 12])
+    assert _unequal([-1.0] * 4) == pytest.approx(np.array([55, -59, 37, -9]) / 24 + np.array([1, -3, 3, -1]) / 12)
+    assert _unequal([-2.0, -1.0]) == pytest.approx([2.0, -1.0])

@@ -1,12 +1,15 @@
 """Attention in bfloat16 without torch's fused kernel: as exact as that kernel, and only where it is meant."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as fused
 
 from safelight.families import attention
+from tests import tiny
 
 CPU = torch.device("cpu")
 
@@ -43,12 +46,15 @@ def test_rows_are_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_scale_is_heeded_and_other_calls_go_to_torch() -> None:
     q, k, v = (h.bfloat16() for h in _given(64, 512, 32))
     mask = torch.zeros(64, 512, dtype=torch.bfloat16)
-    asked = {"masked": {"attn_mask": mask}, "causal": {"is_causal": True}, "scaled": {"scale": 0.05}, "plain": {}}
+    asked = {"masked": {"attn_mask": mask}, "causal": {"is_causal": True}, "scaled": {"scale": 0.05}, "even": {"scale": 0.0}, "plain": {}}
     torchs = {name: fused(q, k, v, **more) for name, more in asked.items()}
     with torch.no_grad(), attention._Attend():
         here = {name: fused(q, k, v, **more) for name, more in asked.items()}
         short = fused(q, k[:, :, :77], v[:, :, :77])
         exact = fused(q.float(), k.float(), v.float())
+        shared = fused(q, k, v[:1])
+    assert torch.equal(shared, fused(q, k, v[:1]))
+    assert _error(here["even"], v.float().mean(dim=2, keepdim=True).expand(-1, -1, 64, -1)) < 0.01
     assert torch.equal(here["masked"], torchs["masked"]) and torch.equal(here["causal"], torchs["causal"])
     assert not torch.equal(here["plain"], torchs["plain"])
     assert _error(here["scaled"], torchs["scaled"].float()) < 0.01 < _error(here["scaled"], torchs["plain"].float())
@@ -70,3 +76,20 @@ def test_it_is_used_where_it_is_faster() -> None:
     q, k, v = (h.bfloat16() for h in _given(64, 512, 32))
     with torch.no_grad(), attention.fast(CPU, torch.bfloat16):
         assert torch.equal(fused(q, k, v), attention.attend(q, k, v, 32**-0.5))
+
+
+@pytest.mark.skipif(not attention.wanted(CPU, torch.bfloat16), reason="this CPU's fused kernel is the faster one")
+@pytest.mark.parametrize("layout", ["sd1", "sd3"])
+def test_denoisers_use_it_and_stay_as_exact(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.LAYOUTS[layout](tmp_path / "m")
+    exact, half = (tiny.load(folder, device=CPU, dtype=d) for d in (torch.float32, torch.bfloat16))
+    x, sigma = torch.randn(1, exact.channels, 16, 16, generator=torch.Generator().manual_seed(0)), exact.sigmas[[500]]
+    with torch.no_grad():
+        cond = exact.encode_text(["a red apple"])
+        true = exact.predict(x, sigma, cond)
+        monkeypatch.setattr(attention, "WORTH", 64)
+        ours = half.predict(x, sigma, cond)
+        monkeypatch.setattr(attention, "WORTH", 10**9)
+        torchs = half.predict(x, sigma, cond)
+    assert not torch.equal(ours, torchs)
+    assert _error(ours, true) < 1.1 * _error(torchs, true)

@@ -13,8 +13,10 @@ from safelight.op import load_ops
 from safelight.sampling.curves import AYS, levels, turbo
 from safelight.sampling.driver import drive
 from safelight.sampling.guidance import CFG, Off
+from safelight.sampling.noise import start_noise
 from safelight.sampling.process import process
 from safelight.sampling.request import Request, blank
+from safelight.sampling.samplers import SAMPLERS
 from safelight.sampling.schedules import SCHEDULES, plan
 from safelight.sampling.settings import Curve, Scale, Solver
 from safelight.sampling.stage import along, settings
@@ -167,3 +169,30 @@ def test_cfg_pp_asks_without_the_prompt_at_any_scale_unless_nothing_guides() -> 
                           drawn(Plain(), [9.0, 2.0, 0.0], sampler="euler", guide="off").samples, atol=1e-6)
     with pytest.raises(ValueError, match=r"a CFG\+\+ sampler needs a negative prompt"):
         Request(cond=cond(0.8), latent=blank(Plain(), 64, 64), sigmas=[9.0, 0.0], sampler="euler_cfg_pp", guidance=CFG(1.0))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_level_alone_is_no_step(sampler: str) -> None:
+    start = Latent(torch.linspace(-1, 1, 256).view(1, 4, 8, 8), "plain")
+    assert torch.equal(drawn(Plain(), [0.0], start, sampler=sampler).samples, start.samples)
+    noisy = drawn(Plain(), [2.0], start, sampler=sampler).samples - start.samples
+    assert torch.allclose(noisy, start_noise(noisy.shape, 7) * 2, atol=1e-6)
+    assert torch.equal(drawn(Plain(), [], start, sampler=sampler).samples, start.samples)
+
+
+@pytest.mark.parametrize(("sampler", "option", "says"), [
+    ("lms", "order=0", "order: got 0, expected a whole number from 1 up"), ("lms", "order=1.5", "expected a whole number"),
+    ("er_sde", "stages=-1", "stages: got -1"), ("euler_ancestral", "eta=-0.5", "eta: got -0.5, expected a number from 0 up"),
+    ("euler_ancestral", "eta=nan", "eta: got nan"), ("euler", "s_noise=inf", "s_noise: got inf"),
+])
+def test_settings_out_of_range_are_refused(sampler: str, option: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        drawn(Plain(), [9.0, 2.0, 0.0], sampler=sampler, options=(option,))
+
+
+def test_curves_at_the_ends_of_their_ranges() -> None:
+    assert levels(Curve("karras", 3, 16.0, 0.0)) == pytest.approx([16, 16 / 2**7, 0, 0])
+    with pytest.raises(ValueError, match="rho: got 0"):
+        levels(Curve("karras", rho=0.0))
+    with pytest.raises(ValueError, match="alpha=0"):
+        OPS["model_sigmas"]("mini", schedule="beta", alpha=0.0)

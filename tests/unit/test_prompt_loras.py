@@ -123,6 +123,14 @@ def test_a_tag_in_a_graph_becomes_nodes(base: Path) -> None:
     assert drawn.recipe == sl.generate(model(base), "a cat <lora:ink:0.8>", **DRAW).recipe
 
 
+def test_nodes_that_a_tag_becomes_take_no_other_nodes_place(base: Path) -> None:
+    name = str(base / "checkpoints" / "mini")
+    prompt = {"op": "generate", "model": name, "prompt": "a cat <lora:ink:0.8>", **DRAW}
+    own = {key: {"op": "model", "name": name} for key in ("g.model", "g.model.0", "g.model.0.lora")}
+    drawn = engine.finish(engine.run({"g": prompt, **own}, targets=["g"]))["g"]
+    assert drawn.recipe == sl.generate(model(base), "a cat <lora:ink:0.8>", **DRAW).recipe
+
+
 def test_another_content_of_the_file_is_another_picture(base: Path, tmp_path: Path) -> None:
     first = sl.generate(model(base), "a cat <lora:ink:0.8>", **DRAW)
     again = base / "loras" / "ink.safetensors"

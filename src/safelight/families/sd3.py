@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
-from safelight.families import family, layouts
+from safelight.families import attention, family, layouts
 from safelight.families.clip_text import ClipText, side_by_side, tokenizer, tokens, weighted
 from safelight.families.joining import groups, join
 from safelight.families.joint_layout import joint
@@ -48,13 +48,14 @@ class Joint:
         h, w = x.shape[-2:]
         patch, cond = int(self.net.config.patch_size), parts[0][1]
         fed = nn.functional.pad(x.to(self.device), (0, -w % patch, 0, -h % patch), mode="circular").to(self.dtype)
-        out: Tensor = self.net(
-            fed,
-            encoder_hidden_states=cond.tokens.to(self.device, self.dtype),
-            pooled_projections=cond.extras["pooled"].to(self.device, self.dtype),
-            timestep=self.way.timestep(sigma),
-            return_dict=False,
-        )[0]
+        with attention.fast(self.device, self.dtype):
+            out: Tensor = self.net(
+                fed,
+                encoder_hidden_states=cond.tokens.to(self.device, self.dtype),
+                pooled_projections=cond.extras["pooled"].to(self.device, self.dtype),
+                timestep=self.way.timestep(sigma),
+                return_dict=False,
+            )[0]
         return out[..., :h, :w].float()
 
     def inpainting(self, pixels: Tensor, mask: Tensor) -> Mapping[str, Tensor]:
