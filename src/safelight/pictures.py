@@ -5,6 +5,7 @@ import math
 import struct
 import warnings
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,43 +26,43 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, Type
           AttributeError, struct.error, zlib.error, Pil.DecompressionBombError)
 
 
-def read(path: str | Path, *, least: int = 0) -> NDArray[np.uint8]:
+def read(path: str | Path, *, least: int = 0, grey: bool = False) -> NDArray[np.uint8]:
     """The picture as (H, W, 3) uint8 RGB: first frame, EXIF orientation applied, transparency over white, 16 bit scaled to 8.
 
     least: when positive, the picture may come back smaller, as long as its shorter side keeps at least this many pixels (a JPEG is
-    then decoded at 1/2, 1/4 or 1/8, which is several times faster). Raises Unreadable.
+    then decoded at 1/2, 1/4 or 1/8, which is several times faster). grey: the luma alone, (H, W). Raises Unreadable.
     """
     try:
         with warnings.catch_warnings():  # Pillow warns about damaged metadata of pictures that decode well
             warnings.simplefilter("ignore")
-            return _decode(path, least)
+            return _decode(path, least, "L" if grey else "RGB")
     except Unreadable:
         raise
     except BROKEN as error:
         raise Unreadable(str(error) or type(error).__name__) from error
 
 
-def layers(path: str | Path) -> tuple[list[NDArray[np.uint8]], bool]:
+def layers(path: str | Path, *, most: int | None = None) -> tuple[list[NDArray[np.uint8]], bool]:
     """All frames of the first one's size, (H, W, 4) uint8 RGBA, and whether any has transparency; the colours below it as they lie there.
 
-    EXIF orientation applied, 16 bit scaled to 8. Raises Unreadable.
+    `most`: so many frames, and no more are decoded. EXIF orientation applied, 16 bit scaled to 8. Raises Unreadable.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Pil.open(path) as picture:
                 _bounded(picture)
-                return _layers(picture)
+                return _layers(picture, most)
     except Unreadable:
         raise
     except BROKEN as error:
         raise Unreadable(str(error) or type(error).__name__) from error
 
 
-def _layers(picture: Pil.Image) -> tuple[list[NDArray[np.uint8]], bool]:
+def _layers(picture: Pil.Image, most: int | None) -> tuple[list[NDArray[np.uint8]], bool]:
     frames: list[NDArray[np.uint8]] = []
     clear = False
-    for frame in ImageSequence.Iterator(picture):
+    for frame in islice(ImageSequence.Iterator(picture), most):
         shown = ImageOps.exif_transpose(frame)
         clear = clear or shown.has_transparency_data
         flat = shown if shown.mode in ("RGB", "RGBA", "P", "PA", "LA") else rgb(shown)
@@ -76,12 +77,14 @@ def _bounded(picture: Pil.Image) -> None:
         raise Unreadable(f"{picture.width} x {picture.height} pixels is over the limit of {MAX_PIXELS // 10**6} million")
 
 
-def _decode(path: str | Path, least: int) -> NDArray[np.uint8]:
+def _decode(path: str | Path, least: int, mode: str) -> NDArray[np.uint8]:
     with Pil.open(path) as picture:
         _bounded(picture)
         if least > 0:
-            picture.draft("RGB", _box(picture.size, least))
-        return np.asarray(rgb(ImageOps.exif_transpose(picture)))
+            picture.draft(mode, _box(picture.size, least))
+        ImageOps.exif_transpose(picture, in_place=True)
+        ready = picture.mode == mode and "transparency" not in picture.info
+        return np.asarray(picture if ready else rgb(picture).convert(mode))
 
 
 def _box(size: tuple[int, int], least: int) -> tuple[int, int]:
@@ -102,7 +105,7 @@ def rgb(picture: Pil.Image) -> Pil.Image:
 
 
 def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 with the shorter side brought down to `side` by area averaging; smaller pictures are left alone."""
+    """(H, W, 3) or (H, W) uint8 with the shorter side brought down to `side` by area averaging; smaller pictures are left alone."""
     height, width = pixels.shape[:2]
     if min(height, width) <= side:
         return pixels
@@ -127,12 +130,18 @@ def luma(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def sharpness(pixels: NDArray[np.uint8]) -> float:
-    """Variance of the 4-neighbour Laplacian of the luma, in squared grey levels of 0..255, at REFERENCE_SIDE. Below 20 reads as blurred."""
-    y = luma(shrink(pixels, REFERENCE_SIDE))
+    """Variance of the 4-neighbour Laplacian of the luma, in squared grey levels of 0..255, at REFERENCE_SIDE. Below 20 reads as blurred.
+
+    pixels: (H, W, 3), or the luma as (H, W).
+    """
+    small = shrink(pixels, REFERENCE_SIDE)
+    y = luma(small) if small.ndim == 3 else small.astype(np.int16)
     if min(y.shape) < 3:
         return 0.0
-    edges = y[:-2, 1:-1] + y[2:, 1:-1] + y[1:-1, :-2] + y[1:-1, 2:] - 4 * y[1:-1, 1:-1]
-    return float(edges.var())
+    edges = y[1:-1, 1:-1] * y.dtype.type(-4)
+    for shifted in (y[:-2, 1:-1], y[2:, 1:-1], y[1:-1, :-2], y[1:-1, 2:]):
+        edges += shifted
+    return float(edges.astype(np.float32, copy=False).var())
 
 
 def colourfulness(pixels: NDArray[np.uint8]) -> float:
@@ -142,19 +151,23 @@ def colourfulness(pixels: NDArray[np.uint8]) -> float:
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
-def brightness(pixels: NDArray[np.uint8]) -> float:
-    """Mean luma in [0, 1]."""
-    return float(luma(pixels).mean()) / 255
+def histogram(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many pixels of (H, W, 3), or of the luma (H, W), have each of the 256 greys."""
+    return np.array(Pil.fromarray(pixels).convert("L").histogram(), dtype=np.int64)
 
 
-def contrast(pixels: NDArray[np.uint8]) -> float:
-    """Standard deviation of the luma, in [0, 0.5]."""
-    return float(luma(pixels).std()) / 255
+def brightness(counts: NDArray[np.int64]) -> float:
+    """Mean luma in [0, 1], of a histogram."""
+    return float(counts @ np.arange(256) / counts.sum()) / 255
 
 
-def entropy(pixels: NDArray[np.uint8]) -> float:
-    """Shannon entropy of the luma histogram in bits, 0 (one grey) to 8."""
-    counts = np.bincount(luma(pixels).astype(np.uint8).ravel(), minlength=256)
+def contrast(counts: NDArray[np.int64]) -> float:
+    """Standard deviation of the luma, in [0, 0.5], of a histogram."""
+    return math.sqrt(counts @ (np.arange(256) / 255 - brightness(counts)) ** 2 / counts.sum())
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Shannon entropy of a luma histogram in bits, 0 (one grey) to 8."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum()) + 0.0
 

@@ -535,6 +535,25 @@ def test_what_an_archive_cannot_give_is_listed(hub: Hub) -> None:
         run("ms:o/m")
 
 
+@pytest.mark.parametrize("raw", [t.encode(e) for t, e in (("一只狐狸", "utf-8-sig"), ("一只狐狸", "gbk"), ("一只狐狸", "utf-16"))])
+def test_captions_in_other_encodings(hub: Hub, raw: bytes) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as packed:
+        packed.writestr("a.png", picture(1))
+        packed.writestr("a.txt", raw)
+    hub.files = {"train/a.png": picture(1), "train/a.txt": raw}
+    assert [r.caption for r in run("hf:o/m")[0]] == ["一只狐狸"]
+    hub.files = {"train.zip": out.getvalue()}
+    assert [r.caption for r in run("ms:o/m")[0]] == ["一只狐狸"]
+
+
+def test_a_table_is_read_without_the_pictures_in_it(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"url": ["http://h/a"], "thumb": [b"x" * 9], "image": [{"bytes": b"y"}], "n": [1]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert list(urls._records(tmp_path / "t.parquet")) == [{"url": "http://h/a", "n": 1}]
+
+
 def test_files_of_one_name_stay_apart(hub: Hub) -> None:
     hub.files = {"a.tar": shard({"x.png": picture(1), "../X.png": picture(2), "y.png": picture(3)})}
     assert [r.name for r in run("ms:o/m")[0]] == ["a/x.png", "a/X~2.png", "a/y.png"]

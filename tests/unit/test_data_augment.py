@@ -14,7 +14,7 @@ import safelight as sl
 from safelight.data.augment import Change, Ways, applied, augment, drawn, fill, inscribed, swapped
 from safelight.data.buckets import place, preview, table
 from safelight.events import Note
-from safelight.pictures import read
+from safelight.pictures import layers, read
 from safelight.spec import Work
 from safelight.train.held_out import split
 from safelight.values import Blob, Caption, Dataset, Row
@@ -159,6 +159,14 @@ def test_a_background(tmp_path: Path, keep: Keep) -> None:
     for wrong in ("blurple", "rgb(300, 0, 0)"):
         with pytest.raises(ValueError, match=re.escape(f"colours: got {wrong!r}")):
             finished(fill(data, (wrong,), keep, say=False))
+
+
+def test_of_an_animation_one_frame_is_decoded(tmp_path: Path, keep: Keep) -> None:
+    frames = [Pil.new("RGBA", (20, 20), (i * 90, 0, 0, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert len(layers(tmp_path / "a.webp")[0]) == 3 and len(layers(tmp_path / "a.webp", most=1)[0]) == 1
+    out, _ = finished(fill(Dataset((row(tmp_path / "a.webp", "x"),)), ("white",), keep, say=False))
+    assert read(out.rows[0].picture.path).min() == 255
 
 
 def test_the_table_is_sd_scripts() -> None:

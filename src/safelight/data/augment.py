@@ -160,7 +160,7 @@ def _row(row: Row, picture: Pil.Image, name: str, keep: Keep, *, captions: tuple
 def _opened(row: Row, op: str) -> Pil.Image:
     """The first frame, upright, with its transparency where it has any."""
     try:
-        frames, clear = layers(row.picture.path)
+        frames, clear = layers(row.picture.path, most=1)
     except Unreadable as error:
         raise ValueError(f"{op}: {row.name} cannot be decoded ({error}); curate drops such pictures") from error
     picture = Pil.fromarray(frames[0])

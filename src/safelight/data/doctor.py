@@ -16,7 +16,7 @@ from safelight.data.duplicates import Look, look, twins
 from safelight.data.folder import OTHERS, SIDECARS, Listing, is_picture, listed, read_row, walk
 from safelight.data.headers import MAGIC, read_header, sniff
 from safelight.data.measures import Picture
-from safelight.data.metadata import TABLES, Table, read_table
+from safelight.data.metadata import TABLES, Table, chinese, read_table
 from safelight.events import Event, Progress
 from safelight.pictures import Unreadable
 from safelight.values import Row
@@ -185,19 +185,12 @@ def _text(ward: Ward, path: Path) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        ward.say("encoding", name, f"it is not UTF-8 (byte {error.start}){_guess(raw)}")
+        guess = " ".join(chinese(raw).split())[:40]
+        ward.say("encoding", name, f"it is not UTF-8 (byte {error.start})" + (f"; as GBK it reads: {guess}" if guess else ""))
         return ""
     if raw.startswith(codecs.BOM_UTF8) and path.suffix != ".csv":  # spreadsheets need the mark in a table
         ward.say("encoding", name, "it begins with a byte-order mark, which becomes part of the caption's first word")
     return text
-
-
-def _guess(raw: bytes) -> str:
-    try:
-        text = " ".join(raw.decode("gb18030").split())
-    except UnicodeDecodeError:
-        return ""
-    return f"; as GBK it reads: {text[:40]}" if re.search(r"[\u4e00-\u9fff]{2}", text) else ""
 
 
 def _corrupt(ward: Ward) -> None:

@@ -1,10 +1,12 @@
 """Caption tables beside pictures: `metadata.csv` and `metadata.jsonl`, as imagefolder, Data-Juicer and the training scripts write them."""
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +55,25 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
+def decoded(raw: bytes) -> str:
+    """A caption's text, in whatever it was written: UTF-8, UTF-16 with its mark, GBK where that gives Chinese words, else Western."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", "replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return chinese(raw) or raw.decode("cp1252", "replace")
+
+
+def chinese(raw: bytes) -> str:
+    """The text in GBK, or nothing where that gives no Chinese words."""
+    try:
+        text = raw.decode("gb18030")
+    except UnicodeDecodeError:
+        return ""
+    return text if re.search(r"[\u4e00-\u9fff]{2}", text) else ""
 
 
 def read_table(path: Path) -> Table:

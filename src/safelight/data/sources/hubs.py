@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from safelight.data.folder import PICTURES, SIDECARS
-from safelight.data.metadata import TABLES, plain, read_table
+from safelight.data.metadata import TABLES, decoded, plain, read_table
 from safelight.data.request import Pick
 from safelight.data.sources import Asked, Item, origin, safe, shards, source
 from safelight.events import Event, Note
@@ -147,7 +147,7 @@ def _loose(hub: Hub, files: Sequence[Remote], asked: Asked, known: Mapping[str, 
             continue
         stem = str(PurePosixPath(name).with_suffix(""))
         beside = next((there[stem + s] for s in SIDECARS if stem + s in there), None)
-        text = told.get(name) or (plain(hub.http.read(hub.url(beside)).decode("utf-8-sig", "replace")) if beside else "")
+        text = told.get(name) or (plain(decoded(hub.http.read(hub.url(beside)))) if beside else "")
         by, text = ("source", text) if text else ("folder", _label(name))
         url = hub.url(there[name])
         yield Item(key, safe(stem), url, captions=(Caption(by, text),) if text else (), origin={**known, "url": url},

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from safelight.data.folder import PICTURES
+from safelight.data.metadata import decoded
 from safelight.data.request import Fetch
 from safelight.data.sources import Asked, Item, safe
 from safelight.data.sources.urls import Record, described, parsed, pointed
@@ -207,8 +208,7 @@ def _picture(item: Item, size: int, read: Callable[[], bytes], limits: Fetch) ->
 
 
 def _record(suffix: str, content: bytes) -> Record:
-    text = content.decode("utf-8", "replace")
-    return parsed(text) if suffix == ".json" else {"text": text}
+    return parsed(decoded(content)) if suffix == ".json" else {"text": decoded(content)}
 
 
 def _from_hub(item: Item, known: Mapping[str, str]) -> Item:
