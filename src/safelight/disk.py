@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
-    """Let `write` fill a file in the folder `tmp`, flush it to the disk, rename it to `path` (same file system)."""
-    beside = tmp / os.urandom(16).hex()
+    """Let `write` fill a hidden file in the folder `tmp`, flush it to the disk, rename it to `path` (same file system)."""
+    beside = tmp / f".{os.urandom(16).hex()}"
     try:
         write(beside)
         if flush:
@@ -17,6 +17,12 @@ def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written by `place` anywhere below a folder that nobody else writes to."""
+    for left in folder.rglob("." + "[0-9a-f]" * 32):
+        left.unlink(missing_ok=True)
 
 
 def copy(content: str | Path | bytes, to: Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from safelight import embed, engine, parameters
 from safelight.codec import ORIGIN
 from safelight.computing import Computing, chosen, computing
-from safelight.disk import place
+from safelight.disk import place, sweep
 from safelight.events import Note
 from safelight.lineage import Lineage, trace, versions
 from safelight.spec import Work
@@ -124,6 +124,7 @@ def _save_dataset(data: Dataset, path: Path, store: Store) -> list[Path]:
     dropped = [{"name": r.name, "reason": r.dropped, "path": r.picture.path} for r in data.rows if r.dropped]
     _place(folder / "dropped.json", json.dumps(dropped, ensure_ascii=False, indent=1).encode())
     _place(folder / "lineage.json", json.dumps(trace(store, data).data, ensure_ascii=False).encode())
+    sweep(folder)
     return [*written, table, folder / "dropped.json", folder / "lineage.json"]
 
 

@@ -12,7 +12,7 @@ from safelight.data.juicer.recipe import Recipe
 from safelight.data.juicer.registry import SUFFIX, Sample
 
 _read = json.JSONDecoder().raw_decode
-_scan = make_scanner(json.JSONDecoder())
+_scan = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed asks for the wrong class
 DEEPEST = 100
 """Levels of lists and objects in a row. Python's own limit is a few times that."""
 NUMBERS = (int, float)

@@ -1,6 +1,7 @@
 """Filters by a picture's size and length, and the blur: what Pillow and the header alone can do."""
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def image_blur_mapper(sample: Sample, pictures: Pictures, s: Settings) -> None:
             folder = Path(s["save_dir"]).absolute() if s["save_dir"] else path.parent / "__dj__produced_data__" / "image_blur_mapper"
             folder.mkdir(parents=True, exist_ok=True)
             copy = folder / f"{path.stem}__dj_hash_#{s['blur_type']}-{s['radius']:g}#{path.suffix}"
-            picture.pixels.filter(blur[s["blur_type"]]).save(copy)
+            part = copy.with_name(f".{os.getpid()}.{copy.name}")  # another row, perhaps another process, may look at the copy
+            picture.pixels.filter(blur[s["blur_type"]]).save(part)
+            os.replace(part, copy)
             made[picture.path] = str(copy)
     sample.row.setdefault("__dj__source_file__", [p.path for p in pictures])
     if pictures:
