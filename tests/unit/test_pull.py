@@ -1,10 +1,13 @@
 """Pulling models, against a real server on this machine that speaks both hubs' APIs and breaks, lies and refuses when it is told to."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -288,6 +291,26 @@ def test_redirects_into_a_network_are_refused(hub: Hub, tmp_path: Path) -> None:
     hub.cdn = "file://"
     with closing(pull(planned)) as work, pytest.raises(ValueError, match=r"only http and https|not allowed"):
         list(work)
+
+
+def test_an_answer_whose_head_never_ends_is_given_up() -> None:
+    """A tarpit: each byte comes in time, and all of them never do."""
+    def drip(server: socket.socket) -> None:
+        answer, _ = server.accept()
+        with answer, contextlib.suppress(OSError):
+            answer.sendall(b"HTTP/1.1 200 OK\r\n")
+            for _ in range(100):
+                answer.sendall(b"x")
+                time.sleep(0.05)
+            answer.sendall(b": y\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(fetching.BROKEN):
+            Http(url, timeout=0.3).open(url)
+        thread.join()
 
 
 def test_which_addresses_are_asked() -> None:

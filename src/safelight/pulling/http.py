@@ -13,11 +13,12 @@ import os
 import shutil
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
@@ -316,6 +317,25 @@ class _Straight(http.client.HTTPConnection):
                 self.sock.close()
                 trouble = e
         raise trouble
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        """The answer, once its head is whole. That must be within the time limit, however steadily it drips in."""
+        late = threading.Event()
+        watch = threading.Timer(self.timeout or TIMEOUT, _hang_up, (self.sock, late))
+        watch.start()
+        try:
+            answer = super().getresponse()
+        finally:
+            watch.cancel()
+        if late.is_set():  # what is cut off there would pass for a whole head
+            raise TimeoutError(f"the answer of {self.host} does not begin in time")
+        return answer
+
+
+def _hang_up(sock: socket.socket, late: threading.Event) -> None:
+    late.set()
+    with suppress(OSError):  # it was let go of meanwhile
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 class _StraightTLS(http.client.HTTPSConnection, _Straight):
