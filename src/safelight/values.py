@@ -190,13 +190,9 @@ class Dataset(Value):
     info: Info = field(default_factory=dict)
 
     @cached_property
-    def _key(self) -> str:
-        return digest("dataset", *[part for r in self.kept for part in (r.picture.sha256, r.caption)])
-
-    @property
     def key(self) -> str:
         """Content of the kept rows, in order."""
-        return self._key
+        return digest("dataset", *[part for r in self.kept for part in (r.picture.sha256, r.caption)])
 
     @cached_property
     def kept(self) -> tuple[Row, ...]:
@@ -228,15 +224,11 @@ class Image(Value):
             raise ValueError(f"Image: {len(self.info)} infos for {len(p)} pictures")
 
     @cached_property
-    def _key(self) -> str:
+    def key(self) -> str:
+        """Shape and pixel bytes."""
         import numpy as np
 
         return digest("image", str(self.pixels.shape), np.ascontiguousarray(self.pixels).tobytes())
-
-    @property
-    def key(self) -> str:
-        """Shape and pixel bytes."""
-        return self._key
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -256,15 +248,11 @@ class Mask(Value):
     values: NDArray[np.float32]
 
     @cached_property
-    def _key(self) -> str:
+    def key(self) -> str:
+        """Shape and bytes."""
         import numpy as np
 
         return digest("mask", str(self.values.shape), np.ascontiguousarray(self.values).tobytes())
-
-    @property
-    def key(self) -> str:
-        """Shape and bytes."""
-        return self._key
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,16 +270,12 @@ class Latent(Value):
     rows: tuple[int, ...] | None = None
 
     @cached_property
-    def _key(self) -> str:
+    def key(self) -> str:
+        """Family, shapes and bytes."""
         raw = [self.samples] if self.mask is None else [self.samples, self.mask]
         rows = [] if self.rows is None else ["rows", canonical(self.rows)]
         held = [p for t in raw for p in (str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())]
         return digest("latent", self.family, *held, *rows)
-
-    @property
-    def key(self) -> str:
-        """Family, shapes and bytes."""
-        return self._key
 
 
 @dataclass(frozen=True)
@@ -329,17 +313,13 @@ class Cond(Value):
     others: tuple[Cond, ...] = ()
 
     @cached_property
-    def _key(self) -> str:
+    def key(self) -> str:
+        """Names, shapes and bytes of the tensors; the region and the others where there are any."""
         named = [("tokens", self.tokens), *sorted(self.extras.items())]
         held = [p for n, t in named for p in (n, str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())]
         r = self.region
         where = [] if r == WHOLE else [canonical(dataclasses.replace(r, mask=None)), r.mask.key if r.mask else ""]
         return digest("cond", *held, *where, *[o.key for o in self.others])
-
-    @property
-    def key(self) -> str:
-        """Names, shapes and bytes of the tensors; the region and the others where there are any."""
-        return self._key
 
     @property
     def parts(self) -> tuple[Cond, ...]:

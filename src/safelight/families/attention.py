@@ -75,7 +75,8 @@ def _plain(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     if len(args) != 3 or any(kwargs.get(name) for name in ("dropout_p", "is_causal", "enable_gqa")) or kwargs.get("attn_mask") is not None:
         return False
     q, k, v = args
-    return bool(q.dtype == torch.bfloat16 and q.ndim == 4 and k.shape[2] >= WORTH and q.shape[:2] == k.shape[:2]) and k.shape[:3] == v.shape[:3]
+    alike = q.shape[:2] == k.shape[:2] and k.shape[:3] == v.shape[:3]
+    return bool(q.dtype == torch.bfloat16 and q.ndim == 4 and k.shape[2] >= WORTH and alike)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def _one(x: Tensor, work: Callable[[Tensor], Tensor], tile: Sequence[int], overl
 
 
 def _starts(n: int, tile: int, overlap: int) -> Sequence[int]:
-    return [max(0, min(n - overlap, at)) for at in range(0, n - overlap, tile - overlap)] if n > tile else [0]
+    return range(0, n - overlap, tile - overlap) if n > tile else [0]
 
 
 def _weight(part: Tensor, soft: int) -> Tensor:
@@ -67,3 +67,12 @@ def whole_cells(tile: int, overlap: int, factor: int) -> tuple[int, int]:
     """Side and overlap in pixels, both whole cells of tiles half as high; an overlap of more than a quarter of the side becomes that."""
     tile = max(tile // (2 * factor) * 2 * factor, 2 * factor)
     return tile, min(overlap, tile // 4) // factor * factor
+
+
+def middle(x: Tensor, ratio: float) -> Tensor:
+    """(..., H, W) cut about its middle to this ratio of width to height, as ComfyUI rounds it."""
+    high, wide = x.shape[-2:]
+    have = wide / high
+    left = round((wide - wide * (ratio / have)) / 2) if have > ratio else 0
+    top = round((high - high * (have / ratio)) / 2) if have < ratio else 0
+    return x[..., top : high - top, left : wide - left]

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from safelight.families.tiles import middle
 from safelight.patches import kept, patch, tell
 from safelight.patches.rows import EVERY, Rows, Span, unet_of, watched
 from safelight.weights import header
@@ -261,11 +262,5 @@ def _sum(rest: Mapping[str, Any], added: list[Tensor]) -> dict[str, Any]:
 
 def fitted(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, 3, H, W) cut about the middle to the shape of `size` (height, width) and brought to it by the nearest pixel, as ComfyUI does."""
-    (high, wide), (height, width) = pictures.shape[2:], size
-    top = left = 0
-    if wide / high > width / height:
-        left = round((wide - wide * (width / height) / (wide / high)) / 2)
-    else:
-        top = round((high - high * (wide / high) / (width / height)) / 2)
-    middle = pictures[:, :, top : high - top, left : wide - left]
-    return middle if middle.shape[2:] == size else nn.functional.interpolate(middle, size, mode="nearest-exact")
+    cut = middle(pictures, size[1] / size[0])
+    return cut if cut.shape[2:] == size else nn.functional.interpolate(cut, size, mode="nearest-exact")

@@ -15,7 +15,6 @@ from safelight.patches import told
 from safelight.patches.rows import PICTURE
 from safelight.sampling import guidance as guides
 from safelight.sampling.driver import drive
-from safelight.sampling.noise import draw_seed
 from safelight.sampling.process import process
 from safelight.sampling.request import Request, blank
 from safelight.sampling.schedules import plan
@@ -145,11 +144,6 @@ def _each(name: str, given: Sequence[Tensor], count: int) -> Sequence[Tensor]:
     if len(given) not in (1, count):
         raise ValueError(f"generate: {name} is a batch of {len(given)} for {count} pictures; expected 1 or {count}")
     return given if len(given) == count else list(given) * count
-
-
-def with_seed(seed: int) -> int:
-    """The seed, or for -1 one that is drawn."""
-    return draw_seed() if seed < 0 else seed
 
 
 def warnings(image: Image | None, sampling: Sampling) -> Generator[Event, None, None]:

@@ -10,10 +10,11 @@ import torch
 from PIL import Image as Pil
 from torch import Tensor
 
+from safelight.families.tiles import middle
+
 if TYPE_CHECKING:
     from safelight.values import Image, Mask
 
-METHODS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos", "bislerp")
 ALIKE = 1e-5
 """Directions whose cosine is within this of 1 or -1 are taken for one line."""
 
@@ -36,20 +37,12 @@ def scaled(x: Tensor, width: int, height: int, *, method: str = "bilinear", crop
     if min(width, height) < 1:
         raise ValueError(f"scale: got {width} x {height}; expected at least one pixel a side")
     if crop:
-        x = _middle(x, width / height)
+        x = middle(x, width / height)
     if method == "bislerp":
         return bislerp(x, width, height)
     if method == "lanczos":
         return _lanczos(x, width, height)
     return torch.nn.functional.interpolate(x, (height, width), mode=method)
-
-
-def _middle(x: Tensor, wanted: float) -> Tensor:
-    high, wide = x.shape[-2:]
-    have = wide / high
-    left = round((wide - wide * (wanted / have)) / 2) if have > wanted else 0
-    top = round((high - high * (have / wanted)) / 2) if have < wanted else 0
-    return x[..., top : high - top, left : wide - left]
 
 
 def _lanczos(x: Tensor, width: int, height: int) -> Tensor:

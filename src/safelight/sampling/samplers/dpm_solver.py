@@ -60,8 +60,8 @@ def dpm_adaptive(
             if factor >= accept_safety and t != s:
                 break
         else:
-            raise ValueError(f"sampling: dpm_adaptive: no step from sigma {s:g} kept to the tolerance in {TRIES} tries; expected h_init, rtol"
-                             " and atol above 0 and accept_safety of at most 2.5")
+            expected = "expected h_init, rtol and atol above 0 and accept_safety of at most 2.5"
+            raise ValueError(f"sampling: dpm_adaptive: no step from sigma {s:g} kept to the tolerance in {TRIES} tries; {expected}")
         x, before, s = high, low, t
     return x
 

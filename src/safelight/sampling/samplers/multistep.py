@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -39,19 +39,17 @@ def lms(x: Tensor, sigmas: Sequence[float], *, order: int = 4) -> Sampling:
 def ipndm(x: Tensor, sigmas: Sequence[float]) -> Sampling:
     """Improved pseudo numerical method: order-4 Adams-Bashforth weights of equal steps on any steps (Zhang and Chen 2022, arXiv:2204.13902,
     section 3.3; Liu et al. 2022, arXiv:2202.09778)."""
-    slopes: list[Tensor] = []
-    for s, t in pairwise(sigmas):
-        x0 = yield x, s
-        slopes = [(x - x0) / s, *slopes[:3]]
-        if t == 0:
-            return x0
-        x = _weighted(x, np.array(_ADAMS[len(slopes) - 1]) * (t - s), slopes)
-    return x
+    return (yield from _bashforth(x, sigmas, lambda steps: np.array(_ADAMS[len(steps) - 1])))
 
 
 @sampler(order=2)
 def ipndm_v(x: Tensor, sigmas: Sequence[float]) -> Sampling:
     """`ipndm` (arXiv:2204.13902, section 3.3) with weights for unequal steps, in the form that its users know (see `_unequal`)."""
+    return (yield from _bashforth(x, sigmas, _unequal))
+
+
+def _bashforth(x: Tensor, sigmas: Sequence[float], weights: Callable[[Sequence[float]], NDArray[np.float64]]) -> Sampling:
+    """Along the last four slopes at most, weighed by the lengths of the steps they belong to, newest first."""
     slopes: list[Tensor] = []
     steps: list[float] = []
     for s, t in pairwise(sigmas):
@@ -59,7 +57,7 @@ def ipndm_v(x: Tensor, sigmas: Sequence[float]) -> Sampling:
         slopes, steps = [(x - x0) / s, *slopes[:3]], [t - s, *steps[:3]]
         if t == 0:
             return x0
-        x = _weighted(x, _unequal(steps) * (t - s), slopes)
+        x = _weighted(x, weights(steps) * (t - s), slopes)
     return x
 
 
