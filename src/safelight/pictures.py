@@ -141,7 +141,9 @@ def sharpness(pixels: NDArray[np.uint8]) -> float:
     edges = y[1:-1, 1:-1] * y.dtype.type(-4)
     for shifted in (y[:-2, 1:-1], y[2:, 1:-1], y[1:-1, :-2], y[1:-1, 2:]):
         edges += shifted
-    return float(edges.astype(np.float32, copy=False).var())
+    found = edges.astype(np.float32, copy=False).ravel()
+    mean = float(found.mean())
+    return max(0.0, float(found @ found) / found.size - mean * mean)
 
 
 def colourfulness(pixels: NDArray[np.uint8]) -> float:
@@ -153,7 +155,8 @@ def colourfulness(pixels: NDArray[np.uint8]) -> float:
 
 def histogram(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """How many pixels of (H, W, 3), or of the luma (H, W), have each of the 256 greys."""
-    return np.array(Pil.fromarray(pixels).convert("L").histogram(), dtype=np.int64)
+    picture = Pil.fromarray(pixels)
+    return np.array((picture if pixels.ndim == 2 else picture.convert("L")).histogram(), dtype=np.int64)
 
 
 def brightness(counts: NDArray[np.int64]) -> float:

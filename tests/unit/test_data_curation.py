@@ -10,9 +10,11 @@ import pytest
 from PIL import Image as Pil
 from PIL import ImageEnhance, ImageFilter
 
-from safelight.data.curation import Rule, curate
+from safelight.data.curation import HASH, Rule, curate
 from safelight.data.duplicates import BRUTE, Look, close_pairs, dhash, look, phash, twins
 from safelight.data.folder import read_folder
+from safelight.data.juicer.known import contents
+from safelight.data.measures import find
 from safelight.events import Progress
 from safelight.values import Dataset
 
@@ -117,11 +119,29 @@ def test_switched_off_nothing_is_decoded(tmp_path: Path) -> None:
 def test_known_measures_are_not_taken_again(tmp_path: Path) -> None:
     scene(0).save(tmp_path / "a.png")
     data = load(tmp_path)
-    known = {(data.rows[0].picture.sha256, "contrast"): 0.001}
+    known = {(data.rows[0].picture.sha256, find("contrast").question): 0.001}
     assert finished(curate(data, RULES, known=known)).rows[0].dropped.startswith("blank")
     fresh: dict[tuple[str, str], float] = {}
     finished(curate(data, RULES, known=fresh))
-    assert {m for _, m in fresh} == {"min_side", "aspect", "contrast"}
+    assert {m for _, m in fresh} == {find("contrast").question, HASH}
+
+
+def test_other_thresholds_open_no_picture(tmp_path: Path) -> None:
+    """With everything known the files may be gone, and the verdicts are those of somebody who still has them."""
+    for i in range(4):
+        scene(i).save(tmp_path / f"{i}.png")
+        scene(i).resize((200, 200)).save(tmp_path / f"{i}-copy.jpg")
+    Pil.new("RGB", (300, 300), "navy").save(tmp_path / "blank.png")
+    data, file = load(tmp_path), tmp_path / "measures.sqlite"
+    others = [*RULES[:2], Rule("contrast", "blank", low=0.0), Rule("brightness", "dark", low=0.2)]
+    wanted = finished(curate(data, others, distance=4))
+    for rules in ([*RULES, Rule("brightness", "dark", low=0.0)], others):
+        with contents(file, [r.picture.sha256 for r in data.rows]) as known:
+            found = finished(curate(data, rules, distance=4, known=known))
+        for picture in (*tmp_path.glob("*.png"), *tmp_path.glob("*.jpg")):
+            picture.unlink()
+    assert [(r.dropped, r.info) for r in found.rows] == [(r.dropped, r.info) for r in wanted.rows]
+    assert len({r.dropped.partition(":")[0] for r in found.rows}) >= 2
 
 
 def test_what_was_dropped_before_stays_dropped(tmp_path: Path) -> None:

@@ -2,17 +2,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from safelight.data.duplicates import Look, look, twins
-from safelight.data.measures import Picture, find
+import numpy as np
+
+from safelight.data.duplicates import coarse, phash, repeats, same_colours
+from safelight.data.measures import Measure, Picture, find
 from safelight.events import Event, Progress
 from safelight.pictures import Unreadable
 from safelight.values import Dataset, Row
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 EVERY = 20  # pictures between two progress events
-Known = MutableMapping[tuple[str, str], float]
+Known = MutableMapping[tuple[str, str], Any]
+HASH, COLOURS = "phash 2", "colours 1"
+"""Questions beside the measures': a picture's hash and its coarse colours, as hex digits."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ class Verdicts:
 def curate(data: Dataset, rules: Sequence[Rule], *, distance: int = 6, known: Known | None = None) -> Generator[Event, None, Dataset]:
     """Apply the rules, then drop exact and near duplicates (hash distance in bits; negative: near ones stay). Yields Progress.
 
-    known: measures taken before, by (picture's sha256, measure), read and added to. Order of the reasons: header rules, duplicate,
+    known: what was found before, by (picture's sha256, question), read and added to: a picture all of whose answers are there is not
+    opened. Colours are looked at only where hashes are close. Order of the reasons: header rules, duplicate,
     unreadable, pixel rules, near duplicate; a row gets the first that applies.
     """
     known = {} if known is None else known
@@ -72,7 +82,7 @@ def curate(data: Dataset, rules: Sequence[Rule], *, distance: int = 6, known: Kn
         _judge(work, i, cheap, Picture(data.rows[i]), known)
     _exact(work)
     costly = [r for r in rules if r not in cheap]
-    looks: dict[int, Look] = {}
+    hashes: dict[int, int] = {}
     todo = work.open if costly or distance >= 0 else []
     for n, i in enumerate(todo):
         if n % EVERY == 0:
@@ -80,20 +90,27 @@ def curate(data: Dataset, rules: Sequence[Rule], *, distance: int = 6, known: Kn
         picture = Picture(data.rows[i])
         try:
             _judge(work, i, costly, picture, known)
-            if distance >= 0 and i not in work.reasons:
-                looks[i] = look(picture.pixels)
+            if distance >= 0:  # also of one that was dropped: with another threshold it would stay
+                hashes[i] = _hash(picture, known)
         except Unreadable as error:
             work.reasons[i] = f"unreadable: {error}"
     yield Progress(step=len(todo), total=len(todo), what="looking at pictures", unit="picture")
-    _near(work, looks, distance)
+    _near(work, {i: h for i, h in hashes.items() if i not in work.reasons}, distance, known)
     return work.dataset(data)
+
+
+def _found(known: Known, row: Row, question: str, take: Callable[[], T]) -> T:
+    key = (row.picture.sha256, question)
+    if key not in known:
+        known[key] = take()
+    answer: T = known[key]
+    return answer
 
 
 def _judge(work: Verdicts, i: int, rules: Sequence[Rule], picture: Picture, known: Known) -> None:
     """Take every rule's measure, so that the report has all of them; the first rule that fails gives the reason."""
     for rule in rules:
-        key = (picture.row.picture.sha256, rule.measure)
-        value = known[key] if key in known else known.setdefault(key, float(find(rule.measure).take(picture)))
+        value = _value(find(rule.measure), picture, known)
         work.values.setdefault(i, {})[rule.measure] = value
         reason = rule.verdict(value)
         if reason:
@@ -113,7 +130,28 @@ def _exact(work: Verdicts) -> None:
             work.reasons[i] = f"duplicate: the same file as {work.rows[kept].name}"
 
 
-def _near(work: Verdicts, looks: Mapping[int, Look], distance: int) -> None:
-    order = sorted(looks, key=lambda i: _better(work.rows[i]))
-    for at, (first, bits) in twins([looks[i] for i in order], distance).items():
+def _value(measure: Measure, picture: Picture, known: Known) -> float:
+    if measure.needs == "header":
+        return float(measure.take(picture))
+    return _found(known, picture.row, measure.question, lambda: float(measure.take(picture)))
+
+
+def _hash(picture: Picture, known: Known) -> int:
+    return int(_found(known, picture.row, HASH, lambda: f"{phash(picture.grey):016x}"), 16)
+
+
+def _near(work: Verdicts, hashes: Mapping[int, int], distance: int, known: Known) -> None:
+    order = sorted(hashes, key=lambda i: _better(work.rows[i]))
+
+    def colours(at: int) -> NDArray[np.uint8]:
+        row = work.rows[order[at]]
+        return np.frombuffer(bytes.fromhex(_found(known, row, COLOURS, lambda: coarse(Picture(row).pixels).tobytes().hex())), np.uint8)
+
+    def agree(a: int, b: int) -> bool:
+        try:
+            return same_colours(colours(a), colours(b))
+        except Unreadable:  # gone since its hash was taken: nothing says that it is a copy
+            return False
+
+    for at, (first, bits) in repeats([hashes[i] for i in order], distance, agree).items():
         work.reasons[order[at]] = f"near duplicate: looks like {work.rows[order[first]].name} ({bits} of 64 bits differ)"

@@ -1,7 +1,7 @@
 """Near duplicates: a perceptual hash finds the candidates, a coarse colour picture confirms them. Exact search, numpy only."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -29,8 +29,12 @@ class Look:
 
 def look(pixels: NDArray[np.uint8]) -> Look:
     """(H, W, 3) uint8 -> Look."""
-    colours = Pil.fromarray(pixels).resize((CELLS, CELLS), Pil.Resampling.BOX)
-    return Look(phash(pixels), np.asarray(colours).reshape(-1))
+    return Look(phash(pixels), coarse(pixels))
+
+
+def coarse(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 -> (CELLS * CELLS * 3,) mean colours."""
+    return np.asarray(Pil.fromarray(pixels).resize((CELLS, CELLS), Pil.Resampling.BOX)).reshape(-1)
 
 
 @cache
@@ -40,8 +44,12 @@ def _cosines() -> NDArray[np.float64]:
 
 
 def phash(pixels: NDArray[np.uint8]) -> int:
-    """64-bit perceptual hash: which of the 8 x 8 lowest DCT coefficients of the 32 x 32 grey picture lie above their median."""
-    grey = np.asarray(Pil.fromarray(pixels).convert("L").resize((32, 32), Pil.Resampling.LANCZOS), dtype=np.float64)
+    """64-bit perceptual hash: which of the 8 x 8 lowest DCT coefficients of the 32 x 32 grey picture lie above their median.
+
+    pixels: (H, W, 3), or the luma as (H, W).
+    """
+    luma = Pil.fromarray(pixels) if pixels.ndim == 2 else Pil.fromarray(pixels).convert("L")
+    grey = np.asarray(luma.resize((32, 32), Pil.Resampling.LANCZOS, reducing_gap=3.0), dtype=np.float64)
     low = _cosines() @ grey @ _cosines().T  # (8, 8)
     bits = np.packbits(low > np.median(low))
     return int.from_bytes(bits.tobytes(), "big")
@@ -89,30 +97,35 @@ def _within(hashes: NDArray[np.uint64], members: NDArray[np.int64], distance: in
     return np.concatenate(found)
 
 
-def same_colours(a: Look, b: Look) -> bool:
+def same_colours(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
     """Whether the coarse colours agree: no cell differs by COLOUR_GAP or more after the overall brightness was set equal."""
-    gap = a.colours.astype(np.float32) - b.colours.astype(np.float32)
+    gap = a.astype(np.float32) - b.astype(np.float32)
     return bool(np.abs(gap - gap.mean()).max() < COLOUR_GAP)
 
 
 def twins(looks: Sequence[Look], distance: int) -> dict[int, tuple[int, int]]:
+    """`repeats` of pictures whose colours are at hand."""
+    return repeats([x.hash for x in looks], distance, lambda a, b: same_colours(looks[a].colours, looks[b].colours))
+
+
+def repeats(hashes: Sequence[int], distance: int, agree: Callable[[int, int], bool]) -> dict[int, tuple[int, int]]:
     """Which pictures repeat an earlier one: index -> (index of the first that looks the same, bits that differ).
 
     The order is the preference: give the best picture first. A picture is compared with kept ones only, so a chain of small changes
-    does not drop its far end.
+    does not drop its far end. `agree` says of two pictures with close hashes whether they are the same; it is asked of no others.
     """
-    distinct, which = np.unique(np.array([x.hash for x in looks], dtype=np.uint64), return_inverse=True)
+    distinct, which = np.unique(np.array(hashes, dtype=np.uint64), return_inverse=True)
     neighbours: dict[int, list[int]] = {i: [i] for i in range(len(distinct))}
     for i, j in close_pairs(distinct, distance).tolist():
         neighbours[i].append(j)
         neighbours[j].append(i)
     kept: dict[int, list[int]] = {i: [] for i in range(len(distinct))}
     out: dict[int, tuple[int, int]] = {}
-    for at, (one, bucket) in enumerate(zip(looks, which.tolist(), strict=True)):
+    for at, (one, bucket) in enumerate(zip(hashes, which.tolist(), strict=True)):
         candidates = sorted(k for n in neighbours[bucket] for k in kept[n])
-        first = next((k for k in candidates if same_colours(one, looks[k])), None)
+        first = next((k for k in candidates if agree(at, k)), None)
         if first is None:
             kept[bucket].append(at)
         else:
-            out[at] = (first, (one.hash ^ looks[first].hash).bit_count())
+            out[at] = (first, (one ^ hashes[first]).bit_count())
     return out

@@ -32,7 +32,7 @@ def folder(path: Path) -> Work[Dataset]:
     return (yield from read_folder(Path(path)))
 
 
-@op(group="data", version=1, exact=True)
+@op(group="data", version=2, exact=True)
 def curate(
     data: Dataset, *,
     min_side: Annotated[int, Knob(1, 16384)] = 128,
@@ -45,7 +45,7 @@ def curate(
     """Drop pictures that are not fit for training: too small, too narrow or wide, blank, blurred, broken, or there twice.
 
     A dropped row stays in the dataset with its reason and takes no part in what follows. Of duplicates the best is kept: most pixels, with
-    a caption, least compressed.
+    a caption, least compressed. What is measured is kept by the picture's content: with other thresholds no picture is opened again.
 
     Args:
         min_side: the shorter side must have this many pixels
@@ -58,12 +58,15 @@ def curate(
     """
     from safelight.data.curation import Rule
     from safelight.data.curation import curate as sort_out
+    from safelight.data.juicer.known import contents
+    from safelight.index import home
 
     rules = [
         Rule("min_side", "too small", low=min_side), Rule("aspect", "odd shape", low=min_aspect, high=max_aspect),
         Rule("contrast", "blank", low=min_contrast), Rule("sharpness", "blurred", low=min_sharpness),
     ]
-    return (yield from sort_out(data, rules, distance=near_duplicates))
+    with contents(home() / "measures.sqlite", (r.picture.sha256 for r in data.rows)) as known:
+        return (yield from sort_out(data, rules, distance=near_duplicates, known=known))
 
 
 def _captioners() -> Iterable[str]:

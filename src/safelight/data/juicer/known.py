@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,14 +57,22 @@ class Known:
             return measure(picture)
         size, changed, told = self.about(question).get(picture.path, (-1, 0, None))
         if size == picture.stat.st_size and changed == picture.stat.st_mtime_ns:
-            return _parsed(told) if told.__class__ is str else told
+            return _parsed(told) if isinstance(told, str) else told
         found = measure(picture)
         self.note(picture.path, question, picture.stat, found)
         return found
 
     def note(self, path: str, question: str, stat: os.stat_result, found: Any) -> None:
         """Keep what was measured of the file when it was as `stat` says."""
-        self._new.append((path, question, stat.st_size, stat.st_mtime_ns, found if found.__class__ is int else _told(found)))
+        self.add(path, question, found, size=stat.st_size, changed=stat.st_mtime_ns)
+
+    def add(self, name: str, question: str, found: Any, *, size: int = 0, changed: int = 0) -> None:
+        """Keep an answer about a file, or about a content by its hash."""
+        self._new.append((name, question, size, changed, found if found.__class__ is int else _told(found)))
+
+    def everything(self) -> dict[tuple[str, str], Any]:
+        """What was read, by (name, question)."""
+        return {(name, q): _parsed(t) if isinstance(t, str) else t for q, told in self._old.items() for name, (_, _, t) in told.items()}
 
     def keep(self) -> None:
         """Write what is new."""
@@ -100,3 +108,17 @@ class Known:
         except sqlite3.DatabaseError as e:
             log.warning("%s: %s; starting it anew", self.file, e)
             self.file.unlink(missing_ok=True)
+
+
+@contextmanager
+def contents(file: Path, hashes: Iterable[str]) -> Iterator[dict[tuple[str, str], Any]]:
+    """What is known of pictures by (sha256, question), wherever they lie; what the block adds is kept, however it ends."""
+    known = Known(file, set(hashes))
+    found = known.everything()
+    before = set(found)
+    try:
+        yield found
+    finally:
+        for name, question in found.keys() - before:
+            known.add(name, question, found[name, question])
+        known.keep()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from safelight.pictures import REFERENCE_SIDE, read, shrink
+from safelight.pictures import REFERENCE_SIDE, histogram, read, shrink
 from safelight.values import Row
 
 if TYPE_CHECKING:
@@ -32,16 +32,35 @@ class Picture:
         """Decoded and shrunk; raises safelight.pictures.Unreadable."""
         return shrink(read(self.row.picture.path, least=REFERENCE_SIDE), REFERENCE_SIDE)
 
+    @cached_property
+    def grey(self) -> NDArray[np.uint8]:
+        """The luma alone, (H, W) uint8 of the same scale; a JPEG's colours are not decoded for it. Raises Unreadable."""
+        return shrink(read(self.row.picture.path, least=REFERENCE_SIDE, grey=True), REFERENCE_SIDE)
+
+    @cached_property
+    def histogram(self) -> NDArray[np.int64]:
+        """(256,) int64: pixels of each grey."""
+        return histogram(self.grey)
+
 
 @dataclass(frozen=True)
 class Measure:
-    """A registered measure: `label` and `unit` for people, `needs` says what it costs (header: nothing; pixels: one decode)."""
+    """A registered measure: `label` and `unit` for people, `needs` says what it costs (header: nothing; pixels: one decode).
+
+    `version` goes up when its values change, so that kept ones are taken anew.
+    """
 
     name: str
     take: Callable[[Picture], float]
     needs: Needs
     label: str
     unit: str
+    version: int = 1
+
+    @property
+    def question(self) -> str:
+        """Under which name its values are kept."""
+        return f"{self.name} {self.version}"
 
     @property
     def doc(self) -> str:
@@ -52,11 +71,13 @@ class Measure:
 MEASURES: dict[str, Measure] = {}
 
 
-def measure(*, needs: Needs, label: str, unit: str = "") -> Callable[[Callable[[Picture], float]], Callable[[Picture], float]]:
+def measure(
+    *, needs: Needs, label: str, unit: str = "", version: int = 1,
+) -> Callable[[Callable[[Picture], float]], Callable[[Picture], float]]:
     """Register a function of a Picture under its own name. The docstring states range and source."""
 
     def register(take: Callable[[Picture], float]) -> Callable[[Picture], float]:
-        MEASURES[take.__name__] = Measure(take.__name__, take, needs, label, unit)
+        MEASURES[take.__name__] = Measure(take.__name__, take, needs, label, unit, version)
         return take
 
     return register
