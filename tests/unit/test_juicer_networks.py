@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from safelight.data.juicer.networks import network
 from safelight.data.juicer.recipe import checked
 from safelight.data.juicer.run import run_recipe
 
@@ -30,8 +33,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stats(data: Path, out: Path, step: dict[str, Any]) -> list[dict[str, Any]]:
-    done = run_recipe(checked({"dataset_path": str(data / "data.jsonl"), "export_path": str(out / "r.jsonl"), "process": [step]}, "test"))
+def stats(data: Path, out: Path, step: dict[str, Any], *, known: Path | None = None) -> list[dict[str, Any]]:
+    for file in data.glob("*.png"):
+        os.utime(file, (1.6e9, 1.6e9))  # what is younger than two seconds is not kept
+    made = checked({"dataset_path": str(data / "data.jsonl"), "export_path": str(out / "r.jsonl"), "process": [step]}, "test")
+    done = run_recipe(made, known=known)
     assert done.stats is not None and not done.faults
     return [json.loads(line)["__dj__stats__"] for line in done.stats.read_text().splitlines()]
 
@@ -61,6 +67,23 @@ def test_classifiers(name: str, key: str, stat: str, data: Path, tmp_path: Path)
         want = [float(net(pixel_values=pixels(data, f"{i}.png", 32)).logits.softmax(-1)[0, 1]) for i in range(3)]
     assert [v for s in found for v in s[stat]] == pytest.approx(want, abs=1e-6)
     assert len({round(v, 6) for v in want}) == 3
+
+
+def test_another_network_of_the_same_name_is_asked_again(data: Path, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        ViTForImageClassification(ViTConfig(image_size=32, patch_size=16, num_labels=2, **TOWER)).save_pretrained(tmp_path / "net")
+        described(tmp_path / "net", 32, "ViTImageProcessor")
+        network.cache_clear()
+        found.append(stats(data, tmp_path, {"image_nsfw_filter": {"hf_nsfw_model": str(tmp_path / "net"), "max_score": 1.0}},
+                           known=tmp_path / "measures.sqlite"))
+    with sqlite3.connect(tmp_path / "measures.sqlite") as kept:
+        assert kept.execute("SELECT COUNT(*), COUNT(DISTINCT question) FROM answers").fetchone() == (6, 2)
+    kept.close()
+    assert found[0] == found[1] != found[2]
 
 
 def test_aesthetics_are_the_heads_of_the_embedding(data: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ is dropped. A picture is decoded once, at the smallest scale that serves all ope
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,7 +148,24 @@ def _question(step: Step) -> str:
     """Under which name a measure is kept: it changes with the operator's version and the settings that are no bounds."""
     bounds = {name for pair in step.operator.stats.values() for name in pair} | {"any_or_all"}
     shown = [f"{k}={step.settings[k]}" for k in sorted(step.operator.settings) if k not in bounds]
-    return " ".join([step.name, str(step.operator.version), *shown])
+    return " ".join([step.name, str(step.operator.version), *shown, *_looked_with(step)])
+
+
+def _looked_with(step: Step) -> list[str]:
+    """Changes when a file of the network or of the cascade does that the operator looks with."""
+    named = [str(v) for k, v in step.settings.items() if v and (k.startswith("hf_") or k == "cv_classifier")]
+    if not named:
+        return []
+    from safelight import index
+    from safelight.values import digest
+
+    if step.operator.needs == "model":
+        from safelight.data.juicer.networks import place
+
+        looked = [f for name in named for f in sorted(place(name).rglob("*")) if f.is_file()]
+    else:
+        looked = [Path(name) for name in named]
+    return [digest(*[part for f in looked for part in (f.name, index.sha256(f))])]
 
 
 def _act(step: Step, keys: list[Any] | None) -> Act:
@@ -232,5 +250,5 @@ def _measure(operator: Operator, step: Step) -> Callable[[Sample, list[Picture]]
     s = step.settings
     if operator.kind == "pair":
         return lambda sample, pictures: [(v,) for v in operator.run(sample.row[s["text_key"]], pictures, s)] if pictures else []
-    question = _question(step)
-    return lambda _, pictures: [p.known.answer(p, question, lambda p: operator.run(p, s)) for p in pictures]
+    question = cache(lambda: _question(step))
+    return lambda _, pictures: [p.known.answer(p, question() if p.known.file else "", lambda p: operator.run(p, s)) for p in pictures]
