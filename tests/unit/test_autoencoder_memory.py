@@ -12,6 +12,7 @@ from torch import Tensor
 from safelight.families import memory
 from safelight.families.latents import HELD, Autoencoder
 from safelight.families.sources import open_source
+from safelight.families.tiles import three_ways
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -53,6 +54,14 @@ def test_tiles_are_blended_before_they_are_cut_off(images: Autoencoder, size: tu
     assert ((wanted < 0) | (wanted > 1)).float().mean() > 0.2
     found = images.decode(z, tile=64, overlap=16)
     assert torch.allclose(found, wanted.clamp(0, 1).movedim(1, -1), atol=1e-5)
+
+
+def test_what_fits_into_every_tile_is_decoded_once(images: Autoencoder) -> None:
+    z = torch.randn(2, 4, 8, 7, generator=torch.Generator().manual_seed(1))
+    asked: list[Tensor] = []
+    made = three_ways(z, lambda t: (asked.append(t), t * 2)[1], tile=16, overlap=4, scale=1)
+    assert torch.equal(made, z * 2) and len(asked) == 2
+    assert torch.allclose(images.decode(z, tile=64, overlap=16), images.decode(z), atol=1e-5)
 
 
 def need(images: Autoencoder, side: int) -> int:

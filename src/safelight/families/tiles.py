@@ -19,10 +19,12 @@ def tiled(x: Tensor, work: Callable[[Tensor], Tensor], *, tile: tuple[int, int],
 def three_ways(x: Tensor, work: Callable[[Tensor], Tensor], *, tile: int, overlap: int, scale: float) -> Tensor:
     """The mean of three tilings, by tall, wide and square tiles, as ComfyUI decodes: the seams of each lie elsewhere."""
     shapes = [(tile * 2, tile // 2), (tile // 2, tile * 2), (tile, tile)]
+    if max(x.shape[-2:]) <= tile // 2:  # one tile in each of them
+        shapes = shapes[:1]
     total = tiled(x, work, tile=shapes[0], overlap=overlap, scale=scale)
     for shape in shapes[1:]:
         total += tiled(x, work, tile=shape, overlap=overlap, scale=scale)
-    return total.div_(3)
+    return total.div_(len(shapes))
 
 
 def _one(x: Tensor, work: Callable[[Tensor], Tensor], tile: Sequence[int], overlap: int, scale: float) -> Tensor:
