@@ -154,8 +154,9 @@ def test_a_long_list_is_cut_and_says_where_the_rest_is(tmp_path: Path, capsys: p
 
 def test_labels_and_captions_have_room() -> None:
     bars = tuple((f"{i * 20 + 1}–{i * 20 + 20}", 1) for i in range(11))
-    shown = Overview("x", Dataset((row("a", (9, 9), ("file", "fox " * 200)),)), (Histogram("Length", bars),))
+    shown = Overview("x", Dataset((row("a", (9, 9), ("file", "fox " * 200)), row("b", (9, 9)))), (Histogram("Length", bars),))
     said = Reader(page(shown)).said
+    assert "no caption" in said and said.count("\u00a0") == 5, "a bar without a label stands as high as its neighbours"
     assert sum("–" in text for text in said) == 6 and "fox " * 100 not in " ".join(said)
 
 

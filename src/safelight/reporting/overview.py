@@ -70,9 +70,10 @@ def page(story: Overview) -> str:
 
 
 def _caption(row: Row) -> Markup:
-    by = el("small", f" {row.captions[-1].by}") if row.caption else ""
-    return join([row.caption if len(row.caption) <= LONGEST else el("span", f"{row.caption[:LONGEST]} …", title=row.caption)
-                 if row.caption else "no caption", by])
+    if not row.caption:
+        return Markup("no caption")
+    said = row.caption if len(row.caption) <= LONGEST else el("span", f"{row.caption[:LONGEST]} …", title=row.caption)
+    return join([said, el("small", f" {row.captions[-1].by}")])
 
 
 def _facts(story: Overview) -> list[tuple[str, str]]:
@@ -88,7 +89,7 @@ def _columns(shown: Histogram) -> Markup:
     top = max(n for _, n in shown.bars)
     every = -(-len(shown.bars) * max(len(label) for label, _ in shown.bars) // LETTERS)
     bars = [el("li", el("b", f"{n:,}" if n else ""), el("i", style=f"height:{max(1, 72 * n / top) if n else 0:.1f}%"),
-               el("span", label if i % every == 0 else " ")) for i, (label, n) in enumerate(shown.bars)]
+               el("span", label if i % every == 0 else "\u00a0")) for i, (label, n) in enumerate(shown.bars)]
     return el("figure", el("figcaption", el("strong", shown.title)), el("ol", bars), el("p", shown.note, cls="small") if shown.note else "",
               cls="hist")
 
