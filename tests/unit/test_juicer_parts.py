@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from safelight.cli import cli
 from safelight.data.juicer import Outcome, read_recipe, run_recipe
+from safelight.data.juicer.cluster import run_on_ray
 from safelight.data.juicer.packing import packed, shape_named, shape_text, unpacked
 from safelight.data.juicer.parts import run_parts, slices
 from safelight.data.juicer.recipe import Recipe
@@ -160,3 +164,17 @@ def test_shapes_come_back(root: Path) -> None:
     shape = scan([root / "data.jsonl", root / "more.jsonl"])
     assert shape_named(shape_text(shape)) == shape
     assert shape["extra"] is float and shape_named(shape_text({"a": ("list", object), "b": None})) == {"a": ("list", object), "b": None}
+
+
+def test_what_is_missing_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    monkeypatch.setitem(sys.modules, "ray", None)
+    recipe(root, tmp_path, RECIPES["mission"])
+    ran = CliRunner().invoke(cli, ["dj", "--config", str(tmp_path / "one.yaml"), "--engine", "ray"])
+    assert ran.exit_code == 1 and "pip install 'safelight[ray]'" in ran.output
+    for address in ("127.0.0.1:1", "nonsense"):
+        with pytest.raises(ValueError, match="nothing answers at"):
+            list(run_on_ray(read_recipe(tmp_path / "one.yaml"), address=address))
+    ran = CliRunner().invoke(cli, ["dj", "--config", str(tmp_path / "one.yaml"), "--address", "a:1"])
+    assert ran.exit_code == 2 and "--address is for --engine ray" in ran.output

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,8 @@ def run_on_ray(recipe: Recipe, *, address: str | None = None, shard: int = SHARD
 @contextmanager
 def _cluster(address: str | None, *, model: bool) -> Iterator[Execute]:
     _settle(local=address is None)
+    if address not in (None, "auto"):
+        _knock(address or "")
     try:
         import ray
         import ray.data
@@ -70,6 +73,15 @@ def _cluster(address: str | None, *, model: bool) -> Iterator[Execute]:
         yield execute
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"address: nothing answers at {address}: {error}; give HOST:PORT of a cluster's head, or auto") from error
 
 
 def _settle(*, local: bool) -> None:
