@@ -12,7 +12,7 @@ STAMP := .venv/.stamp
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help venv demo test test-slow lint bench bench-embedded docs docs-tables lock clean
+.PHONY: help venv demo test test-slow test-ray lint bench bench-embedded docs docs-tables lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -34,6 +34,10 @@ test: $(STAMP) ## the tests
 
 test-slow: $(STAMP) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+test-ray: $(STAMP) ## the tests on Ray, which this installs
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements/lock.txt 'ray[data]>=2.60'
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/flow/test_juicer_ray.py $(ARGS)
 
 lint: $(STAMP) ## style, types, layers, sizes, generated docs
 	$(BIN)/ruff check
@@ -61,7 +65,7 @@ docs-tables: $(STAMP) ## rewrite the generated tables of README.md and docs/
 lock: ## resolve pyproject.toml anew in a fresh environment and write requirements/lock.txt
 	rm -rf build/lock
 	"$(PYTHON)" -m venv build/lock
-	build/lock/bin/python -m pip install --disable-pip-version-check 'torch==2.13.0' hatchling editables '.[dev,docs,render]'
+	build/lock/bin/python -m pip install --disable-pip-version-check 'torch==2.13.0' hatchling editables '.[dev,docs,onnx,parquet,render]'
 	build/lock/bin/python tools/lock.py
 	rm -rf build/lock
 
