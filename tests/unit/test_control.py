@@ -27,6 +27,7 @@ from safelight.patches.control import control
 from safelight.patches.embedding import embedding
 from safelight.patches.freeu import freeu
 from safelight.patches.ip_adapter import ip_adapter
+from safelight.sampling import regions
 from safelight.sampling.driver import drive
 from safelight.sampling.guidance import CFG
 from safelight.sampling.process import process
@@ -157,6 +158,8 @@ def test_the_way_is_counted_as_comfyui_counts(load: Callable[[str], Family]) -> 
     table = family.sigmas.double()
     assert rows.level(family, 0.3) == pytest.approx(float((table[699].log() * 0.7 + table[700].log() * 0.3).exp()), rel=1e-5)
     assert (rows.level(family, 0.0), rows.level(family, 1.0)) == (float("inf"), 0.0)
+    # To the last digit what regions have: a step may lie just there.
+    assert all(rows.level(family, i / 100) == regions.level(process(family), i / 100) for i in range(101))
     assert rows.level(flow, 0.25) == pytest.approx(0.75, abs=1e-6)
 
 

@@ -103,9 +103,9 @@ def level(family: Family, share: float) -> float:
     sigma itself); infinity at 0 and zero at 1."""
     if not 0 < share < 1:
         return math.inf if share <= 0 else 0.0
-    table = family.sigmas.detach().cpu()
     flow = family.prediction == "flow"
+    table = (family.sigmas if flow else family.log_sigmas).detach().cpu()
     at = torch.tensor((1 - share) * len(table) - 1 if flow else (1 - share) * (len(table) - 1)).clamp(min=0)
-    below, above = (table[int(i)] if flow else table[int(i)].log() for i in (at.floor(), at.ceil()))
+    below, above = table[int(at.floor())], table[int(at.ceil())]
     between = (1 - at.frac()) * below + at.frac() * above
     return float(between if flow else between.exp())
