@@ -181,8 +181,25 @@ def embedded_card() -> str:
     return re.sub(r"^#", "##", text.strip(), flags=re.MULTILINE) + "\n"
 
 
+MAIN = ("", "data", "generate", "train", "score")
+"""The groups that the README lists; the others are parts of graphs."""
+
+
+def cli_main() -> str:
+    """The commands that are no ops, then those ops that people call by themselves."""
+    rows = cli_rows()
+    shown = [[name, what] for name, group, what in (*(r for r in rows if not r[1]), *rows) if group in MAIN]
+    unique = [row for i, row in enumerate(shown) if row not in shown[:i]]
+    return table(["command", "what it does"], unique)
+
+
 def cli_list() -> str:
     """One line a command, ops by group first, as `safelight --help` has them."""
+    return table(["command", "op of group", "what it does"], cli_rows())
+
+
+def cli_rows() -> list[list[str]]:
+    """Command, group and what it does; ops by group first."""
     from safelight.cli import Commands, cli
 
     assert isinstance(cli, Commands)
@@ -190,8 +207,7 @@ def cli_list() -> str:
     named = [(name, cli.get_command(context, name)) for name in cli.list_commands(context)]
     groups = {o.spec.command: o.spec.group for o in load_ops().values()}
     rows = [[f"`safelight {name}`", groups.get(name, ""), command.get_short_help_str(200)] for name, command in named if command]
-    rows.sort(key=lambda row: (not row[1], row[1]))
-    return table(["command", "op of group", "what it does"], rows)
+    return sorted(rows, key=lambda row: (not row[1], row[1]))
 
 
 def cli_help() -> str:
@@ -230,7 +246,8 @@ def make_list() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "ops": ops, "op-list": op_list, "samplers": samplers, "schedules": schedules, "guidances": guidances, "metrics": metrics,
     "measures": measures, "captioners": captioners, "values": values, "events": events, "public": public, "decisions": decisions,
-    "embedded-card": embedded_card, "make-list": make_list, "cli-list": cli_list, "cli-help": cli_help, "demo-sheet": demo_sheet,
+    "embedded-card": embedded_card, "make-list": make_list, "cli-list": cli_list, "cli-main": cli_main,
+    "cli-help": cli_help, "demo-sheet": demo_sheet,
 }
 
 
