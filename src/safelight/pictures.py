@@ -26,16 +26,17 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, Type
           AttributeError, struct.error, zlib.error, Pil.DecompressionBombError)
 
 
-def read(path: str | Path, *, least: int = 0, grey: bool = False) -> NDArray[np.uint8]:
+def read(path: str | Path, *, least: int = 0, most: int = 0, grey: bool = False) -> NDArray[np.uint8]:
     """The picture as (H, W, 3) uint8 RGB: first frame, EXIF orientation applied, transparency over white, 16 bit scaled to 8.
 
     least: when positive, the picture may come back smaller, as long as its shorter side keeps at least this many pixels (a JPEG is
-    then decoded at 1/2, 1/4 or 1/8, which is several times faster). grey: the luma alone, (H, W). Raises Unreadable.
+    then decoded at 1/2, 1/4 or 1/8, which is several times faster). most: when positive, as `shrink` to that side. grey: the luma
+    alone, (H, W). Raises Unreadable.
     """
     try:
         with warnings.catch_warnings():  # Pillow warns about damaged metadata of pictures that decode well
             warnings.simplefilter("ignore")
-            return _decode(path, least, "L" if grey else "RGB")
+            return _decode(path, least, most, "L" if grey else "RGB")
     except Unreadable:
         raise
     except BROKEN as error:
@@ -77,14 +78,15 @@ def _bounded(picture: Pil.Image) -> None:
         raise Unreadable(f"{picture.width} x {picture.height} pixels is over the limit of {MAX_PIXELS // 10**6} million")
 
 
-def _decode(path: str | Path, least: int, mode: str) -> NDArray[np.uint8]:
+def _decode(path: str | Path, least: int, most: int, mode: str) -> NDArray[np.uint8]:
     with Pil.open(path) as picture:
         _bounded(picture)
         if least > 0:
             picture.draft(mode, _box(picture.size, least))
         ImageOps.exif_transpose(picture, in_place=True)
         ready = picture.mode == mode and "transparency" not in picture.info
-        return np.asarray(picture if ready else rgb(picture).convert(mode))
+        shown = picture if ready else rgb(picture).convert(mode)
+        return np.asarray(_shrunk(shown, most) if most else shown)
 
 
 def _box(size: tuple[int, int], least: int) -> tuple[int, int]:
@@ -106,12 +108,14 @@ def rgb(picture: Pil.Image) -> Pil.Image:
 
 def shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """(H, W, 3) or (H, W) uint8 with the shorter side brought down to `side` by area averaging; smaller pictures are left alone."""
-    height, width = pixels.shape[:2]
-    if min(height, width) <= side:
-        return pixels
-    scale = side / min(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Pil.fromarray(pixels).resize(size, Pil.Resampling.BOX))
+    return pixels if min(pixels.shape[:2]) <= side else np.asarray(_shrunk(Pil.fromarray(pixels), side))
+
+
+def _shrunk(picture: Pil.Image, side: int) -> Pil.Image:
+    scale = side / min(picture.size)
+    if scale >= 1:
+        return picture
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Pil.Resampling.BOX)
 
 
 def floats(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

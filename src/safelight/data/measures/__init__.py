@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from safelight.pictures import REFERENCE_SIDE, histogram, read, shrink
+from safelight.pictures import REFERENCE_SIDE, histogram, read
 from safelight.values import Row
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ class Picture:
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
         """Decoded and shrunk; raises safelight.pictures.Unreadable."""
-        return shrink(read(self.row.picture.path, least=REFERENCE_SIDE), REFERENCE_SIDE)
+        return read(self.row.picture.path, least=REFERENCE_SIDE, most=REFERENCE_SIDE)
 
     @cached_property
     def grey(self) -> NDArray[np.uint8]:
         """The luma alone, (H, W) uint8 of the same scale; a JPEG's colours are not decoded for it. Raises Unreadable."""
-        return shrink(read(self.row.picture.path, least=REFERENCE_SIDE, grey=True), REFERENCE_SIDE)
+        return read(self.row.picture.path, least=REFERENCE_SIDE, most=REFERENCE_SIDE, grey=True)
 
     @cached_property
     def histogram(self) -> NDArray[np.int64]:
