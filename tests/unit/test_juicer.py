@@ -104,6 +104,27 @@ def test_a_new_threshold_reads_no_picture_again(recipe: Recipe, tmp_path: Path) 
     assert run_recipe(read_recipe(recipe(process, data=data, name="three")), known=known).faults > first.faults  # it is looked at again
 
 
+def test_near_duplicates_by_distance(recipe: Recipe, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for i in range(3):
+        coarse = np.random.default_rng(i).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC).save(tmp_path / f"{i}.png")
+        Image.open(tmp_path / f"{i}.png").rotate(0.7).save(tmp_path / f"{i}.jpg", quality=30)
+    told = [(name, said) for i, said in enumerate(("a", "b", "a")) for name, said in ((f"{i}.png", said), (f"{i}.jpg", "a"))]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": said, "image": [name]}) + "\n" for name, said in told))
+
+    def kept(settings: str) -> list[str]:
+        done = run_recipe(read_recipe(recipe(f"process: [image_deduplicator: {{{settings}}}]", data=data)))
+        return [Path(r["image"][0]).name for r in rows(done.result)]
+
+    assert len(kept("")) > 3
+    assert kept("distance: 12") == ["0.png", "1.png", "2.png"]
+    assert kept("distance: 12, consider_text: true") == ["0.png", "1.png", "1.jpg", "2.png"]
+
+
 def test_a_shard_is_plain_data(root: Path, recipe: Recipe) -> None:
     made = read_recipe(recipe(RECIPES["filters"]))
     (stage,) = stages(made, None)

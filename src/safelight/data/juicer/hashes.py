@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from safelight.data.juicer.documents import fingerprint
 from safelight.data.juicer.pictures import Picture
-from safelight.data.juicer.registry import Pictures, Sample, Settings, pick
+from safelight.data.juicer.registry import Param, Pictures, Sample, Settings, pick
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,19 +15,34 @@ if TYPE_CHECKING:
 SIDES = {"phash": (32, 32), "dhash": (9, 8), "whash": (256, 256), "ahash": (8, 8)}
 
 
-def _first(keys: Sequence[Any], _: Settings) -> Sequence[int]:
+def _first(keys: Sequence[Any], s: Settings) -> Sequence[int]:
+    copies = _near(keys, s) if s["distance"] else set[int]()
     seen: set[Any] = set()
     kept = []
     for i, key in enumerate(keys):
-        if key == "" or key not in seen:  # rows without pictures are no copies of each other
+        if i not in copies and (key == "" or key not in seen):  # rows without pictures are no copies of each other
             kept.append(i)
         seen.add(key)
     return kept
 
 
-@pick(_first, needs="pixels", method=("phash", "dhash", "whash", "ahash"), consider_text=False)
+def _near(keys: Sequence[Any], s: Settings) -> set[int]:
+    """Rows with one picture whose hash is close to that of a row before it, their texts being equal where texts count."""
+    from safelight.data.duplicates import repeats
+
+    told = [key if s["consider_text"] else (key, "") for key in keys]
+    single = [i for i, (hashed, _) in enumerate(told) if len(hashed) == 16]
+    same = repeats([int(told[i][0], 16) for i in single], s["distance"], lambda a, b: bool(told[single[a]][1] == told[single[b]][1]))
+    return {single[i] for i in same}
+
+
+@pick(_first, needs="pixels", method=("phash", "dhash", "whash", "ahash"), consider_text=False, distance=Param(0, (int,), low=0, high=32))
 def image_deduplicator(sample: Sample, pictures: Pictures, s: Settings) -> Any:
-    """Keep the first of the rows whose pictures have equal hashes; with consider_text their texts must be equal too."""
+    """Keep the first of the rows whose pictures have equal hashes; with consider_text their texts must be equal too.
+
+    `distance` is not Data-Juicer's: rows with one picture are copies too when their hashes differ in so many bits. It compares with rows
+    that are kept only. 0: equal hashes alone count.
+    """
     asked = f"{s['method']} 1"
     hashed = "".join(p.known.answer(p, asked, lambda p: image_hash(p, s["method"])) for p in {p.path: p for p in pictures}.values())
     return (hashed, fingerprint(sample.row[s["text_key"]])) if s["consider_text"] else hashed
