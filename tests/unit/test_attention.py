@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as fused
 
@@ -93,3 +94,19 @@ def test_denoisers_use_it_and_stay_as_exact(layout: str, tmp_path: Path, monkeyp
         torchs = half.predict(x, sigma, cond)
     assert not torch.equal(ours, torchs)
     assert _error(ours, true) < 1.1 * _error(torchs, true)
+
+
+@pytest.mark.skipif(not attention.wanted(CPU, torch.bfloat16), reason="this CPU's fused kernel is the faster one")
+def test_the_autoencoder_uses_it_and_is_as_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.sd1(tmp_path / "sd1")
+    shape = {**AutoencoderKL.load_config(folder / "vae"), "mid_block_add_attention": True}
+    AutoencoderKL.from_config(shape).save_pretrained(folder / "vae")
+    exact, half = (tiny.load(folder, device=CPU, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    z = torch.randn(1, exact.channels, 24, 32, generator=torch.Generator().manual_seed(1))
+    asked: list[int] = []
+    attend = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda q, k, v, scale: asked.append(k.shape[2]) or attend(q, k, v, scale))
+    true, ours = exact.decode(z), half.decode(z)
+    assert asked == [24 * 32]
+    monkeypatch.setattr(attention, "WORTH", 10**9)
+    assert _error(ours, true) < 1.1 * _error(half.decode(z), true)

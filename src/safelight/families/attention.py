@@ -1,8 +1,8 @@
 """Attention for CPUs that multiply bfloat16 but have no AMX: two matrix products and a softmax over as many rows as the cache holds.
 
-torch's fused kernel keeps its scores in float32 and reaches a third of such a CPU's speed; half of a step of SD 1.5 at 512 pixels is then
-attention. Here scores are bfloat16, which is exact enough where they are small; so each row's scores are counted from about its largest,
-which changes no softmax, and those that count most are the smallest.
+torch's fused kernel keeps its scores in float32 and reaches a third of such a CPU's speed; a third of a step of SD 1.5 at 512 pixels is
+then attention. Here scores are bfloat16, which is exact enough where they are small; so each row's scores are counted from about its
+largest, which changes no softmax, and those that count most are the smallest.
 """
 from __future__ import annotations
 
@@ -40,21 +40,22 @@ def wanted(device: torch.device, dtype: torch.dtype) -> bool:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q k' * scale) v for q (B, H, L, D), k and v (B, H, S, D), in their dtype, a new tensor (B, H, L, D)."""
-    k = k * scale
-    most = (q @ k[:, :, ::SAMPLED].transpose(2, 3)).amax(dim=3, keepdim=True)  # (B, H, L, 1)
-    q, k = torch.cat([q, most], dim=3), torch.cat([k, k.new_full((*k.shape[:3], 1), -1)], dim=3)  # scores come out less by `most`
     out = q.new_empty(*q.shape[:3], v.shape[3])
-    heads = [t.flatten(0, 1) for t in (q, k.transpose(2, 3), v.contiguous(), out)]
-    many = HEADS * torch.get_num_threads()
-    rows = max(CACHED // (HEADS * v.shape[2]), 1)
+    heads = [t.flatten(0, 1) for t in (q, k, v.contiguous(), out)]
+    cores = torch.get_num_threads()
+    many = min(HEADS * cores, len(heads[0]))
+    rows = max(CACHED * cores // (many * v.shape[2]), 1)
     held = q.new_empty(many, rows, v.shape[2])
-    for i, j in ((i, j) for i in range(0, len(heads[0]), many) for j in range(0, q.shape[2], rows)):
+    for i in range(0, len(heads[0]), many):
         queries, keys, values, answer = (t[i : i + many] for t in heads)
-        part, to = queries[:, j : j + rows], answer[:, j : j + rows]
-        scores = held[: len(part), : part.shape[1]]
-        torch.bmm(part, keys, out=scores)
-        torch.softmax(scores, dim=2, out=scores)
-        to.copy_(scores @ values)
+        keys = torch.nn.functional.pad(keys * scale, (0, 1), value=-1).transpose(1, 2)  # (many, D + 1, S)
+        some = keys[:, :-1, ::SAMPLED].contiguous()
+        for part, to in zip(queries.split(rows, dim=1), answer.split(rows, dim=1), strict=True):
+            most = (part @ some).amax(dim=2, keepdim=True)  # (many, rows, 1): scores come out less by it
+            scores = held[: len(part), : part.shape[1]]
+            torch.bmm(torch.cat([part, most], dim=2), keys, out=scores)
+            torch.softmax(scores, dim=2, out=scores)
+            to.copy_(scores @ values)
     return out
 
 

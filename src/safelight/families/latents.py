@@ -9,7 +9,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from safelight.families import memory
+from safelight.families import attention, memory
 from safelight.families.sources import Parts
 from safelight.families.tiles import three_ways, whole_cells
 
@@ -52,7 +52,8 @@ class Autoencoder:
             raise ValueError(f"encode_image: got {tuple(pixels.shape)}; expected (B, H, W, 3) with H and W multiples of {self.factor}")
 
         def mean(x: Tensor) -> Tensor:
-            found: Tensor = self.net.encode(x.to(self.device, self.dtype) * 2 - 1).latent_dist.mean
+            with attention.fast(self.device, self.dtype):
+                found: Tensor = self.net.encode(x.to(self.device, self.dtype) * 2 - 1).latent_dist.mean
             return found.float()
 
         made = self._made(mean, pixels.permute(0, 3, 1, 2), 1 / self.factor, tile=tile, overlap=overlap, free=free)
@@ -66,7 +67,8 @@ class Autoencoder:
         """
 
         def picture(z: Tensor) -> Tensor:
-            found: Tensor = self.net.decode(z.to(self.dtype)).sample
+            with attention.fast(self.device, self.dtype):
+                found: Tensor = self.net.decode(z.to(self.dtype)).sample
             return found.float()
 
         z = latent.to(self.device) / self.scale + self.shift
