@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from safelight.data.juicer.parts import Execute, run_parts
@@ -44,8 +45,7 @@ def _cluster(address: str | None, *, model: bool) -> Iterator[Execute]:
     if address not in (None, "auto"):
         _knock(address or "")
     try:
-        import ray
-        import ray.data
+        ray, data = import_module("ray"), import_module("ray.data")
     except ImportError as error:
         raise ImportError("--engine ray needs Ray: pip install 'safelight[ray]'") from error
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -55,11 +55,11 @@ def _cluster(address: str | None, *, model: bool) -> Iterator[Execute]:
     except (ConnectionError, ray.exceptions.RayError) as error:
         raise ValueError(f"address: no Ray cluster could be joined at {address}: {error}") from error
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong comes as an error too
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    data.DataContext.get_current().enable_progress_bars = False
     gpus = 1 if model and ray.cluster_resources().get("GPU") else 0
 
     def execute(work: Callable[[str], str], texts: Sequence[str]) -> Iterator[str]:
-        given = ray.data.from_items([{"text": t} for t in texts], override_num_blocks=min(len(texts), BLOCKS))
+        given = data.from_items([{"text": t} for t in texts], override_num_blocks=min(len(texts), BLOCKS))
         done = given.map_batches(_each, batch_size=1, fn_kwargs={"work": work}, num_gpus=gpus)
         try:
             for row in done.iter_rows():
