@@ -18,8 +18,9 @@ from safelight.values import Dataset, Model, Patch
 
 DEFAULT_MODEL = "mini"
 LORA = "with_lora"
-LAYOUTS = ("imagefolder", "kohya", "numbered")
-LAYOUT_HELP = "How --out lies there: imagefolder, kohya (a caption beside each picture), or numbered (train/0.jpg, ... as RGB JPEG)."
+LAYOUTS = ("imagefolder", "imagefolder-csv", "imagefolder-parquet", "kohya", "numbered", "webdataset")
+LAYOUT_HELP = ("How --out lies there: imagefolder (with metadata.jsonl, .csv or .parquet), kohya (a caption beside each picture), numbered "
+               "(train/0.jpg, ... as RGB JPEG), or webdataset (tar files of 1000).")
 
 
 def op_command(op: Op[..., Any]) -> click.Command:

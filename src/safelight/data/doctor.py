@@ -156,7 +156,7 @@ def _read(ward: Ward) -> None:
     ward.files = sorted(walk(ward.root, Listing(ward.root)))
     tables: list[Table] = []
     for path in (f for f in ward.files if f.name in TABLES):
-        if not _text(ward, path):
+        if path.suffix != ".parquet" and not _text(ward, path):
             continue
         try:
             tables.append(read_table(path))

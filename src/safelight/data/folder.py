@@ -48,13 +48,15 @@ class Said:
 
 
 def read_folder(path: Path) -> Generator[Event, None, Dataset]:
-    """All pictures below a folder, or all that a .csv/.jsonl table names, sorted by name. Yields Progress and one Note on problems.
+    """All pictures below a folder, or all that a .csv, .jsonl or .parquet table names, sorted by name.
+
+    Yields Progress and one Note on problems.
 
     Rows that cannot be used have `dropped` set: `unreadable: ...` or `missing: ...`. ValueError when there is no picture at all.
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise ValueError(f"folder: {path} does not exist; give a folder of pictures, or a metadata.csv or .jsonl")
+        raise ValueError(f"folder: {path} does not exist; give a folder of pictures, or a metadata.csv, .jsonl or .parquet")
     found, said = _from_table(path) if path.is_file() else _from_folder(path)
     rows: list[Row] = []
     for i, picture in enumerate(found.pictures):

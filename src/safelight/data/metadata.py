@@ -1,4 +1,4 @@
-"""Caption tables beside pictures: `metadata.csv` and `metadata.jsonl`, as imagefolder, Data-Juicer and the training scripts write them."""
+"""Caption tables beside pictures: `metadata.csv`, `.jsonl` and `.parquet`, as imagefolder, Data-Juicer and training scripts write them."""
 from __future__ import annotations
 
 import codecs
@@ -13,7 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-TABLES = ("metadata.csv", "metadata.jsonl")
+TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_COLUMNS = ("file_name", "image", "images", "file", "filename", "path", "image_path")
 TEXT_COLUMNS = ("text", "caption", "prompt")
 MARKS = ("<__dj__image>", "<|__dj__eoc|>")  # Data-Juicer's picture and end-of-chunk tokens inside a text
@@ -77,9 +77,9 @@ def chinese(raw: bytes) -> str:
 
 
 def read_table(path: Path) -> Table:
-    """Parse a .csv or .jsonl table. A line that names no picture becomes a problem; a table without a file column is a ValueError."""
-    text = read_text(path)
-    records = _csv_records(path, text) if path.suffix.lower() == ".csv" else _json_records(text)
+    """Parse a .csv, .jsonl or .parquet table. A line that names no picture becomes a problem; a table without a file column is a
+    ValueError."""
+    records = {".csv": _csv_records, ".parquet": _parquet_records}.get(path.suffix.lower(), _json_records)(path)
     entries: list[Entry] = []
     problems: list[str] = []
     for line, record in records:
@@ -91,8 +91,28 @@ def read_table(path: Path) -> Table:
     return Table(path, tuple(entries), tuple(problems))
 
 
-def _csv_records(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+def parquet(doing: str) -> Any:
+    """pyarrow.parquet. ValueError saying what needs it and how to get it."""
+    try:
+        import pyarrow.parquet as found
+    except ModuleNotFoundError as e:
+        raise ValueError(f"{doing} needs pyarrow; `pip install 'safelight[parquet]'` brings it") from e
+    return found
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    table = parquet(f"{path}: reading parquet")
+    import pyarrow
+
+    try:
+        rows = table.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as e:
+        raise ValueError(f"{path} is no parquet file: {e}") from e
+    yield from ((i, {k.lower(): v for k, v in row.items()}) for i, row in enumerate(rows, start=1))
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     columns = [c.strip().lower() for c in reader.fieldnames or ()]
     if not set(columns) & set(FILE_COLUMNS):
         raise ValueError(f"{path}: no column for the file; expected file_name and text, got {', '.join(columns) or 'an empty table'}")
@@ -103,8 +123,8 @@ def _csv_records(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | 
         raise ValueError(f"{path} line {reader.line_num}: {error}") from error
 
 
-def _json_records(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -21,7 +21,7 @@ def take_captions(data: Dataset, *, path: Path) -> Work[Dataset]:
     Rows are found by their name below the folder. The captions they had stay as layers below; other pictures are left alone.
 
     Args:
-        path: a .csv or .jsonl with the columns file_name and text, in UTF-8
+        path: a .csv, .jsonl or .parquet with the columns file_name and text, in UTF-8
     """
     from safelight.data.captions import take
 

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from safelight.data.folder import PICTURES
-from safelight.data.metadata import decoded
+from safelight.data.metadata import decoded, parquet
 from safelight.data.request import Fetch
 from safelight.data.sources import Asked, Item, safe
 from safelight.data.sources.urls import Record, described, parsed, pointed
@@ -116,11 +116,7 @@ def is_shard(name: str) -> bool:
 
 def arrow() -> Any:
     """pyarrow.parquet. ValueError saying how to get it."""
-    try:
-        import pyarrow.parquet as parquet
-    except ModuleNotFoundError as e:
-        raise ValueError("collect: reading parquet needs pyarrow; `pip install 'safelight[parquet]'` brings it") from e
-    return parquet
+    return parquet("collect: reading parquet")
 
 
 def _parquet(file: Any, name: str, asked: Asked, known: Mapping[str, str]) -> Found:
