@@ -43,7 +43,7 @@ def sample(
         return (yield from work)
 
 
-@op(group="latent", version=2)
+@op(group="latent", version=3)
 def encode(
     model: Model, image: Image, *, size: Size = SIZE, tile: Annotated[int, TILE] = 0, overlap: Annotated[int, OVERLAP] = 64,
 ) -> Latent:
@@ -60,7 +60,7 @@ def encode(
         return Latent(encoded(family, image, size=size, tile=tile, overlap=overlap), family.name)
 
 
-@op(group="latent", version=2)
+@op(group="latent", version=3)
 def decode(
     model: Model, latent: Latent, *, tile: Annotated[int, TILE] = 0, overlap: Annotated[int, OVERLAP] = 64,
 ) -> Work[Image]:
@@ -78,7 +78,7 @@ def decode(
         return Image(pixels)
 
 
-@op(group="latent", version=1)
+@op(group="latent", version=2)
 def encode_inpaint(
     model: Model, image: Image, *, mask: Mask, grow: Annotated[int, Knob(0, 64)] = 6, exact: bool = False,
 ) -> Latent:
