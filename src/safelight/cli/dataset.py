@@ -101,16 +101,23 @@ def _page(folder: Path, found: Examined, looked: dict[str, str]) -> str:
 @click.option("--title", default="", help="Default: the folder's name.")
 @click.option("--model", "name", metavar="NAME", help="Count captions in this model's tokens instead of words.")
 @click.option("--size", default=512, show_default=True, metavar="N", help="For the aspect buckets: side of a square of the trained area.")
-def show_command(folder: Path, *, out: Path, title: str, name: str | None, size: int) -> None:
+@click.option("--curate/--no-curate", "fit", default=False, help="Sort out first, as `curate` does, and show what is left out and why.")
+@click.option("--similar", type=click.FloatRange(0, 1), metavar="X", help="Drop similar pictures first, as `drop-similar`; try 0.95.")
+def show_command(folder: Path, *, out: Path, title: str, name: str | None, size: int, fit: bool, similar: float | None) -> None:
     """Make a contact sheet with histograms.
 
-    Size, shape and caption length, tags, aspect buckets, sources and licences, and every picture with its caption.
+    Size, shape and caption length, tags, aspect buckets, sources and licences, and every picture with its caption. What is left out
+    comes by reason, copies beside the picture that is kept.
     """
     media = {".html": "html", ".htm": "html", ".png": "png"}.get(out.suffix.lower())
     if media is None:
         raise click.UsageError(f"--out {out}: expected a name that ends in .html or .png")
     asked = {"title": title or folder.resolve().name, "media": media, "size": size, **({"model": name} if name else {})}
-    for path in _made(folder, {"page": {"op": "overview", "data": "$data", **asked}}, "page").save(out):
+    steps: dict[str, dict[str, Any]] = {"fit": {"op": "curate"}} if fit else {}
+    steps |= {"thinned": {"op": "drop_similar", "similarity": similar}} if similar is not None else {}
+    steps["page"] = {"op": "overview", **asked}
+    flow = {step: {**what, "data": f"${before}"} for before, (step, what) in zip(["data", *steps], steps.items(), strict=False)}
+    for path in _made(folder, flow, "page").save(out):
         click.echo(str(path))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -47,11 +47,12 @@ class Rule:
 
 @dataclass
 class Verdicts:
-    """The work in progress: reason and measures by row index. `open` are the indices that nothing has dropped yet."""
+    """Work in progress: reason, measures, likeness (info['like']) by row index. `open` are the indices that nothing has dropped yet."""
 
     rows: Sequence[Row]
     reasons: dict[int, str]
     values: dict[int, dict[str, float]]
+    like: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def open(self) -> list[int]:
@@ -64,6 +65,7 @@ class Verdicts:
         for i, row in enumerate(self.rows):
             taken = self.values.get(i)
             info = {**row.info, "measures": {**row.info.get("measures", {}), **taken}} if taken else row.info
+            info = {**info, "like": self.like[i]} if i in self.like else info
             rows.append(dataclasses.replace(row, dropped=self.reasons.get(i, ""), info=info))
         return dataclasses.replace(data, rows=tuple(rows))
 
@@ -72,7 +74,8 @@ def curate(data: Dataset, rules: Sequence[Rule], *, distance: int = 6, known: Kn
     """Apply the rules, then drop exact and near duplicates (hash distance in bits; negative: near ones stay). Yields Progress.
 
     known: what was found before, by (picture's sha256, question), read and added to: a picture all of whose answers are there is not
-    opened. Colours are looked at only where hashes are close. Order of the reasons: header rules, duplicate,
+    opened. Colours are looked at only where hashes are close. Of a duplicate info['like'] names the
+    kept one (`kept`) and the `bits` that differ. Order of the reasons: header rules, duplicate,
     unreadable, pixel rules, near duplicate; a row gets the first that applies.
     """
     known = {} if known is None else known
@@ -117,17 +120,18 @@ def _judge(work: Verdicts, i: int, rules: Sequence[Rule], picture: Picture, know
             work.reasons.setdefault(i, reason)
 
 
-def _better(row: Row) -> tuple[int, bool, int, int, str]:
+def better(row: Row) -> tuple[int, bool, int, int, str]:
     """Sorts the picture to keep first: more pixels, a caption, less compressed, then the shorter name."""
     return -row.width * row.height, not row.caption, -int(row.info.get("bytes", 0)), len(row.name), row.name
 
 
 def _exact(work: Verdicts) -> None:
     first: dict[str, int] = {}
-    for i in sorted(work.open, key=lambda i: _better(work.rows[i])):
+    for i in sorted(work.open, key=lambda i: better(work.rows[i])):
         kept = first.setdefault(work.rows[i].picture.sha256, i)
         if kept != i:
             work.reasons[i] = f"duplicate: the same file as {work.rows[kept].name}"
+            work.like[i] = {"kept": work.rows[kept].name}
 
 
 def _value(measure: Measure, picture: Picture, known: Known) -> float:
@@ -141,7 +145,7 @@ def _hash(picture: Picture, known: Known) -> int:
 
 
 def _near(work: Verdicts, hashes: Mapping[int, int], distance: int, known: Known) -> None:
-    order = sorted(hashes, key=lambda i: _better(work.rows[i]))
+    order = sorted(hashes, key=lambda i: better(work.rows[i]))
 
     def colours(at: int) -> NDArray[np.uint8]:
         row = work.rows[order[at]]
@@ -155,3 +159,4 @@ def _near(work: Verdicts, hashes: Mapping[int, int], distance: int, known: Known
 
     for at, (first, bits) in repeats([hashes[i] for i in order], distance, agree).items():
         work.reasons[order[at]] = f"near duplicate: looks like {work.rows[order[first]].name} ({bits} of 64 bits differ)"
+        work.like[order[at]] = {"kept": work.rows[order[first]].name, "bits": bits}

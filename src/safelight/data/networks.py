@@ -1,4 +1,4 @@
-"""What captioners with a network of their own share: where it lies, and pictures decoded while it works."""
+"""What ops with a network of their own share: where it lies, and pictures decoded while it works."""
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
@@ -22,14 +22,16 @@ USUAL = {
 
 
 def find(by: str, network: str) -> Path:
-    """The folder of a captioner's network: itself, or by its name in the Hugging Face cache. ValueError when there is none, or when it asks
-    for code to be run."""
+    """The folder of the network of a captioner, or of the op that is named: itself, or by its name in the Hugging Face cache.
+
+    ValueError when there is none, or when it asks for code to be run.
+    """
     place = Path(network or USUAL[by]).expanduser()
     try:
         found = place if network and place.is_dir() else folders.hub_snapshot(network or USUAL[by])
     except ValueError as error:
         more = "; it needs --only model.onnx --only selected_tags.csv" if by == "wd14" else ""
-        raise ValueError(f"caption: {error}{more}") from error
+        raise ValueError(f"{'caption' if by in USUAL else by}: {error}{more}") from error
     for config in sorted(found.glob("*config.json")):
         read_config(config)  # refuses tables that make libraries run code, and says which code will not be run
     return found
@@ -39,7 +41,11 @@ def stamp(by: str, network: str) -> str:
     """Changes when a file of the network does; empty for captioners without one."""
     if by not in USUAL:
         return ""
-    place = find(by, network)
+    return content(find(by, network))
+
+
+def content(place: Path) -> str:
+    """Changes when a file of the folder does."""
     return digest(*[part for f in sorted(p for p in place.iterdir() if p.is_file()) for part in (f.name, index.sha256(f))])
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,18 +22,18 @@ def folder(path: Path) -> Work[Dataset]:
     """Read a folder of pictures, or a table that names pictures, into a dataset.
 
     Every picture below the folder becomes a row, sorted by name. Captions come from `NAME.txt` or `NAME.caption` beside a picture, from
-    `metadata.csv` or `metadata.jsonl` (UTF-8; columns file_name and text, or Data-Juicer's text and image), or from folder names such as
-    `10_red fox`. Files that cannot be read stay as rows with the reason. Nothing is decoded: sizes come from headers, hashes from bytes.
+    `metadata.csv`, `.jsonl` or `.parquet` (UTF-8; columns file_name and text, or Data-Juicer's text and image), or from folder names such
+    as `10_red fox`. Files that cannot be read stay as rows with the reason. Nothing is decoded: sizes come from headers, hashes from bytes.
 
     Args:
-        path: a folder, or a .csv or .jsonl table with paths beside it
+        path: a folder, or a .csv, .jsonl or .parquet table with paths beside it
     """
     from safelight.data.folder import read_folder
 
     return (yield from read_folder(Path(path)))
 
 
-@op(group="data", version=2, exact=True)
+@op(group="data", version=3, exact=True)
 def curate(
     data: Dataset, *,
     min_side: Annotated[int, Knob(1, 16384)] = 128,
@@ -67,6 +68,52 @@ def curate(
     ]
     with contents(home() / "measures.sqlite", (r.picture.sha256 for r in data.rows)) as known:
         return (yield from sort_out(data, rules, distance=near_duplicates, known=known))
+
+
+def _encoders(network: str) -> Path | None:
+    from safelight.data.networks import find
+
+    return find("drop_similar", network) if network else None
+
+
+def _seers(given: Mapping[str, Any]) -> str:
+    """The files of the encoders that compare, and whether faiss may search: among very many it finds a little less."""
+    return _encoder_stamp(given["network"]) + ("faiss" if find_spec("faiss") else "")
+
+
+def _encoder_stamp(network: str) -> str:
+    from safelight.data.networks import content
+    from safelight.scoring.clip import stamp
+
+    place = _encoders(network)
+    return stamp() if place is None else content(place)
+
+
+@op(group="data", version=1, exact=True, fingerprint=_seers)
+def drop_similar(
+    data: Dataset, *,
+    similarity: Annotated[float, Knob(0.0, 1.0, step=0.01)] = 0.95,
+    network: str = "",
+) -> Work[Dataset]:
+    """Drop near duplicates by what is seen in them: other cuts, colours and retouched copies that a perceptual hash takes for new.
+
+    Pictures are compared by CLIP embeddings, all with all (above 200,000 by faiss, where the extra is installed). Of those alike the best
+    is kept, by the rule of `curate`; a dropped row stays with its reason. The clusters are in the rows' info. Embeddings are kept by the
+    picture's content: another threshold opens no picture.
+
+    Args:
+        similarity: pictures with at least this cosine similarity count as the same; smaller, mirrored or recompressed copies reach
+            0.98 and more by the embedded encoders
+        network: a CLIP that `CLIPModel.save_pretrained` wrote, as a folder or by its name in the Hugging Face cache; empty: the embedded
+            one, which knows drawn people and sees photographs coarsely
+    """
+    from safelight.data.juicer.known import contents
+    from safelight.data.similar import drop_similar as thin_out
+    from safelight.index import home
+
+    stamp = _encoder_stamp(network)
+    with contents(home() / "measures.sqlite", (r.picture.sha256 for r in data.rows)) as known:
+        return (yield from thin_out(data, similarity, lambda: _towers(network), stamp=stamp, known=known))
 
 
 def _captioners() -> Iterable[str]:
@@ -111,10 +158,10 @@ def caption(
     return (yield from add_layer(data, by, asked, trigger=trigger, place=place))
 
 
-def _towers() -> Any:
+def _towers(network: str = "") -> Any:
     from safelight.scoring.clip import ClipTowers
 
-    return ClipTowers.load()
+    return ClipTowers.load(_encoders(network))
 
 
 def _vocabulary() -> Any:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from safelight.pictures import Unreadable, read
 from safelight.reporting.html import Markup, el, join, picture, size
@@ -43,7 +45,8 @@ def _source(story: Story) -> Markup:
 
 
 def dropped(story: Story) -> Markup:
-    """What was left out, grouped by the kind of reason, each file with its own; and what else could not be read."""
+    """What was left out, grouped by the kind of reason, each file with its own, copies beside the one kept; and what else could not be
+    read."""
     rows = [r for r in story.data.rows if r.dropped] if story.data is not None else []
     problems = list(story.data.info.get("problems", ())) if story.data is not None else []
     if not rows and not problems:
@@ -52,10 +55,40 @@ def dropped(story: Story) -> Markup:
     summary = el("ul", [el("li", el("b", str(n)), " ", reason) for reason, n in counts.most_common()], cls="tally")
     order = [reason for reason, _ in counts.most_common()]
     rows.sort(key=lambda r: (order.index(r.dropped.partition(":")[0]), r.name))
-    frames = [el("li", el("div", thumb(r), cls="struck"), el("div", el("b", r.name), el("span", r.dropped))) for r in rows[:MOST]]
+    names = {r.name: r for r in story.data.rows} if story.data is not None else {}
+    kinds = [el("div", el("h3", reason[:1].upper() + reason[1:], el("small", f" {counts[reason]}")), _alike(list(some), names), cls="kind")
+             for reason, some in groupby(rows[:MOST], key=lambda r: r.dropped.partition(":")[0])]
     more = el("p", f"and {len(rows) - MOST} more", cls="small") if len(rows) > MOST else ""
     notes = el("ul", [el("li", p) for p in problems], cls="small") if problems else ""
-    return join([summary, el("ol", frames, cls="outs"), more, notes])
+    return join([summary, *kinds, more, notes])
+
+
+def _alike(rows: Sequence[Row], names: Mapping[str, Row]) -> Markup:
+    """The rows of one reason: those that are like another one in a frame with it, the others one by one."""
+    clusters: dict[str, list[Row]] = {}
+    for row in rows:
+        kept = str(row.info.get("like", {}).get("kept", ""))
+        clusters.setdefault(kept if kept in names else "", []).append(row)
+    single = clusters.pop("", [])
+    frames = [el("li", _stays(names[kept]), [_goes(r) for r in some]) for kept, some in clusters.items()]
+    outs = [el("li", el("div", thumb(r), cls="struck"), el("div", el("b", r.name), el("span", r.dropped))) for r in single]
+    return join([el("ol", frames, cls="alike") if frames else "", el("ol", outs, cls="outs") if outs else ""])
+
+
+def _stays(row: Row) -> Markup:
+    said = "left out too" if row.dropped else "kept"
+    return el("figure", el("div", thumb(row)), _told(row, said), cls="stays")
+
+
+def _goes(row: Row) -> Markup:
+    like = row.info["like"]
+    near = f"{like['bits']} of 64 bits differ" if "bits" in like else "same file"
+    near = f"{like['similarity']:.3f} alike" if "similarity" in like else near
+    return el("figure", el("div", thumb(row), cls="struck"), _told(row, near), title=row.dropped)
+
+
+def _told(row: Row, said: str) -> Markup:
+    return el("figcaption", el("b", row.name), el("span", said), el("span", f"{row.width} × {row.height}"))
 
 
 def captions(story: Story) -> Markup:
