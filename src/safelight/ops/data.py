@@ -17,7 +17,7 @@ def _stamp(given: Mapping[str, Any]) -> str:
     return fingerprint(given["path"])
 
 
-@op(group="data", version=1, loads=True, fingerprint=_stamp)
+@op(group="data", version=2, loads=True, fingerprint=_stamp)
 def folder(path: Path) -> Work[Dataset]:
     """Read a folder of pictures, or a table that names pictures, into a dataset.
 

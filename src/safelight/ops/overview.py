@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from safelight.reporting.overview import Overview
 
 
-@op(group="data", exact=True)
+@op(group="data", version=2, exact=True)
 def overview(
     data: Dataset, model: Model | None = None, *,
     title: str = "",

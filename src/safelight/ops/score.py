@@ -67,7 +67,7 @@ def sheet(
     return contact_sheet(image, columns=columns, labels=labels, title=title, most=lines)
 
 
-@op(group="score", version=1, exact=True)
+@op(group="score", version=2, exact=True)
 def report(
     data: Dataset | None = None, patch: Patch | None = None, *,
     before: Image | Scores | None = None,
