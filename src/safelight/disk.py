@@ -5,10 +5,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+PART = ".part"
+"""How the names of half-written files end; torch.save wants something before a dot and after it."""
+
 
 def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
     """Let `write` fill a hidden file in the folder `tmp`, flush it to the disk, rename it to `path` (same file system)."""
-    beside = tmp / f".{os.urandom(16).hex()}"
+    beside = tmp / f".{os.urandom(16).hex()}{PART}"
     try:
         write(beside)
         if flush:
@@ -21,7 +24,7 @@ def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written by `place` anywhere below a folder that nobody else writes to."""
-    for left in folder.rglob("." + "[0-9a-f]" * 32):
+    for left in folder.rglob(f".{'[0-9a-f]' * 32}{PART}"):
         left.unlink(missing_ok=True)
 
 
