@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,16 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Family:
     """The family of a folder written here, with its networks."""
     parts = open_source(folder)
     return find(parts.family)(parts, device=device, dtype=dtype)
+
+
+def loader(place: Path) -> Callable[[str], Family]:
+    """Makes the model of a layout and loads it, float32 on the CPU, each layout once."""
+
+    @cache
+    def made(layout: str) -> Family:
+        return load(LAYOUTS[layout](place / layout), device=torch.device("cpu"), dtype=torch.float32)
+
+    return made
 
 
 def model(folder: Path) -> Model:

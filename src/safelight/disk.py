@@ -22,6 +22,12 @@ def place(tmp: Path, path: Path, write: Callable[[Path], object], *, flush: bool
         beside.unlink(missing_ok=True)
 
 
+def put(path: Path, content: bytes) -> None:
+    """Write the bytes beside the place and rename, making the folders above: nobody sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place(path.parent, path, lambda beside: beside.write_bytes(content))
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written by `place` anywhere below a folder that nobody else writes to."""
     for left in folder.rglob(f".{'[0-9a-f]' * 32}{PART}"):

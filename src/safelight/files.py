@@ -18,7 +18,7 @@ import numpy as np
 from safelight import embed, engine, parameters
 from safelight.codec import ORIGIN
 from safelight.computing import Computing, chosen, computing
-from safelight.disk import place, sweep
+from safelight.disk import place, put, sweep
 from safelight.events import Note
 from safelight.lineage import Lineage, trace, versions
 from safelight.spec import Work
@@ -65,7 +65,7 @@ def save_image(image: Image, path: Path, i: int = 0, lineage: Lineage | None = N
     """
     info = image.info[i] if image.info else {}
     texts = {"parameters": parameters.write(info, f"safelight {versions()['safelight']}")} | _texts(lineage)
-    _place(path, _encoded(image.bytes8()[i], path.suffix.lower(), {k: v for k, v in texts.items() if v}))
+    put(path, _encoded(image.bytes8()[i], path.suffix.lower(), {k: v for k, v in texts.items() if v}))
 
 
 def _texts(lineage: Lineage | None) -> dict[str, str]:
@@ -97,7 +97,7 @@ def _save_mask(mask: Mask, path: Path, store: Store) -> list[Path]:
     names = [path] if path.suffix.lower() == ".png" and len(mask.values) == 1 else [path / f"{i}.png" for i in range(len(mask.values))]
     own = _texts(trace(store, mask))
     for name, values in zip(names, mask.values, strict=True):
-        _place(name, _encoded(np.asarray(np.clip(values * 255, 0, 255), dtype=np.uint8), ".png", own))
+        put(name, _encoded(np.asarray(np.clip(values * 255, 0, 255), dtype=np.uint8), ".png", own))
     return names
 
 
@@ -118,12 +118,12 @@ def _save_dataset(data: Dataset, path: Path, store: Store) -> list[Path]:
         said = {"file_name": name, "text": row.caption, "sha256": row.picture.sha256, "captions": layers}
         rows.append({**said, **row.info.get("origin", {})})
     table = path if table_only else folder / "metadata.jsonl"
-    _place(table, _json_lines(rows))
+    put(table, _json_lines(rows))
     if table_only:
         return [table]
     dropped = [{"name": r.name, "reason": r.dropped, "path": r.picture.path} for r in data.rows if r.dropped]
-    _place(folder / "dropped.json", json.dumps(dropped, ensure_ascii=False, indent=1).encode())
-    _place(folder / "lineage.json", json.dumps(trace(store, data).data, ensure_ascii=False).encode())
+    put(folder / "dropped.json", json.dumps(dropped, ensure_ascii=False, indent=1).encode())
+    put(folder / "lineage.json", json.dumps(trace(store, data).data, ensure_ascii=False).encode())
     sweep(folder)
     return [*written, table, folder / "dropped.json", folder / "lineage.json"]
 
@@ -147,11 +147,11 @@ def _save_scores(scores: Scores, path: Path, store: Store) -> list[Path]:
         table = csv.DictWriter(out, ["picture", *scores.values, "seed", "prompt"], extrasaction="ignore")
         table.writeheader()
         table.writerows({"picture": i} | info | row for i, (row, info) in enumerate(zip(rows, said, strict=True)))
-        _place(path, out.getvalue().encode("utf-8-sig"))
+        put(path, out.getvalue().encode("utf-8-sig"))
         return [path]
     name = path if path.suffix.lower() == ".json" else path / "scores.json"
     data = {"scores": rows, "pictures": said, "order": scores.order(), "lineage": trace(store, scores).data}
-    _place(name, json.dumps(data, ensure_ascii=False, indent=1).encode())
+    put(name, json.dumps(data, ensure_ascii=False, indent=1).encode())
     return [name]
 
 
@@ -163,19 +163,13 @@ def _save_page(page: Page, path: Path, store: Store) -> list[Path]:
         content = embed.png_with_texts(content, _texts(trace(store, page)))
     elif page.media == "text/html":
         content += b"\n<!-- safelight " + json.dumps(trace(store, page).data).replace("--", "-\\u002d").encode() + b" -->\n"
-    _place(name, content)
+    put(name, content)
     return [name]
 
 
 WRITERS: Mapping[type[Value], Callable[[Any, Path, Store], list[Path]]] = {
     Image: _save_images, Mask: _save_mask, Dataset: _save_dataset, Patch: _save_patch, Scores: _save_scores, Page: _save_page,
 }
-
-
-def _place(path: Path, content: bytes) -> None:
-    """Write beside the place and rename: nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place(path.parent, path, lambda tmp: tmp.write_bytes(content))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,7 @@ SIGMAS = [9.0, 2.0, 0.0]
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
-    @cache
-    def make(layout: str) -> Family:
-        return tiny.load(tiny.LAYOUTS[layout](tmp_path_factory.mktemp("m") / layout), device=CPU, dtype=torch.float32)
-
-    return make
+    return tiny.loader(tmp_path_factory.mktemp("m"))
 
 
 def texts(family: Family) -> tuple[Cond, Cond]:

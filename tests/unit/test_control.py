@@ -2,7 +2,6 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +53,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Family]:
-    """The tiny model of a layout, loaded once."""
-
-    @cache
-    def make(layout: str) -> Family:
-        return tiny.load(tiny.LAYOUTS[layout](tmp_path_factory.mktemp("m") / layout), device=CPU, dtype=torch.float32)
-
-    return make
+    return tiny.loader(tmp_path_factory.mktemp("m"))
 
 
 @pytest.fixture(scope="module")

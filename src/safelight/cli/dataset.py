@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safelight.cli.show import follow
+from safelight.disk import put
 from safelight.op import load_ops
 from safelight.store import current
 from safelight.values import Dataset, Value
@@ -54,7 +55,7 @@ def check_command(folder: Path, *, as_json: bool, html: Path | None, held_out: P
     looked = {"Pictures": str(len(found.rows)), "Files": str(found.files), "Shorter side": f"{limits.min_side} px or more",
               "Caption": f"{limits.room} tokens of {asked['name']} or less"}
     if html is not None:
-        _place(html, _page(folder, found, looked).encode())
+        put(html, _page(folder, found, looked).encode())
     if as_json:
         rows = [{"kind": f.kind, "file": f.file, "text": f.text} for f in found.findings]
         click.echo(json.dumps({"folder": str(folder), "pictures": len(found.rows), "findings": rows}, ensure_ascii=False, indent=1))
@@ -164,7 +165,7 @@ def card_command(folder: Path, *, out: Path | None, title: str, licence: str, fo
     path = out or (folder if folder.is_dir() else folder.parent) / "README.md"
     if path.exists() and not force:
         raise ValueError(f"dataset card: {path} is there already; --force writes over it, --out - prints the card")
-    _place(path, text.encode())
+    put(path, text.encode())
     click.echo(str(path))
 
 
@@ -175,10 +176,3 @@ def _made(folder: Path, more: dict[str, Any], target: str) -> Value:
     with store.pin():
         flow = {"data": {"op": "folder", "path": str(folder)}, **more}
         return follow(engine.run(flow, store, [target], ops=load_ops()), None)[target]
-
-
-def _place(path: Path, content: bytes) -> None:
-    from safelight.disk import place
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place(path.parent, path, lambda new: new.write_bytes(content))

@@ -15,7 +15,7 @@ from safelight.codec import ORIGIN
 from safelight.comfy.building import Saved
 from safelight.comfy.node import Places
 from safelight.comfy.translate import Translation, translate, with_settings
-from safelight.disk import place
+from safelight.disk import put
 from safelight.events import Event
 from safelight.graph import GraphError, Problem
 from safelight.lineage import trace, versions
@@ -116,4 +116,4 @@ def _write(image: Image, i: int, path: Path, texts: Mapping[str, str], store: St
     raw = io.BytesIO()
     Pil.fromarray(image.bytes8()[i]).save(raw, "PNG")
     content = embed.png_with_texts(raw.getvalue(), {k: v for k, v in {**texts, **own}.items() if v})
-    place(path.parent, path, lambda tmp: tmp.write_bytes(content))
+    put(path, content)
