@@ -19,7 +19,8 @@ import torch
 from safelight.families import Family, find
 from safelight.families.sources import open_source
 from safelight.ops.model import model
-from safelight.recipes.lora import Lesson, Net, Plan
+from safelight.recipes.denoising import Lesson, Net
+from safelight.recipes.lora import Plan
 from safelight.recipes.shared import training_dtype
 from safelight.runtime import choose_device
 from safelight.sampling.draw import encode
@@ -39,7 +40,7 @@ def loaded(named: Model) -> Family:
     return family
 
 
-def bare(family: Family, adapter: trainables.Adapter, batch: int, text: bool) -> Iterator[None]:
+def bare(family: Family, adapter: trainables.Trainable, batch: int, text: bool) -> Iterator[None]:
     """The floor; one step a turn."""
     parameters = list(adapter.parameters.values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
@@ -60,7 +61,7 @@ def bare(family: Family, adapter: trainables.Adapter, batch: int, text: bool) ->
         yield
 
 
-def ours(family: Family, adapter: trainables.Adapter, plan: Plan) -> Iterator[object]:
+def ours(family: Family, adapter: trainables.Trainable, plan: Plan) -> Iterator[object]:
     """The library's loop on as many random latents; one step a turn."""
     side = family.size // family.factor
     texts = dict(encode(family, ["", *CAPTIONS, "a person with long blue hair and tan skin, pink shirt, teal background"]))
@@ -107,7 +108,7 @@ def main() -> None:
     plan = Plan(shape, Optimizer(), Batches(steps=10**6, batch=a.batch), Objective(prior=a.prior), Watch(), 0)
     with ExitStack() as stack:
         families = [loaded(model(a.model)) for _ in range(2)]
-        adapters = [stack.enter_context(trainables.lora(f, shape, 0)) for f in families]
+        adapters = [stack.enter_context(trainables.adapter(f, shape, 0)) for f in families]
         loops: dict[str, Iterator[object]] = {
             "bare loop": bare(families[0], adapters[0], a.batch, shape.text_encoder), "train_lora": ours(families[1], adapters[1], plan),
         }

@@ -16,7 +16,7 @@ from tests import tiny
 def test_diffusers_reads_our_file_to_the_same_output(tmp_path: Path, layout: str, targets: str) -> None:
     family: Any = tiny.load(tiny.LAYOUTS[layout](tmp_path / "m"), device=torch.device("cpu"), dtype=torch.float32)
     file = tmp_path / "lora.safetensors"
-    with trainables.lora(family, LoraShape(rank=3, alpha=1.5, targets=targets, text_encoder=targets == "full"), 0) as adapter:
+    with trainables.adapter(family, LoraShape(rank=3, alpha=1.5, targets=targets, text_encoder=targets == "full"), 0) as adapter:
         torch.manual_seed(2)
         weights = {n: torch.randn_like(p) * 0.05 for n, p in adapter.parameters.items()}
         adapter.load(weights)

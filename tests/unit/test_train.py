@@ -17,6 +17,7 @@ from safelight.events import Event, Progress
 from safelight.families import Family
 from safelight.families.joining import join, repeats
 from safelight.patches import lora as lora_patch
+from safelight.recipes import denoising
 from safelight.recipes import lora as lora_recipe
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
 from safelight.train.captions import found_trigger, frequencies, without
@@ -393,7 +394,7 @@ def test_held_out_sees_all_levels_with_fixed_noise(family: Family) -> None:
 
 def test_an_adapter_starts_as_nothing_trains_in_float32_and_goes(family: Family, tmp_path: Path) -> None:
     before, plain = look(family), lora_file.probe(family, ["a red apple"])
-    with trainables.lora(family, LoraShape(rank=2), 0) as adapter:
+    with trainables.adapter(family, LoraShape(rank=2), 0) as adapter:
         assert torch.equal(lora_file.probe(family, ["a red apple"]), plain)
         assert all(p.dtype == torch.float32 and p.requires_grad for p in adapter.parameters.values())
         trained = {id(p) for p in adapter.parameters.values()}
@@ -413,7 +414,7 @@ def test_the_same_seed_starts_the_same(family: Family) -> None:
     starts = []
     for seed in (0, 0, 1):
         torch.randn(3)
-        with trainables.lora(family, LoraShape(rank=2), seed) as adapter:
+        with trainables.adapter(family, LoraShape(rank=2), seed) as adapter:
             starts.append({n: p.detach().clone() for n, p in adapter.parameters.items()})
     assert all(torch.equal(starts[0][n], starts[1][n]) for n in starts[0])
     assert any(not torch.equal(starts[0][n], starts[2][n]) for n in starts[0])
@@ -423,7 +424,7 @@ def test_the_same_seed_starts_the_same(family: Family) -> None:
 @pytest.mark.parametrize("merged", [True, False])
 def test_the_file_holds_what_was_trained(family: Family, tmp_path: Path, shape: LoraShape, merged: bool) -> None:
     path = tmp_path / "lora.safetensors"
-    with trainables.lora(family, shape, 0) as adapter:
+    with trainables.adapter(family, shape, 0) as adapter:
         torch.manual_seed(2)
         weights = {n: torch.randn_like(p) * 0.05 for n, p in adapter.parameters.items()}
         adapter.load(weights)
@@ -504,19 +505,19 @@ def test_conditions_of_different_lengths_join(family: Family) -> None:
 # The LoRA recipe's loss.
 
 
-def net(family: Family, adapter: trainables.Adapter, **changes: Any) -> lora_recipe.Net:
+def net(family: Family, adapter: trainables.Trainable, **changes: Any) -> denoising.Net:
     plan = lora_recipe.Plan(LoraShape(rank=2), Optimizer(), Batches(batch=8, drop=0.0), Objective(**changes), Watch(), 0)
     shape = (6, family.channels, 8, 8)
     latents, own = (torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     said, quiet = [f"a {i}, in ink" for i in range(6)], [f"a {i}" for i in range(6)]
     with torch.no_grad():
         texts = {c: family.encode_text([c]) for c in ("", *said, *quiet)}
-    lesson = lora_recipe.Lesson(latents, said, own, quiet, latents[:0], [], texts, "in ink", family.size)
-    return lora_recipe.Net(family, adapter, lesson, plan)
+    lesson = denoising.Lesson(latents, said, own, quiet, latents[:0], [], texts, "in ink", family.size)
+    return denoising.Net(family, adapter, lesson, plan)
 
 
 def test_pictures_without_the_trigger_are_held_to_the_model_before(family: Family) -> None:
-    with trainables.lora(family, LoraShape(rank=2), 0) as adapter:
+    with trainables.adapter(family, LoraShape(rank=2), 0) as adapter:
         quiet, plain = net(family, adapter, prior=0.5), net(family, adapter, prior=0.0)
         x, captions = quiet.shown(3, 8, 4)
         assert [("in ink" in c) for c in captions] == [True] * 4 + [False] * 4
@@ -531,6 +532,6 @@ def test_pictures_without_the_trigger_are_held_to_the_model_before(family: Famil
 
 
 def test_a_step_is_a_function_of_its_number(family: Family) -> None:
-    with trainables.lora(family, LoraShape(rank=2), 0) as adapter:
+    with trainables.adapter(family, LoraShape(rank=2), 0) as adapter:
         losses = [float(next(iter(net(family, adapter, prior=0.25, min_snr=5.0).losses(step))).detach()) for step in (4, 5, 4)]
     assert losses[0] == losses[2] != losses[1]

@@ -42,6 +42,22 @@ class Watcher(Protocol):
         ...
 
 
+class Evolving(Protocol):
+    """What changes with the steps beside the parameters, and is part of the state."""
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """Tensors that checkpoints hold and resuming copies into."""
+        ...
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Called with the clipped gradients in place."""
+        ...
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called when the parameters have moved."""
+        ...
+
+
 def _alone(grads: Sequence[Tensor]) -> None:
     """One process: nothing to average with."""
 
@@ -53,7 +69,8 @@ class Training:
     `parameters` are float32, by the name they are saved under. `losses(step)` yields the parts of the step's loss, each with its own
     graph (one part, or one for each micro-batch); their sum is what is descended. `rates` multiply the learning rate by the beginning
     of the name. `average` > 0 keeps a moving average with that decay, which is what is watched and returned. `reduce` averages
-    gradients over processes. `every` is the number of steps between looks, `seconds` the time between checkpoints.
+    gradients over processes. `every` is the number of steps between looks, `seconds` the time between checkpoints. `evolving` is told of
+    every step.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -68,6 +85,7 @@ class Training:
     rates: Mapping[str, float] = field(default_factory=dict)
     average: float = 0.0
     reduce: Callable[[Sequence[Tensor]], None] = _alone
+    evolving: Evolving | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +163,11 @@ class _State:
             torch.nn.utils.clip_grad_norm_(parameters, t.optimizer.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate(t.optimizer, self.step, t.steps) * group["factor"]
+        if t.evolving is not None:
+            t.evolving.before_step(self.step, t.steps)
         self.optimizer.step()
+        if t.evolving is not None:
+            t.evolving.after_step(self.step, t.steps)
         self.optimizer.zero_grad(set_to_none=True)
         self._move_averages()
         self.unread.append((self.step, total))
@@ -238,6 +260,8 @@ class _State:
         tensors: dict[str, Tensor] = {f"weights/{name}": p for name, p in self.t.parameters.items()}
         for name, p in self.t.parameters.items():
             tensors |= {f"{kind}/{name}": value for kind, value in self.optimizer.state.get(p, {}).items()}
+        if self.t.evolving is not None:
+            tensors |= {f"buffer/{name}": value for name, value in self.t.evolving.buffers().items()}
         tensors |= {f"average/{name}": value for name, value in self.averages.items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
         self.t.checkpoints.save(self.step, tensors, self.record)
@@ -255,6 +279,9 @@ class _State:
             parts.setdefault(kind, {})[name] = value
         self._put(parts.pop("weights"))
         self.best = parts.pop("best", {})
+        there = self.t.evolving.buffers() if self.t.evolving is not None else {}
+        for name, value in parts.pop("buffer", {}).items():
+            there[name].copy_(value)
         self.averages = {name: value.to(self.device) for name, value in parts.pop("average", {}).items()}
         for kind, values in parts.items():
             for name, value in values.items():

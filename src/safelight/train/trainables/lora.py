@@ -1,4 +1,4 @@
-"""What is trained: new parameters put into a loaded model, and taken out again without a trace."""
+"""LoRA (arXiv:2106.09685): two narrow matrices beside a layer, put into a loaded model, and taken out again without a trace."""
 from __future__ import annotations
 
 import re
@@ -44,6 +44,20 @@ class Adapter:
             out[f"{name}.lora_down.weight"] = layer.lora_A[NAME].weight
             out[f"{name}.lora_up.weight"] = layer.lora_B[NAME].weight
         return out
+
+    def penalty(self) -> Tensor | None:
+        """Nothing."""
+        return None
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Nothing to do."""
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Nothing to do."""
 
     def file(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by name as a kohya file holds them: with each layer's alpha."""
