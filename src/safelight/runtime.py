@@ -61,6 +61,10 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+class Lent(RuntimeError):
+    """The base model is in use with other patches, or for training; it is free when its holders have finished."""
+
+
 @dataclass
 class _Loan:
     """A loaded base model; `holders` is empty while it is only warm."""
@@ -85,7 +89,7 @@ def lease(
 
     Device and dtype: as given here, else as `computing` says, else chosen. The denoiser is compiled when that says so.
     `train` asks for the networks in the form whose backward pass is fast, alone. `holder` is who to name when another lease conflicts.
-    RuntimeError when the base is lent with other patches or for training; ValueError when its files changed since `model` was made.
+    Lent when the base is lent with other patches or for training; ValueError when its files changed since `model` was made.
     """
     said = chosen()
     place = torch.device(device or said.device or choose_device())
@@ -135,7 +139,7 @@ def _refuse_conflict(loan: _Loan, model: Model, wanted: str, train: bool) -> Non
     if loan.patched == wanted and not (loan.train or train):
         return
     use = "for training" if loan.train else "with other patches" if loan.patched != wanted else "and cannot be trained meanwhile"
-    raise RuntimeError(f"lease: {model.source} is held by {', '.join(loan.holders)} {use}; finish or close that first")
+    raise Lent(f"lease: {model.source} is held by {', '.join(loan.holders)} {use}; finish or close that first")
 
 
 def _networks(loans: Iterable[_Loan]) -> set[int]:

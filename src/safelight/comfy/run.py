@@ -6,7 +6,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,18 @@ TEMPORARY = "temp"
 """The folder below the results for pictures that are only looked at."""
 
 
+Keep = Callable[[Value, Saved, Mapping[str, str], Store], list[Path]]
+"""What is done with a value that is to be saved, given the texts for its files."""
+
+
 def run(
-    prompt: Mapping[str, Any], places: Places, *, sets: Sequence[str] = (), store: Store | None = None, workflow: str = ""
+    prompt: Mapping[str, Any], places: Places, *, sets: Sequence[str] = (), store: Store | None = None, workflow: str = "",
+    keep: Keep | None = None,
 ) -> Work[dict[str, list[Path]]]:
     """Run a prompt and save what its SaveImage and PreviewImage nodes are given; the files by node id.
 
     Events and errors name ComfyUI's nodes. PromptError when it cannot run. `workflow` is the editor's graph as JSON, kept in the files.
+    `keep` saves in another way than into the folder for results.
     """
     told = with_settings(prompt, sets)
     translation = translate(told, places)
@@ -40,7 +46,9 @@ def run(
     with at.pin():
         values = yield from _renamed(engine.run(translation.graph, at, translation.targets), translation)
         texts = {"prompt": json.dumps(told), "workflow": workflow}
-        return {s.node: _save(values[s.value.id], s, places.output, texts, at) for s in translation.saved}
+        if keep is None:
+            return {s.node: save(values[s.value.id], s, places.output, texts, at) for s in translation.saved}
+        return {s.node: keep(values[s.value.id], s, texts, at) for s in translation.saved}
 
 
 def problems(prompt: Mapping[str, Any], places: Places, sets: Sequence[str] = ()) -> list[Problem]:
@@ -72,7 +80,8 @@ def _step(work: Work[Any], answer: Any, origin: Mapping[str, str]) -> tuple[Even
         raise GraphError([dataclasses.replace(p, node=origin.get(p.node, p.node)) for p in e.problems]) from e
 
 
-def _save(value: Value, saved: Saved, output: Path, texts: Mapping[str, str], store: Store) -> list[Path]:
+def save(value: Value, saved: Saved, output: Path, texts: Mapping[str, str], store: Store) -> list[Path]:
+    """Save below `output` under the next free names."""
     if not isinstance(value, Image):
         return value.save(output / saved.prefix)
     high, wide = value.pixels.shape[1:3]

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +29,20 @@ LONGEST = 4
 """Token sequences are repeated to a common length only when that makes none more than this many times longer."""
 
 
-def drive(family: Family, requests: Sequence[Request], *, rows: int = ROWS) -> Generator[Event, None, list[Tensor]]:
+_wanted: ContextVar[bool] = ContextVar("asks wanted", default=False)
+
+
+@contextmanager
+def asks_wanted() -> Iterator[None]:
+    """For as long as the `with` lasts, `drive` lets its asks go up to whoever runs the work; one that nothing is sent for it answers."""
+    before = _wanted.set(True)
+    try:
+        yield
+    finally:
+        _wanted.reset(before)
+
+
+def drive(family: Family, requests: Sequence[Request], *, rows: int = ROWS) -> Generator[Event, Any, list[Tensor]]:
     """Walk the requests together: yields Progress and Preview, returns one latent (B, C, h, w) a request, on the CPU, in their order.
 
     At most `rows` rows go into one forward pass, and as many requests are under way as fill it; the others start as those end. The results
@@ -43,7 +59,8 @@ def drive(family: Family, requests: Sequence[Request], *, rows: int = ROWS) -> G
                 return latents
             reply = None
             if isinstance(event, Ask):
-                reply = answer([event], rows=rows)[0]
+                reply = (yield event) if _wanted.get() else None
+                reply = answer([event], rows=rows)[0] if reply is None else reply
             else:
                 yield event
     finally:
