@@ -132,8 +132,17 @@ def an_embedding(family: Family, path: Path, *, key: str = "red", count: int = 2
     return Patch("embedding", Blob.of(path), options={"words": embedding.describe(str(path), path.stem)["words"]})
 
 
+def a_full(family: Family, path: Path) -> Patch:
+    """Some of the U-Net's weights, moved."""
+    torch.manual_seed(6)
+    state = family.trainable()["unet"].state_dict()
+    save_file({f"unet.{n}": (t + 0.2 * torch.randn_like(t)).contiguous() for n, t in state.items() if "attn" in n}, path)
+    return Patch("full", Blob.of(path))
+
+
 MAKERS: dict[str, Callable[[Family, Path], Patch]] = {
     "lora": write, "control": a_control, "freeu": a_freeu, "ip_adapter": an_adapter, "embedding": an_embedding,
+    "full": a_full,
 }
 """One maker a kind: a patch of random weights that changes what the network says of `a red apple`."""
 

@@ -5,7 +5,7 @@ Read layouts: AUTOMATIC1111's `emb_params` and `*`, SDXL's `clip_l` and `clip_g`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,12 @@ def _teach(tower: ClipText, vectors: Mapping[str, Tensor], what: Patch) -> None:
     if fitting:
         grown = torch.cat([layer.weight.detach(), fitting[0].to(layer.weight)])
         layer.weight, layer.num_embeddings = nn.Parameter(grown, requires_grad=layer.weight.requires_grad), len(grown)
+    spelled(tower, words)
+
+
+def spelled(tower: ClipText, words: Sequence[Word]) -> None:
+    """Let the tower know these spellings too, whose ids lie beyond its table: those of tokens that were added."""
+    if any(word.ids for word in words):
         for module in tower.model.modules():
             if vars(module).get("eos_token_id") == LARGEST:
                 vars(module)["eos_token_id"] = tower.end

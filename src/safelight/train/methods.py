@@ -1,0 +1,51 @@
+"""The knobs of single methods of training, beside those that all recipes share (`settings`). No torch here: surfaces read these."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from safelight.spec import Knob
+from safelight.train.settings import Batches, Optimizer
+from safelight.values import Knobs
+
+
+@dataclass(frozen=True)
+class FullShape(Knobs):
+    """Which of the model's own weights are trained, and how."""
+
+    parts: Annotated[Literal["denoiser", "attention", "text", "all"], "the U-Net or transformer, its attention alone, the CLIP or BERT "
+                     "encoders, or denoiser and encoders"] = "denoiser"
+    checkpointing: Annotated[bool, "compute activations again in the backward pass: about a third slower, far less memory"] = False
+    average: Annotated[float, Knob(0, 0.99999, help="keep a moving average of the weights with this decay; 0: none")] = 0.0
+    kept: Annotated[Literal["float16", "bfloat16", "float32"], "numbers of the file; float32 is exact and twice as large"] = "float16"
+
+
+@dataclass(frozen=True)
+class Subject(Knobs):
+    """What DreamBooth (arXiv:2208.12242) teaches, and what it should leave alone."""
+
+    instance: Annotated[str, "the prompt of the pictures: a rare word before what they show"] = "a sks person"
+    class_name: Annotated[str, "the same without the rare word"] = "a person"
+    classes: Annotated[int, Knob(1, 10_000, help="pictures of the class that the model draws before it is trained")] = 100
+    prior_weight: Annotated[float, Knob(0, 100, help="how much those count beside the given pictures; 0: they are not drawn")] = 1.0
+    judged: Annotated[int, Knob(0, 256, help="pictures drawn afterwards to measure overfitting and language drift by; 0: not measured")] = 16
+
+
+@dataclass(frozen=True)
+class Token(Knobs):
+    """A word of its own for what the pictures show (arXiv:2208.01618)."""
+
+    token: Annotated[str, "the new word; it is no word of the prompts' language"] = "<new>"
+    init_word: Annotated[str, "what it means before it is trained"] = "person"
+    vectors: Annotated[int, Knob(1, 64, help="how many tokens it takes; more hold more, and leave less of the prompt")] = 4
+    own_captions: Annotated[bool, "learn under the pictures' captions with the word put before them, instead of under short phrases"] = False
+    layout: Annotated[Literal["webui", "diffusers"], "names in the file: emb_params, which most programs read, or diffusers' own"] = "webui"
+
+
+GENTLE, SLOW = Optimizer(lr=1e-5, warmup=50), Batches(steps=1000)
+"""What a full fine-tune begins with."""
+
+QUICK = Optimizer(lr=5e-3, weight_decay=0.0, clip=1.0)
+"""What a textual inversion begins with: few numbers, far from where they should be."""
+
+FULL, SUBJECT, TOKEN = FullShape(), Subject(), Token()

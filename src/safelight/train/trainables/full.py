@@ -1,0 +1,114 @@
+"""The model's own weights as what is trained: float32 copies stand in their place, the model's stay as they are beside them.
+
+Memory: the model's own numbers, and 16 bytes a trained weight (the copy, its gradient, AdamW's two means): 15.5 GB for SD 1.5's U-Net in
+bfloat16, 46 GB for SDXL's.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from safelight.patches import preserved
+from safelight.patches.full import Home, homes, put
+from safelight.patches.lora.names import DENOISERS
+from safelight.train.methods import FullShape
+from safelight.train.trainables.embedding import towers
+
+if TYPE_CHECKING:
+    from safelight.families import Family
+
+ATTENTION = re.compile(r"(.*\.)?attn\d?\..+")
+
+
+@dataclass(frozen=True)
+class Own:
+    """Weights inside a model. `before` are the model's own parameters, `parameters` their float32 copies, by the file's names."""
+
+    parameters: Mapping[str, nn.Parameter]
+    layers: Mapping[str, Home]
+    before: Mapping[str, nn.Parameter]
+    text: bool
+    numbers: torch.dtype
+
+    def penalty(self) -> Tensor | None:
+        """Nothing."""
+        return None
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Nothing to do."""
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Nothing to do."""
+
+    def file(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by name in the file's numbers."""
+        return {name: t.to(self.numbers).contiguous() for name, t in weights.items()}
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights in place. KeyError when one is missing."""
+        for name, p in self.parameters.items():
+            p.data.copy_(weights[name])
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The model's own weights back in their place, for as long as the block lasts."""
+        self._show(self.before)
+        try:
+            yield
+        finally:
+            self._show(self.parameters)
+
+    def _show(self, weights: Mapping[str, nn.Parameter]) -> None:
+        for name, home in self.layers.items():
+            put(home, weights[name])
+
+
+@contextmanager
+def full(family: Family, shape: FullShape) -> Iterator[Own]:
+    """The weights that `shape` names, trainable; the model is what it was when the block ends.
+
+    ValueError when the model has none: a text encoder that is neither CLIP's nor BERT's (ChatGLM, T5) is left alone.
+    """
+    found = {name: home for name, home in homes(family).items() if _wanted(family, name, shape.parts)}
+    if not found:
+        raise ValueError(f"train_full: this {family.name} model has no weights for parts {shape.parts!r}; expected another part")
+    names = {name.partition(".")[0] for name in found}
+    networks: dict[str, Any] = {part: net for part, net in family.trainable().items() if part in names}
+    before = {name: getattr(*home[0]) for name, home in found.items()}
+    with preserved(networks):
+        masters = {name: nn.Parameter(p.detach().to(torch.float32, copy=True)) for name, p in before.items()}
+        own = Own(masters, found, before, any(part not in DENOISERS for part in networks), getattr(torch, shape.kept))
+        own._show(masters)
+        for part, network in networks.items():
+            if family.dtype != torch.float32:
+                vars(network)["forward"] = _mixed(network.forward, family)
+            if shape.checkpointing and part in DENOISERS:
+                network.enable_gradient_checkpointing()
+        yield own
+
+
+def _wanted(family: Family, name: str, parts: str) -> bool:
+    part, _, path = name.partition(".")
+    if part in DENOISERS:
+        return parts in ("denoiser", "all") or (parts == "attention" and ATTENTION.fullmatch(path) is not None)
+    return parts in ("text", "all") and part in towers(family)
+
+
+def _mixed(forward: Callable[..., Any], family: Family) -> Callable[..., Any]:
+    """The network computes in the model's numbers over its float32 weights."""
+
+    def under(*args: Any, **rest: Any) -> Any:
+        with torch.autocast(family.device.type, family.dtype):
+            return forward(*args, **rest)
+
+    return under
