@@ -27,11 +27,10 @@ def homes(family: Family) -> dict[str, Home]:
     out: dict[str, Home] = {}
     for part, network in family.trainable().items():
         known: dict[int, str] = {}
-        for path, module in network.named_modules():
-            for name, p in module.named_parameters(recurse=False):
-                if p.is_floating_point():
-                    first = known.setdefault(id(p), ".".join(filter(None, (part, path, name))))
-                    out.setdefault(first, []).append((module, name))
+        for path, p in network.named_parameters(remove_duplicate=False):
+            if p.is_floating_point():
+                holder, _, name = path.rpartition(".")
+                out.setdefault(known.setdefault(id(p), f"{part}.{path}"), []).append((network.get_submodule(holder), name))
     return out
 
 
@@ -43,7 +42,7 @@ def put(home: Home, p: nn.Parameter) -> None:
 
 @patch
 def full(family: Family, what: Patch) -> Iterator[None]:
-    """Put the file's weights in place of the model's; at a strength s, was + s (trained - was). Strength 0 changes nothing and reads nothing.
+    """Put the file's weights in place of the model's; at a strength s, was + s (trained - was). Strength 0 changes and reads nothing.
 
     ValueError with matched/total when a tensor is no weight of this model's.
     """

@@ -1,4 +1,4 @@
-"""How different pictures of one prompt are from each other: a model that has learnt its few pictures by heart draws them again and again."""
+"""How different pictures of one prompt are: a model that has learnt its few pictures by heart draws them again and again."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def diversity(seen: NDArray[np.float32]) -> float:
-    """Mean of 1 - cosine similarity over all pairs of embeddings (N, D), rows of length 1. 0: all the same. ValueError for fewer than two."""
+    """Mean of 1 - cosine similarity over all pairs of embeddings (N, D), rows of length 1; 0: all the same. ValueError for one or none."""
     n = len(seen)
     if n < 2:
         raise ValueError(f"diversity: got {n} pictures, expected two or more")

@@ -28,7 +28,7 @@ class Subject(Knobs):
     class_name: Annotated[str, "the same without the rare word"] = "a person"
     classes: Annotated[int, Knob(1, 10_000, help="pictures of the class that the model draws before it is trained")] = 100
     prior_weight: Annotated[float, Knob(0, 100, help="how much those count beside the given pictures; 0: they are not drawn")] = 1.0
-    judged: Annotated[int, Knob(0, 256, help="pictures drawn afterwards to measure overfitting and language drift by; 0: not measured")] = 16
+    judged: Annotated[int, Knob(0, 256, help="pictures drawn afterwards to measure overfitting and language drift; 0: none")] = 16
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Token(Knobs):
     token: Annotated[str, "the new word; it is no word of the prompts' language"] = "<new>"
     init_word: Annotated[str, "what it means before it is trained"] = "person"
     vectors: Annotated[int, Knob(1, 64, help="how many tokens it takes; more hold more, and leave less of the prompt")] = 4
-    own_captions: Annotated[bool, "learn under the pictures' captions with the word put before them, instead of under short phrases"] = False
+    own_captions: Annotated[bool, "learn under the pictures' captions with the word before them, instead of under short phrases"] = False
     layout: Annotated[Literal["webui", "diffusers"], "names in the file: emb_params, which most programs read, or diffusers' own"] = "webui"
 
 

@@ -1,4 +1,4 @@
-"""Textual inversion (arXiv:2208.01618): vectors for one new word as what is trained; every other vector, and the model, stay as they are."""
+"""Textual inversion (arXiv:2208.01618): vectors for one new word as what is trained; all other vectors, and the model, stay as they are."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
