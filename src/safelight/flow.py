@@ -15,8 +15,9 @@ from safelight.store import current
 from safelight.values import Value
 
 
-def read_flow(path: str | Path) -> dict[str, Any]:
-    """The graph in a .json or .yaml file, in the metadata of a picture, or (`-`) on standard input. ValueError when there is none."""
+def read_flow(path: str | Path, *, editors: bool = False) -> dict[str, Any]:
+    """The graph in a .json or .yaml file, in the metadata of a picture, or (`-`) on standard input. ValueError when there is none, or when
+    it is an editor's workflow and `editors` does not allow for one."""
     file = Path(path).expanduser()
     if str(path) == "-":
         text = sys.stdin.read()
@@ -26,18 +27,18 @@ def read_flow(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"run: {path}: no graph in this picture; expected one that Safelight or ComfyUI saved with its graph")
     else:
         text = file.read_text(encoding="utf-8")
-    return _graph(text, str(path))
+    return _graph(text, str(path), editors=editors)
 
 
-def _graph(text: str, where: str) -> dict[str, Any]:
+def _graph(text: str, where: str, *, editors: bool) -> dict[str, Any]:
     try:
         data = json.loads(text) if text.lstrip().startswith("{") else _yaml(text)
     except ValueError as e:
         raise ValueError(f"run: {where}: neither JSON nor YAML: {e}") from e
     if not isinstance(data, dict) or not data:
         raise ValueError(f"run: {where}: got {type(data).__name__}, expected nodes by name: `name: {{op: ..., ...}}`")
-    if isinstance(data.get("nodes"), list) and "links" in data:
-        raise ValueError(f"run: {where}: an editor's workflow, expected the API form; in ComfyUI: Workflow, Export (API)")
+    if isinstance(data.get("nodes"), list) and "links" in data and not editors:
+        raise ValueError(f"run: {where}: an editor's workflow, expected the API form; `safelight run` takes both")
     return data
 
 

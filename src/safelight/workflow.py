@@ -36,9 +36,11 @@ def _node(key: str, entry: Mapping[str, Any], numbers: Mapping[str, int], links:
     for socket in sockets:
         kind = spec.port[socket].socket if spec else "*"
         sources = _sources(given.get(socket), numbers)
-        for source in sources:
+        for i, source in enumerate(sources):  # a socket takes one link: more of a list go to `images_2` and so on
             links.append([len(links) + 1, numbers[source], 0, numbers[key], len(inputs), kind])
-        inputs.append({"name": socket, "type": kind, "link": links[-1][0] if sources else None})
+            inputs.append({"name": f"{socket}_{i + 1}" if i else socket, "type": kind, "link": links[-1][0]})
+        if not sources:
+            inputs.append({"name": socket, "type": kind, "link": None})
     kind = spec.output.type_name if spec else "*"
     size = [WIDE, HEAD + LINE * max(1, len(given))]
     return {

@@ -162,7 +162,7 @@ def test_events_are_lines_of_json(run: Ran, pictures: Path, place: Path) -> None
     (["run", "none.yaml"], 1, "No such file"),
     (["run", "pictures/0.png"], 1, "no graph in this picture"),
     (["run", "odd.yaml"], 1, "expected nodes by name"),
-    (["run", "ui.json"], 1, "expected the API form"),
+    (["run", "ui.json"], 1, "Prompt has no outputs"),
     (["run", "bad.yaml"], 1, "node a: folderr: got an unknown op"),
     (["run", "bad.yaml", "--check"], 1, ""),
     (["why", "pictures/0.png"], 1, "no history in it"),

@@ -15,34 +15,42 @@ from safelight.op import find, load_ops
 from safelight.store import Store, current
 
 
+def _models(_: click.Context, __: click.Parameter, given: str | None) -> None:
+    if given:
+        os.environ["SAFELIGHT_MODELS"] = given
+
+
 @click.command("run")
 @click.argument("flow")
 @click.option("--set", "sets", multiple=True, metavar="NODE.KNOB=VALUE", help="Change a setting, by node or by op; may be repeated.")
 @click.option("--target", "targets", multiple=True, metavar="NODE", help="Make this node's value; default: all that nothing takes.")
 @click.option("--out", "-o", default=str(OUT), show_default=True, metavar="DIR", help="Save the results here.")
-@click.option("--models", metavar="DIR", help="Folder of checkpoints/, loras/, ..., or an extra_model_paths.yaml.")
+@click.option("--models", metavar="DIR", expose_value=False, callback=_models, is_eager=True,
+              help="Folder of checkpoints/, loras/, ..., or an extra_model_paths.yaml.")
 @click.option("--input", "pictures", default="input", show_default=True, metavar="DIR", help="Where a ComfyUI prompt's LoadImage looks.")
+@click.option("--nodes", metavar="DIR", help="Allow the ComfyUI node classes in this folder: other people's code, which is run.")
 @compute
 @click.option("--events", type=click.Choice(["jsonl"]), help="Print every event as a line of JSON.")
 @click.option("--check", "only_check", is_flag=True, help="Only say what is wrong with the graph.")
 def run_command(
-    flow: str, *, sets: tuple[str, ...], targets: tuple[str, ...], out: str, models: str | None, pictures: str, events: str | None,
+    flow: str, *, sets: tuple[str, ...], targets: tuple[str, ...], out: str, pictures: str, nodes: str | None, events: str | None,
     only_check: bool,
 ) -> int:
     """Run a graph: a JSON or YAML file, a picture that was made by one, or - for standard input.
 
-    A ComfyUI prompt (API form) runs as it is; its SaveImage writes PREFIX_00001_.png, and so on, into the folder for results.
+    A ComfyUI prompt (API form) or workflow (as its editor saves it) runs as it is; its SaveImage writes PREFIX_00001_.png, and so on,
+    into the folder for results.
     """
     from safelight import comfy, engine
     from safelight.flow import read_flow
     from safelight.folders import current as folders
     from safelight.graph import with_settings
 
-    if models:
-        os.environ["SAFELIGHT_MODELS"] = models
-    ops, graph = load_ops(), comfy.unwrapped(read_flow(flow))
-    prompt = comfy.is_prompt(graph)
-    places = comfy.Places(folders(), Path(pictures), Path(out))
+    ops, graph = load_ops(), comfy.unwrapped(read_flow(flow, editors=True))
+    places = comfy.Places(folders(), Path(pictures), Path(out), Path(nodes) if nodes else None)
+    drawn = json.dumps(graph) if comfy.is_workflow(graph) else ""
+    graph = comfy.convert(graph, places, ops) if drawn else graph
+    prompt = bool(drawn) or comfy.is_prompt(graph)
     if not prompt:
         graph = with_settings(graph, sets, ops)
     if only_check:
@@ -52,7 +60,7 @@ def run_command(
     store = current()
     with store.pin():
         if prompt:
-            tell_files(follow(comfy.run(graph, places, sets=sets, store=store), events), events)
+            tell_files(follow(comfy.run(graph, places, sets=sets, store=store, workflow=drawn), events), events)
         else:
             deliver(follow(engine.run(graph, store, list(targets) or None, ops=ops), events), Path(out), events)
     return 0

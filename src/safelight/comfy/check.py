@@ -7,12 +7,15 @@ from typing import Any
 
 from safelight.comfy.node import NODES, Input, NodeClass, Places
 from safelight.op import Op
-from safelight.spec import near
+from safelight.spec import Spec, near
 
 SHOWN = 20
 """A longer list of names is not shown in an error."""
 
 NO_LINK = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
+
+WHOLE = ("MODEL", "CLIP", "VAE")
+"""The slots of an op that makes a model: all are the model, which has all its parts."""
 
 Ops = Mapping[str, Op[..., Any]]
 Known = NodeClass | Op[..., Any]
@@ -59,7 +62,7 @@ class Checked:
 
 def check(prompt: Mapping[str, Any], places: Places, ops: Ops) -> Checked:
     """PromptError when it cannot run. Nodes that no end needs are not looked at, but their classes must be known."""
-    classes = _classes(prompt, ops)
+    classes = _classes(prompt, places, ops)
     ends = tuple(i for i, c in classes.items() if _ends(i, c, prompt))
     if not ends:
         raise PromptError([Fault("", "", "prompt_no_outputs", "Prompt has no outputs", "", advice="add a SaveImage")])
@@ -71,18 +74,24 @@ def check(prompt: Mapping[str, Any], places: Places, ops: Ops) -> Checked:
     return Checked(classes, taken, ends)
 
 
-def _classes(prompt: Mapping[str, Any], ops: Ops) -> dict[str, Known]:
+def classes(places: Places) -> Mapping[str, NodeClass]:
+    """ComfyUI's node classes that there are here, and those of other people that `places` allows. ValueError when one is refused."""
+    return NODES
+
+
+def _classes(prompt: Mapping[str, Any], places: Places, ops: Ops) -> dict[str, Known]:
     found: dict[str, Known] = {}
     faults = []
+    nodes = classes(places)
     for key, entry in prompt.items():
         name = entry.get("class_type") if isinstance(entry, Mapping) else None
-        known = NODES.get(str(name)) or ops.get(str(name))
+        known = nodes.get(str(name)) or ops.get(str(name))
         if name is None or not isinstance(entry.get("inputs", {}), Mapping):
             faults.append(Fault(key, "", "invalid_prompt", "Cannot execute because a node is missing the class_type property."))
         elif known is None:
             title = (entry.get("_meta") or {}).get("title", name)
             extra = {"node_id": key, "class_type": name, "node_title": title}
-            advice = near(str(name), [*NODES, *ops]) or "`safelight.comfy.NODES` lists what there is"
+            advice = near(str(name), [*nodes, *ops]) or "docs/nodes.md lists what there is"
             faults.append(Fault(key, str(name), "missing_node_type", f"Node {name!r} not found", "no such node class here", extra, advice))
         else:
             found[str(key)] = known
@@ -96,6 +105,11 @@ def _ends(key: str, known: Known, prompt: Mapping[str, Any]) -> bool:
     if isinstance(known, NodeClass):
         return known.ends
     return not any(link[0] == key for entry in prompt.values() for _, link in links(entry.get("inputs", {})))
+
+
+def op_outputs(spec: Spec) -> tuple[str, ...]:
+    """The types of the slots of an op's node."""
+    return WHOLE if spec.output.type_name == "MODEL" else (spec.output.type_name,)
 
 
 def links(inputs: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, int]]]:
@@ -152,7 +166,7 @@ def _taken(key: str, given: Mapping[str, Any], classes: Mapping[str, Known], pla
     """The inputs of one node, coerced as ComfyUI does; what is wrong goes to `faults`. Inputs that it does not have are left out."""
     known = classes[key]
     if not isinstance(known, NodeClass):
-        return dict(given)  # an op of ours: the engine checks it
+        return _of_op(known.spec, given)
     out: dict[str, Any] = {}
     for i in known.inputs:
         try:
@@ -163,6 +177,18 @@ def _taken(key: str, given: Mapping[str, Any], classes: Mapping[str, Known], pla
         except _Wrong as e:
             extra = {"input_name": i.name} | e.extra
             faults.append(Fault(key, known.name, e.type, e.message, e.details, extra, e.advice))
+    return out
+
+
+def _of_op(spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of an op, as the editor or a file has them; the engine checks the rest. An empty text means nothing where nothing may be
+    given; `images`, `images_2` and so on are one list."""
+    out = {k: None if v == "" and k in spec.setting and spec.setting[k].optional else v for k, v in given.items()}
+    for port in (p for p in spec.ports if p.many):
+        more = [k for k in out if k.startswith(f"{port.name}_") and k.removeprefix(f"{port.name}_").isdecimal()]
+        if more:
+            every = [out.pop(k) for k in [port.name, *sorted(more)] if k in out]
+            out[port.name] = [link for one in every for link in ([one] if is_link(one) else one or [])]
     return out
 
 
@@ -199,13 +225,19 @@ def _link(i: Input, link: list[Any], classes: Mapping[str, Known]) -> tuple[str,
     if not is_link(link):
         raise _Wrong("bad_linked_input", NO_LINK, i.name, received_value=link)
     parent = classes[link[0]]
-    made = parent.outputs if isinstance(parent, NodeClass) else (parent.spec.output.type_name,)
+    made = parent.outputs if isinstance(parent, NodeClass) else op_outputs(parent.spec)
     got = made[link[1]] if 0 <= link[1] < len(made) else f"no slot {link[1]}"
     ours = not isinstance(parent, NodeClass) and got == "MODEL" and i.type in ("CLIP", "VAE")  # our models have all their parts
-    if got != i.type and not ours and (i.type, got) != ("COMBO", "STRING"):
+    if not _fits(i.type, got) and not ours:
         details = f"{i.name}, received_type({got}) mismatch input_type({i.type})"
         raise _Wrong("return_type_mismatch", "Return type mismatch between linked nodes", details, received_type=got, linked_node=link)
     return link[0], link[1]
+
+
+def _fits(wanted: str, got: str) -> bool:
+    """Types match when they are equal or share one of several; `*` is any."""
+    a, b = set(wanted.split(",")), set(got.split(","))
+    return bool(a & b) or "*" in a | b or (wanted, got) == ("COMBO", "STRING")
 
 
 def _ranged(i: Input, value: Any, places: Places) -> None:

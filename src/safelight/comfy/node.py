@@ -5,7 +5,7 @@ Names, types, ranges and defaults are those of ComfyUI 0.3.64.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,13 @@ LARGEST_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class Places:
-    """Where names lead: the models folders, the folder of input pictures, the folder for results."""
+    """Where names lead: the models folders, the folder of input pictures, the folder for results, and the folder of other people's node
+    classes, if any are allowed (`plugins`)."""
 
     models: Folders
     input: Path
     output: Path
+    nodes: Path | None = None
 
     def find(self, kind: str, name: str) -> str:
         """The absolute path of a name in the models folders. ValueError when it is not there."""
@@ -42,7 +44,7 @@ Make = Callable[["Building", Given], Any]
 @dataclass(frozen=True)
 class Input:
     """An input. `low` and `high` are allowed themselves; `options` are the names a COMBO may hold, asked for when they are needed; `loose`:
-    others may stand there too, the node itself looks for them."""
+    others may stand there too, the node itself looks for them; `told`: what else the editor is told of it."""
 
     name: str
     type: str
@@ -54,6 +56,7 @@ class Input:
     optional: bool = False
     many_lines: bool = False
     loose: bool = False
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def widget(self) -> bool:
@@ -63,8 +66,9 @@ class Input:
 
 @dataclass(frozen=True)
 class NodeClass:
-    """A node class. `ends` marks those that a prompt is run for (they save or show). `parts` says of a loader which inputs of our `model`
-    op its names are: {"vae": "vae_name"}."""
+    """A node class. `names` are its outputs' names. `ends` marks those that a prompt is run for (they save or show). `parts` says of a
+    loader which inputs of our `model` op its names are: {"vae": "vae_name"}. `flags` is of "deprecated", "experimental" and "lists";
+    `module` is where the editor is told that it comes from."""
 
     name: str
     category: str
@@ -72,19 +76,25 @@ class NodeClass:
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     make: Make
+    names: tuple[str, ...] = ()
     ends: bool = False
     parts: Mapping[str, str] | None = None
+    flags: tuple[str, ...] = ()
+    module: str = "nodes"
 
     def object_info(self, places: Places) -> dict[str, Any]:
         """The class's entry of ComfyUI's `/object_info`."""
-        required = {i.name: _info(i, places) for i in self.inputs if not i.optional}
-        optional = {i.name: _info(i, places) for i in self.inputs if i.optional}
-        groups = {"required": required} | ({"optional": optional} if optional else {})
+        groups: dict[str, dict[str, Any]] = {"required": {i.name: _info(i, places) for i in self.inputs if not i.optional}}
+        if optional := {i.name: _info(i, places) for i in self.inputs if i.optional}:
+            groups["optional"] = optional
+        if self.ends:
+            groups["hidden"] = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
         return {
             "input": groups, "input_order": {group: list(members) for group, members in groups.items()},
-            "output": list(self.outputs), "output_is_list": [False] * len(self.outputs), "output_name": list(self.outputs),
-            "name": self.name, "display_name": self.title, "description": "", "python_module": "nodes", "category": self.category,
-            "output_node": self.ends,
+            "output": list(self.outputs), "output_is_list": ["lists" in self.flags] * len(self.outputs),
+            "output_name": list(self.names or self.outputs), "name": self.name, "display_name": self.title,
+            "description": (self.make.__doc__ or "").strip(), "python_module": self.module, "category": self.category,
+            "output_node": self.ends, **{flag: True for flag in self.flags if flag != "lists"},
         }
 
 
@@ -92,7 +102,7 @@ def _info(i: Input, places: Places) -> list[Any]:
     told: dict[str, Any] = {"min": i.low, "max": i.high, "step": i.step, "default": i.default, "multiline": i.many_lines or None}
     told["control_after_generate"] = (i.name in ("seed", "noise_seed")) or None
     told["image_upload"] = i.loose or None
-    found = {k: v for k, v in told.items() if v is not None}
+    found = {**{k: v for k, v in told.items() if v is not None}, **i.told}
     kind: Any = i.type if i.options is None else list(i.options(places))
     return [kind, found] if found else [kind]
 
@@ -102,12 +112,15 @@ NODES: dict[str, NodeClass] = {}
 
 def node(
     name: str, category: str, inputs: Sequence[Input], *outputs: str, title: str = "", ends: bool = False,
-    parts: Mapping[str, str] | None = None,
+    parts: Mapping[str, str] | None = None, flags: Sequence[str] = (),
 ) -> Callable[[Make], Make]:
-    """Declare a node class; the decorated function makes it: it adds nodes of ours and returns what is behind each output slot."""
+    """Declare a node class; the decorated function makes it: it adds nodes of ours and returns what is behind each output slot, which is
+    written as its type or as `name:TYPE`."""
+    split = [o.rpartition(":") for o in outputs]
 
     def register(make: Make) -> Make:
-        NODES[name] = NodeClass(name, category, title or name, tuple(inputs), outputs, make, ends, parts)
+        kinds, names = tuple(s[2] for s in split), tuple(s[0] or s[2] for s in split)
+        NODES[name] = NodeClass(name, category, title or name, tuple(inputs), kinds, make, names, ends, parts, tuple(flags))
         return make
 
     return register
@@ -123,14 +136,14 @@ def integer(name: str, default: int, low: int, high: int, step: int = 1) -> Inpu
     return Input(name, "INT", default, low, high, step)
 
 
-def real(name: str, default: float, low: float, high: float, step: float = 0.01) -> Input:
-    """A number."""
-    return Input(name, "FLOAT", default, low, high, step)
+def real(name: str, default: float, low: float, high: float, step: float = 0.01, *, digits: float | bool | None = None) -> Input:
+    """A number. `digits`: what the editor rounds it to; False: not at all; nothing: to the step."""
+    return Input(name, "FLOAT", default, low, high, step, told={} if digits is None else {"round": digits})
 
 
-def text(name: str, default: str = "", *, many_lines: bool = False) -> Input:
-    """A text."""
-    return Input(name, "STRING", default, many_lines=many_lines)
+def text(name: str, default: str = "", *, many_lines: bool = False, prompt: bool = False) -> Input:
+    """A text. `prompt`: the editor opens `{a|b}` in it."""
+    return Input(name, "STRING", default, many_lines=many_lines or prompt, told={"dynamicPrompts": True} if prompt else {})
 
 
 def switch(name: str, default: bool) -> Input:

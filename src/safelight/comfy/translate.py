@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import safelight.comfy.nodes  # noqa: F401  fills NODES
-from safelight.comfy.building import Building, Link, Saved, as_port, as_socket
-from safelight.comfy.check import Checked, Ops, PromptError, check, failed, links
+from safelight.comfy.building import Building, Clip, Link, Saved, as_port, as_socket
+from safelight.comfy.check import Checked, Ops, PromptError, check, failed, links, op_outputs
 from safelight.comfy.models import models
 from safelight.comfy.node import NODES, NodeClass, Places
 from safelight.op import load_ops
@@ -55,7 +55,8 @@ def translate(prompt: Mapping[str, Any], places: Places, ops: Ops | None = None)
 def _made(b: Building, key: str, found: Checked, given: Mapping[str, Any], made: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...]:
     known = found.classes[key]
     if not isinstance(known, NodeClass):
-        return (_op(b, key, found, given, made),)
+        made_here = _op(b, key, found, given, made)
+        return tuple(Clip(made_here) if kind == "CLIP" else made_here for kind in op_outputs(known.spec))
     b.class_type = known.name
     kinds = {i.name: i.type for i in known.inputs}
     try:

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDING = re.compile(r"embedding:([^\s,()]+)")
 TWO = socket("CONDITIONING", "positive", "negative")
+SIDES = ("positive:CONDITIONING", "negative:CONDITIONING")
 SPAN = [real("strength", 1.0, 0, 10), real("start_percent", 0, 0, 1, 0.001), real("end_percent", 1, 0, 1, 0.001)]
 
 
@@ -39,7 +40,7 @@ def _with_words(b: Building, model: Link, prompt: str) -> tuple[Link, str]:
     return model, prompt
 
 
-@node("CLIPTextEncode", "conditioning", [text("text", many_lines=True), *socket("CLIP")], "CONDITIONING", title="CLIP Text Encode (Prompt)")
+@node("CLIPTextEncode", "conditioning", [text("text", prompt=True), *socket("CLIP")], "CONDITIONING", title="CLIP Text Encode (Prompt)")
 def encode(b: Building, n: Given) -> Any:
     """A prompt."""
     return encoded(b, n["clip"], n["text"])
@@ -51,7 +52,7 @@ def _sides(*names: str, default: int = 1024) -> list[Input]:
 
 @node("CLIPTextEncodeSDXL", "advanced/conditioning",
       [*socket("CLIP"), *_sides("width", "height"), *_sides("crop_w", "crop_h", default=0), *_sides("target_width", "target_height"),
-       text("text_g", many_lines=True), text("text_l", many_lines=True)], "CONDITIONING")
+       text("text_g", prompt=True), text("text_l", prompt=True)], "CONDITIONING")
 def encode_sdxl(b: Building, n: Given) -> Any:
     """A prompt for each of SDXL's encoders, and the sizes that it is told."""
     sizes = {name: n[name] for name in ("width", "height", "target_width", "target_height")}
@@ -60,7 +61,7 @@ def encode_sdxl(b: Building, n: Given) -> Any:
 
 
 @node("CLIPTextEncodeSDXLRefiner", "advanced/conditioning",
-      [real("ascore", 6.0, 0, 1000), *_sides("width", "height"), text("text", many_lines=True), *socket("CLIP")], "CONDITIONING")
+      [real("ascore", 6.0, 0, 1000), *_sides("width", "height"), text("text", prompt=True), *socket("CLIP")], "CONDITIONING")
 def encode_refiner(b: Building, n: Given) -> Any:
     """A prompt for SDXL's refiner."""
     return encoded(b, n["clip"], n["text"], score=n["ascore"], width=n["width"], height=n["height"])
@@ -144,7 +145,7 @@ def average(b: Building, n: Given) -> Any:
 
 @node("ControlNetApply", "conditioning/controlnet",
       [*socket("CONDITIONING"), *socket("CONTROL_NET"), *socket("IMAGE"), real("strength", 1.0, 0, 10)], "CONDITIONING",
-      title="Apply ControlNet (OLD)")
+      title="Apply ControlNet (OLD)", flags=["deprecated"])
 def apply_control(b: Building, n: Given) -> Any:
     """A ControlNet on a condition; from the positive one it steers the negative one too, unless that has its own."""
     words: Words = n["conditioning"]
@@ -154,7 +155,7 @@ def apply_control(b: Building, n: Given) -> Any:
 
 
 @node("ControlNetApplyAdvanced", "conditioning/controlnet",
-      [*TWO, *socket("CONTROL_NET"), *socket("IMAGE"), *SPAN, *socket("VAE", optional=True)], "CONDITIONING", "CONDITIONING",
+      [*TWO, *socket("CONTROL_NET"), *socket("IMAGE"), *SPAN, *socket("VAE", optional=True)], *SIDES,
       title="Apply ControlNet")
 def apply_controls(b: Building, n: Given) -> Any:
     """A ControlNet on both conditions, for a part of the way."""
@@ -167,7 +168,7 @@ def apply_controls(b: Building, n: Given) -> Any:
 
 @node("InpaintModelConditioning", "conditioning/inpaint",
       [*TWO, *socket("VAE"), *socket("IMAGE", "pixels"), *socket("MASK"), switch("noise_mask", True)],
-      "CONDITIONING", "CONDITIONING", "LATENT")
+      *SIDES, "latent:LATENT")
 def inpaint(b: Building, n: Given) -> Any:
     """What an inpainting network is shown, and the latent it draws into."""
     shown = b.add("encode_inpaint", part="shown", model=n["vae"], image=n["pixels"], mask=n["mask"], exact=True)

@@ -1,6 +1,7 @@
 """Sampling in parts: noise, guider, sampler and noise levels, each a node."""
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from safelight.comfy.building import Building, Guider, Link, Noise, Solver, Words
@@ -8,11 +9,13 @@ from safelight.comfy.node import Given, Input, choice, integer, node, real, seed
 from safelight.comfy.nodes.sampling import ON_GPU, samplers, schedules, steered
 
 AT = "sampling/custom_sampling"
+free = partial(real, digits=False)
 STEPS = integer("steps", 20, 1, 10000)
 DENOISE = real("denoise", 1.0, 0, 1)
 LEVELS = socket("SIGMAS")
-ENDS = [real("sigma_max", 14.614642, 0, 5000), real("sigma_min", 0.0291675, 0, 5000)]
-ETA, S_NOISE = real("eta", 1.0, 0, 100), real("s_noise", 1.0, 0, 100)
+ENDS = [free("sigma_max", 14.614642, 0, 5000), free("sigma_min", 0.0291675, 0, 5000)]
+ETA, S_NOISE = free("eta", 1.0, 0, 100), free("s_noise", 1.0, 0, 100)
+HIGH_LOW = ("high_sigmas:SIGMAS", "low_sigmas:SIGMAS")
 ON = choice("noise_device", ("gpu", "cpu"))
 
 
@@ -28,18 +31,19 @@ def _drawn(b: Building, n: Given, guider: Guider, noise: Noise) -> Any:
     return b.add("sample_along", **given), b.add("sample_along", part="denoised", denoised=True, **given)
 
 
+BOTH = ("output:LATENT", "denoised_output:LATENT")
 WAY = [*socket("SAMPLER"), *LEVELS, *socket("LATENT", "latent_image")]
 
 
 @node("SamplerCustom", AT,
-      [*socket("MODEL"), switch("add_noise", True), seed("noise_seed"), real("cfg", 8.0, 0, 100, 0.1),
-       *socket("CONDITIONING", "positive", "negative"), *WAY], "LATENT", "LATENT")
+      [*socket("MODEL"), switch("add_noise", True), seed("noise_seed"), real("cfg", 8.0, 0, 100, 0.1, digits=0.01),
+       *socket("CONDITIONING", "positive", "negative"), *WAY], *BOTH)
 def custom(b: Building, n: Given) -> Any:
     """From a latent along noise levels."""
     return _drawn(b, n, Guider(n["model"], n["positive"], n["negative"], n["cfg"]), Noise(n["noise_seed"], n["add_noise"]))
 
 
-@node("SamplerCustomAdvanced", AT, [*socket("NOISE"), *socket("GUIDER"), *WAY], "LATENT", "LATENT")
+@node("SamplerCustomAdvanced", AT, [*socket("NOISE"), *socket("GUIDER"), *WAY], *BOTH)
 def advanced(b: Building, n: Given) -> Any:
     """The same, of parts."""
     return _drawn(b, n, n["guider"], n["noise"])
@@ -52,7 +56,7 @@ def basic(b: Building, n: Given) -> Any:
 
 
 @node("CFGGuider", f"{AT}/guiders",
-      [*socket("MODEL"), *socket("CONDITIONING", "positive", "negative"), real("cfg", 8.0, 0, 100, 0.1)], "GUIDER")
+      [*socket("MODEL"), *socket("CONDITIONING", "positive", "negative"), real("cfg", 8.0, 0, 100, 0.1, digits=0.01)], "GUIDER")
 def cfg(b: Building, n: Given) -> Any:
     """Away from the negative prompt."""
     return Guider(n["model"], n["positive"], n["negative"], n["cfg"])
@@ -92,14 +96,14 @@ def _sigmas(name: str, inputs: list[Input], op: str = "sigmas", **fixed: Any) ->
 
 MODEL = socket("MODEL")
 _sigmas("BasicScheduler", [*MODEL, choice("scheduler", schedules), STEPS, DENOISE], "model_sigmas")
-_sigmas("BetaSamplingScheduler", [*MODEL, STEPS, real("alpha", 0.6, 0, 50), real("beta", 0.6, 0, 50)], "model_sigmas", schedule="beta")
+_sigmas("BetaSamplingScheduler", [*MODEL, STEPS, free("alpha", 0.6, 0, 50), free("beta", 0.6, 0, 50)], "model_sigmas", schedule="beta")
 _sigmas("SDTurboScheduler", [*MODEL, integer("steps", 1, 1, 10), DENOISE], "model_sigmas", schedule="turbo")
-_sigmas("KarrasScheduler", [STEPS, *ENDS, real("rho", 7.0, 0, 100)], curve="karras")
+_sigmas("KarrasScheduler", [STEPS, *ENDS, free("rho", 7.0, 0, 100)], curve="karras")
 _sigmas("ExponentialScheduler", [STEPS, *ENDS], curve="exponential")
-_sigmas("PolyexponentialScheduler", [STEPS, *ENDS, real("rho", 1.0, 0, 100)], curve="polyexponential")
-_sigmas("LaplaceScheduler", [STEPS, *ENDS, real("mu", 0.0, -10, 10, 0.1), real("beta", 0.5, 0, 10, 0.1)], curve="laplace")
+_sigmas("PolyexponentialScheduler", [STEPS, *ENDS, free("rho", 1.0, 0, 100)], curve="polyexponential")
+_sigmas("LaplaceScheduler", [STEPS, *ENDS, free("mu", 0.0, -10, 10, 0.1), free("beta", 0.5, 0, 10, 0.1)], curve="laplace")
 _sigmas("VPScheduler",
-        [STEPS, real("beta_d", 19.9, 0, 5000), real("beta_min", 0.1, 0, 5000), real("eps_s", 0.001, 0, 1, 0.0001)], curve="vp")
+        [STEPS, free("beta_d", 19.9, 0, 5000), free("beta_min", 0.1, 0, 5000), free("eps_s", 0.001, 0, 1, 0.0001)], curve="vp")
 
 
 @node("AlignYourStepsScheduler", f"{AT}/schedulers",
@@ -109,13 +113,13 @@ def align(b: Building, n: Given) -> Any:
     return b.add("sigmas", curve=f"ays-{n['model_type'].lower()}", steps=n["steps"], denoise=n["denoise"])
 
 
-@node("SplitSigmas", f"{AT}/sigmas", [*LEVELS, integer("step", 0, 0, 10000)], "SIGMAS", "SIGMAS")
+@node("SplitSigmas", f"{AT}/sigmas", [*LEVELS, integer("step", 0, 0, 10000)], *HIGH_LOW)
 def split(b: Building, n: Given) -> Any:
     """The noise levels before a step, and from it on."""
     return tuple(b.add("cut_sigmas", part=keep, sigmas=n["sigmas"], keep=keep, step=n["step"]) for keep in ("high", "low"))
 
 
-@node("SplitSigmasDenoise", f"{AT}/sigmas", [*LEVELS, DENOISE], "SIGMAS", "SIGMAS")
+@node("SplitSigmasDenoise", f"{AT}/sigmas", [*LEVELS, DENOISE], *HIGH_LOW)
 def split_share(b: Building, n: Given) -> Any:
     """The same by the share of the steps that are low."""
     return tuple(b.add("cut_sigmas", part=keep, sigmas=n["sigmas"], keep=keep, share=n["denoise"]) for keep in ("high", "low"))
@@ -127,7 +131,7 @@ def flip(b: Building, n: Given) -> Any:
     return b.add("flip_sigmas", sigmas=n["sigmas"])
 
 
-@node("SetFirstSigma", f"{AT}/sigmas", [*LEVELS, real("sigma", 136.0, 0, 20000, 0.001)], "SIGMAS")
+@node("SetFirstSigma", f"{AT}/sigmas", [*LEVELS, free("sigma", 136.0, 0, 20000, 0.001)], "SIGMAS")
 def set_first(b: Building, n: Given) -> Any:
     """Another first level."""
     return b.add("set_first_sigma", sigmas=n["sigmas"], sigma=n["sigma"])
@@ -150,16 +154,16 @@ def _solver(name: str, sampler: str, *inputs: Input, title: str = "") -> None:
 
 
 _solver("SamplerEulerAncestral", "euler_ancestral", ETA, S_NOISE)
-_solver("SamplerEulerAncestralCFGPP", "euler_ancestral_cfg_pp", real("eta", 1.0, 0, 1), real("s_noise", 1.0, 0, 10),
+_solver("SamplerEulerAncestralCFGPP", "euler_ancestral_cfg_pp", free("eta", 1.0, 0, 1), free("s_noise", 1.0, 0, 10),
         title="SamplerEulerAncestralCFG++")
 _solver("SamplerDPMPP_2S_Ancestral", "dpmpp_2s_ancestral", ETA, S_NOISE)
-_solver("SamplerDPMPP_SDE", "dpmpp_sde", ETA, S_NOISE, real("r", 0.5, 0, 100), ON)
+_solver("SamplerDPMPP_SDE", "dpmpp_sde", ETA, S_NOISE, free("r", 0.5, 0, 100), ON)
 _solver("SamplerDPMPP_2M_SDE", "dpmpp_2m_sde", choice("solver_type", ("midpoint", "heun")), ETA, S_NOISE, ON)
 _solver("SamplerDPMPP_3M_SDE", "dpmpp_3m_sde", ETA, S_NOISE, ON)
 _solver("SamplerLMS", "lms", integer("order", 4, 1, 100))
-_solver("SamplerDPMAdaptative", "dpm_adaptive", integer("order", 3, 2, 3), real("rtol", 0.05, 0, 100), real("atol", 0.0078, 0, 100),
-        real("h_init", 0.05, 0, 100), real("pcoeff", 0.0, 0, 100), real("icoeff", 1.0, 0, 100), real("dcoeff", 0.0, 0, 100),
-        real("accept_safety", 0.81, 0, 100), real("eta", 0.0, 0, 100), S_NOISE)
+_solver("SamplerDPMAdaptative", "dpm_adaptive", integer("order", 3, 2, 3), free("rtol", 0.05, 0, 100), free("atol", 0.0078, 0, 100),
+        free("h_init", 0.05, 0, 100), free("pcoeff", 0.0, 0, 100), free("icoeff", 1.0, 0, 100), free("dcoeff", 0.0, 0, 100),
+        free("accept_safety", 0.81, 0, 100), free("eta", 0.0, 0, 100), S_NOISE)
 
 
 @node("SamplerER_SDE", f"{AT}/samplers",

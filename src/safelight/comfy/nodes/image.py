@@ -17,6 +17,7 @@ SIDES = ("left", "top", "right", "bottom")
 AT = [pixels("x", 0, 0, 1), pixels("y", 0, 0, 1)]
 SIZE = [pixels("width", 512, 1, 1), pixels("height", 512, 1, 1)]
 IMAGE = socket("IMAGE")
+COLOUR = Input("color", "INT", 0, 0, 0xFFFFFF, 1, told={"display": "color"})
 
 
 def _pictures(places: Places) -> list[str]:
@@ -149,7 +150,7 @@ def pad(b: Building, n: Given) -> Any:
     return picture, b.add("pad_mask", part="mask", image=n["image"], feather=n["feathering"], **sides)
 
 
-@node("EmptyImage", "image", [*SIZE, integer("batch_size", 1, 1, 4096), integer("color", 0, 0, 0xFFFFFF)], "IMAGE")
+@node("EmptyImage", "image", [*SIZE, integer("batch_size", 1, 1, 4096), COLOUR], "IMAGE")
 def empty(b: Building, n: Given) -> Any:
     """Pictures of one colour."""
     return b.add("empty_image", width=n["width"], height=n["height"], count=n["batch_size"], colour=n["color"])

@@ -5,12 +5,12 @@ from typing import Any
 
 from safelight.comfy.building import Building
 from safelight.comfy.node import Given, choice, integer, node, pixels, real, socket, switch
+from safelight.comfy.nodes.image import COLOUR
 
 MASK = socket("MASK")
 AT = [pixels("x", 0, 0, 1), pixels("y", 0, 0, 1)]
 SIZE = [pixels("width", 512, 1, 1), pixels("height", 512, 1, 1)]
 SIDES = ("left", "top", "right", "bottom")
-COLOUR = integer("color", 0, 0, 0xFFFFFF)
 
 
 @node("SolidMask", "mask", [real("value", 1.0, 0, 1), *SIZE], "MASK")

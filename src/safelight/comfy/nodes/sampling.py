@@ -27,7 +27,8 @@ def _choices(setting: str) -> list[str]:
     return [str(name) for name in load_ops()["sample"].spec.setting[setting].choices or ()]
 
 
-WAY = [integer("steps", 20, 1, 10000), real("cfg", 8.0, 0, 100, 0.1), choice("sampler_name", samplers), choice("scheduler", schedules)]
+WAY = [integer("steps", 20, 1, 10000), real("cfg", 8.0, 0, 100, 0.1, digits=0.01),
+       choice("sampler_name", samplers), choice("scheduler", schedules)]
 WHAT = [*socket("CONDITIONING", "positive", "negative"), *socket("LATENT", "latent_image")]
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 from safelight.comfy.building import Building
@@ -12,13 +13,13 @@ def _value(b: Building, n: Given) -> Any:
     return n["value"]
 
 
-def _primitive(kind: str, value: Input) -> None:
-    node(f"Primitive{kind}", "utils/primitive", [value], value.type, title=kind)(_value)
+def _primitive(kind: str, value: Input, title: str = "") -> None:
+    node(f"Primitive{kind}", "utils/primitive", [value], value.type, title=title or kind)(_value)
 
 
 _primitive("String", text("value"))
-_primitive("StringMultiline", text("value", many_lines=True))
-_primitive("Int", integer("value", 0, -sys.maxsize, sys.maxsize))
+_primitive("StringMultiline", text("value", many_lines=True), "String (Multiline)")
+_primitive("Int", replace(integer("value", 0, -sys.maxsize, sys.maxsize), told={"control_after_generate": True}))
 _primitive("Float", real("value", 0.0, -sys.maxsize, sys.maxsize))
 _primitive("Boolean", switch("value", False))
 
