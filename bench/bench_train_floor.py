@@ -19,13 +19,15 @@ import torch
 from safelight.families import Family, find
 from safelight.families.sources import open_source
 from safelight.ops.model import model
-from safelight.recipes.denoising import Lesson, Net
+from safelight.recipes.denoising import Net
 from safelight.recipes.lora import Plan
 from safelight.recipes.shared import training_dtype
 from safelight.runtime import choose_device
 from safelight.sampling.draw import encode
 from safelight.train import trainables
+from safelight.train.lessons import Lesson
 from safelight.train.loop import Training, train
+from safelight.train.pictures import Pictures
 from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
 from safelight.values import Model
 
@@ -66,7 +68,8 @@ def ours(family: Family, adapter: trainables.Trainable, plan: Plan) -> Iterator[
     side = family.size // family.factor
     texts = dict(encode(family, ["", *CAPTIONS, "a person with long blue hair and tan skin, pink shirt, teal background"]))
     latents = torch.randn(32, family.channels, side, side)
-    lesson = Lesson(latents, CAPTIONS * 16, latents[:8], CAPTIONS * 4, latents[:0], [], texts, "in pixel style", family.size)
+    learn, own = Pictures.held(latents, CAPTIONS * 16), Pictures.held(latents[:8], CAPTIONS * 4)
+    lesson = Lesson(learn, own, Pictures(), texts, "in pixel style", family.size)
     net = Net(family, adapter, lesson, plan)
     return iter(train(Training(adapter.parameters, net.losses, plan.batches.steps, plan.optimizer, plan.batches.batch)))
 

@@ -22,7 +22,9 @@ from safelight.recipes import lora as lora_recipe
 from safelight.train import batches, cache, held_out, lora_file, objectives, trainables
 from safelight.train.captions import found_trigger, frequencies, without
 from safelight.train.checkpoints import Checkpoints
+from safelight.train.lessons import Lesson
 from safelight.train.loop import Reading, Trained, Training, rate, train
+from safelight.train.pictures import Cut, Pictures
 from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
 from safelight.values import Blob, Patch, Row
 from tests import tiny
@@ -88,16 +90,17 @@ def test_min_snr_weighs_the_error_of_x0(family: Family) -> None:
         error, snr = s * off, ((1 - sigma) / sigma) ** 2
     wanted = snr.clamp(max=5) * error.square().mean(dim=(1, 2, 3))
     said = family.target(x0, noise, sigma) + off
-    got = objectives.min_snr(family.prediction, sigma, 5.0) * (said - family.target(x0, noise, sigma)).square().mean(dim=(1, 2, 3))
+    square = (said - family.target(x0, noise, sigma)).square().mean(dim=(1, 2, 3))
+    got = objectives.weight(Objective(min_snr=5.0), family.prediction, sigma) * square
     assert torch.allclose(got, wanted, rtol=1e-3)
-    assert torch.equal(objectives.min_snr(family.prediction, sigma, 0.0), torch.ones(5))
+    assert torch.equal(objectives.weight(Objective(), family.prediction, sigma), torch.ones(5))
 
 
 def test_known_min_snr_figures() -> None:
-    assert float(objectives.min_snr("eps", torch.tensor([1.0]), 5.0)) == 1.0
-    assert float(objectives.min_snr("eps", torch.tensor([0.1]), 5.0)) == pytest.approx(0.05)
-    assert float(objectives.min_snr("v", torch.tensor([1.0]), 5.0)) == pytest.approx(0.5)
-    assert float(objectives.min_snr("v", torch.tensor([0.1]), 5.0)) == pytest.approx(5 / 101)
+    assert float(objectives.weight(Objective(min_snr=5.0), "eps", torch.tensor([1.0]))) == 1.0
+    assert float(objectives.weight(Objective(min_snr=5.0), "eps", torch.tensor([0.1]))) == pytest.approx(0.05)
+    assert float(objectives.weight(Objective(min_snr=5.0), "v", torch.tensor([1.0]))) == pytest.approx(0.5)
+    assert float(objectives.weight(Objective(min_snr=5.0), "v", torch.tensor([0.1]))) == pytest.approx(5 / 101)
 
 
 # The loop.
@@ -143,15 +146,15 @@ def test_the_loop_fits_and_says_how_far_it_is() -> None:
 @pytest.mark.parametrize("stop_at", [1, 4, 17, 29])
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_closed_anywhere_it_ends_with_the_same_bits(tmp_path: Path, stop_at: int, average: float) -> None:
-    straight = last(train(Line(average=average).training))
-    first = train(Line(tmp_path, average=average).training)
+    straight = last(train(Line(optimizer={"average": average}).training))
+    first = train(Line(tmp_path, optimizer={"average": average}).training)
     for _ in range(stop_at):
         next(first)
     first.close()
     saved = Checkpoints(tmp_path).load()
     assert saved is not None
     assert saved.step == stop_at
-    resumed = last(train(Line(tmp_path, average=average).training))
+    resumed = last(train(Line(tmp_path, optimizer={"average": average}).training))
     assert resumed.weights.keys() == straight.weights.keys()
     assert all(torch.equal(resumed.weights[n], straight.weights[n]) for n in straight.weights)
     assert resumed.record["loss"] == straight.record["loss"]
@@ -239,7 +242,7 @@ class Judge:
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_the_best_step_is_kept(tmp_path: Path, average: float) -> None:
-    line = Line(steps=35, average=average)
+    line = Line(steps=35, optimizer={"average": average})
     judge = Judge(line)
     line.training = Training(**{**vars(line.training), "watch": judge})
     trained = last(train(line.training))
@@ -318,22 +321,26 @@ def drain(work: Generator[Event, None, Any]) -> tuple[list[Event], Any]:
             return events, stop.value
 
 
+def encoded(family: Family, rows: list[Row], shelf: cache.Shelf, vae: str = "vae a", **cut: Any) -> tuple[int, list[Tensor]]:
+    """How many were encoded, and the latents."""
+    events, keys = drain(cache.pictures(family, vae, [(row, Cut(**{"width": 32, "height": 32, **cut})) for row in rows], shelf))
+    return sum(e.step == e.total for e in events) and events[-1].total, [cache.there(shelf, key)["latent"] for key in keys]
+
+
 def test_latents_are_made_once_and_never_stale(family: Family, tmp_path: Path) -> None:
     rows, shelf = pictures(tmp_path, 10), cache.Shelf(tmp_path / "shelf")
-    events, first = drain(cache.latents(family, "vae a", rows, 32, shelf))
-    side = 32 // family.factor
-    assert first.shape == (10, family.channels, side, side)
-    assert [(e.step, e.total) for e in events] == [(8, 10), (10, 10)]
-    again, second = drain(cache.latents(family, "vae a", rows, 32, shelf))
+    made, first = encoded(family, rows, shelf)
+    assert made == 10
+    assert first[0].shape == (family.channels, 32 // family.factor, 32 // family.factor)
+    again, second = encoded(family, rows, shelf)
     assert not again
-    assert torch.equal(first, second)
-    assert drain(cache.latents(family, "vae b", rows, 32, shelf))[0]
-    assert drain(cache.latents(family, "vae a", rows, 64, shelf))[0]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    changes: list[dict[str, Any]] = [{"vae": "vae b"}, {"width": 64}, {"x": 0.2}, {"y": 0.7}, {"mirrored": True}]
+    assert [encoded(family, rows, shelf, **change)[0] for change in changes] == [10] * len(changes)
     Pil.fromarray(np.zeros((40, 46, 3), np.uint8)).save(tmp_path / "0.png")
-    changed = [Row(Blob.of(tmp_path / "0.png"), "0.png", 46, 40), *rows[1:]]
-    events, third = drain(cache.latents(family, "vae a", changed, 32, shelf))
-    assert [(e.step, e.total) for e in events] == [(1, 1)]
-    assert torch.equal(third[1:], first[1:])
+    made, third = encoded(family, [Row(Blob.of(tmp_path / "0.png"), "0.png", 46, 40), *rows[1:]], shelf)
+    assert made == 1
+    assert all(torch.equal(a, b) for a, b in zip(third[1:], first[1:], strict=True))
     assert not torch.equal(third[0], first[0])
 
 
@@ -365,26 +372,31 @@ def test_the_split_follows_content(tmp_path: Path) -> None:
 
 
 def test_the_interval_is_that_of_the_change() -> None:
-    first = torch.tensor([1.0, 5.0, 9.0, 3.0], dtype=torch.float64)
+    first = torch.tensor([[1.0, 5.0, 9.0, 3.0]] * 2, dtype=torch.float64).T
     same_change = held_out.reading(first - 0.5, first)
     assert same_change.loss == pytest.approx(4.0)
     assert same_change.low == pytest.approx(same_change.high)
-    uneven = held_out.reading(first - torch.tensor([0.1, 0.9, 0.3, 0.7], dtype=torch.float64), first)
-    spread = torch.tensor([0.1, 0.9, 0.3, 0.7]).std() / 2
-    assert uneven.high - uneven.loss == pytest.approx(3.182 * float(spread), rel=1e-3)
+    change = torch.tensor([0.1, 0.9, 0.3, 0.7], dtype=torch.float64)
+    now = torch.stack([first[:, 0] - change, first[:, 1] - 1], dim=1)
+    first_band, second_band = held_out.bands(now, first, torch.tensor([0.5, 9.0]))
+    half = 3.182 * float(change.std()) / 2
+    assert first_band == pytest.approx((0.5, 4.0, 4.0 - half, 4.0 + half), rel=1e-3)
+    assert second_band == pytest.approx((9.0, 3.5, 3.5, 3.5))
+    both = held_out.reading(now, first)
+    assert (both.loss, both.high - both.loss) == pytest.approx((3.75, half / 2), rel=1e-3)
 
 
 def test_held_out_sees_all_levels_with_fixed_noise(family: Family) -> None:
-    x0 = torch.zeros(3, family.channels, 4, 4)
     seen: list[tuple[int, Tensor, Tensor]] = []
 
     def errors(i: int, noise: Tensor, sigma: Tensor) -> Tensor:
         seen.append((i, noise, sigma))
         return sigma
 
-    judge = held_out.HeldOut(x0, family.sigmas, 5)
+    judge = held_out.HeldOut([(family.channels, 4, 4)] * 2 + [(family.channels, 2, 8)], family.sigmas, 5)
     assert torch.equal(judge.losses(errors), judge.losses(errors))
     assert torch.equal(seen[1][1], seen[4][1])
+    assert seen[2][1].shape == (held_out.STRATA, family.channels, 2, 8)
     assert (seen[0][2].diff() > 0).all()
     assert len(seen[0][2]) == held_out.STRATA
 
@@ -512,16 +524,17 @@ def net(family: Family, adapter: trainables.Trainable, **changes: Any) -> denois
     said, quiet = [f"a {i}, in ink" for i in range(6)], [f"a {i}" for i in range(6)]
     with torch.no_grad():
         texts = {c: family.encode_text([c]) for c in ("", *said, *quiet)}
-    lesson = denoising.Lesson(latents, said, own, quiet, latents[:0], [], texts, "in ink", family.size)
+    learn, before = Pictures.held(latents, said), Pictures.held(own, quiet)
+    lesson = Lesson(learn, before, Pictures(), texts, "in ink", family.size)
     return denoising.Net(family, adapter, lesson, plan)
 
 
 def test_pictures_without_the_trigger_are_held_to_the_model_before(family: Family) -> None:
     with trainables.adapter(family, LoraShape(rank=2), 0) as adapter:
         quiet, plain = net(family, adapter, prior=0.5), net(family, adapter, prior=0.0)
-        x, captions = quiet.shown(3, 8, 4)
-        assert [("in ink" in c) for c in captions] == [True] * 4 + [False] * 4
-        assert [bool((quiet.lesson.own_latents == z).flatten(1).all(1).any()) for z in x] == [False] * 6 + [True] * 2
+        slots = quiet.course.slots(3)
+        assert [("in ink" in s.caption) for s in slots] == [True] * 4 + [False] * 4
+        assert [s.pictures is quiet.lesson.own for s in slots] == [False] * 6 + [True] * 2
         before = float(next(iter(quiet.losses(3))).detach())
         alone = float(next(iter(plain.losses(3))).detach())
         assert 0 < before < alone  # the quiet half starts at no error at all

@@ -135,7 +135,8 @@ class Net:
             said = self.said(f.noised(x0, noise, sigma), sigma, cond, self.hints([held[i]]))
             return objectives.mean_square(said - f.target(x0, noise, sigma))
 
-        return held_out.HeldOut(self.lesson.latents[list(held)], f.sigmas, self.plan.seed).losses(errors)
+        shapes = [tuple(self.lesson.latents.shape[1:])] * len(held)
+        return held_out.HeldOut(shapes, f.sigmas, self.plan.seed).losses(errors)
 
 
 class Watching:

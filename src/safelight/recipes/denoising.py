@@ -1,8 +1,10 @@
 """What recipes share that train a denoiser on captioned pictures: the data made ready, the loss, and what is looked at on the way."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,9 +17,12 @@ from safelight.recipes import shared
 from safelight.sampling.draw import Shot, starts, walk
 from safelight.sampling.settings import Guidance, Size
 from safelight.spec import Work
-from safelight.train import batches, cache, held_out, objectives
+from safelight.store import current
+from safelight.train import cache, held_out, objectives
 from safelight.train.captions import captioned, found_trigger, without
+from safelight.train.lessons import Course, Lesson, Part, Slot
 from safelight.train.loop import Reading
+from safelight.train.pictures import Ahead, Cut, Kept, Pictures
 from safelight.train.settings import Objective
 from safelight.values import Cond, Dataset, Model, canonical, digest
 
@@ -43,113 +48,177 @@ class Plan(shared.Plan, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """The data, ready: latents (N, C, h, w) and captions of the pictures to learn, the same of those held out and of what the untouched
-    model draws without the trigger; texts encoded by the untouched model; the trigger."""
-
-    latents: Tensor
-    captions: Sequence[str]
-    own_latents: Tensor
-    own_captions: Sequence[str]
-    held_latents: Tensor
-    held_captions: Sequence[str]
-    texts: dict[str, Cond]
-    trigger: str
-    side: int
-
-
-def prepare(family: Family, model: Model, data: Dataset, plan: Plan) -> Work[Lesson]:
+def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Plan) -> Work[Lesson]:
     """Encode what is not yet encoded. ValueError when there is no picture."""
-    side = yield from shared.check("train_lora", family, data, plan.batches.size)
-    rows = data.kept
+    side = yield from shared.check(op, family, data, plan.batches.size)
+    rows, several = data.kept, plan.batches.several
     trigger = plan.objective.trigger or found_trigger([row.caption for row in rows])
-    captions = [captioned(row, trigger) for row in rows]
-    quiet = {without(c, trigger) for c in captions}
-    found = yield from shared.encoded(family, model, rows, captions, quiet, side=side, part=plan.watch.held_out, seed=plan.seed)
-    if not trigger and plan.objective.prior:
-        yield Note(text="train_lora: the captions share no trigger, so what is learned may show everywhere; `caption` can add one")
-    own_captions = [without(captions[i], trigger) for i in found.learn][: OWN if plan.objective.prior else 0]
-    own = yield from own_pictures(family, model, own_captions, side, found.shelf)
-    shown, judged = ([captions[i] for i in some] for some in (found.learn, found.held))
-    return Lesson(found.latents[found.learn], shown, own, own_captions, found.latents[found.held], judged, found.texts, trigger, side)
+    said = [captioned(row, trigger, several=several) for row in rows]
+    calm = [without(captions[0], trigger) for captions in said]
+    shelf, masked = cache.Shelf(current().folder("encoded")), plan.objective.unmasked < 1
+    pictures = yield from shared.kept(family, model, rows, said, plan.batches, side=side, shelf=shelf, masked=masked)
+    texts = yield from shared.texts(family, model, {"", *calm, *(c for some in said for c in some)}, shelf)
+    if not trigger and plan.objective.prior and plan.objective.prior_by == "answers":
+        yield Note(text=f"{op}: the captions share no trigger, so what is learned may show everywhere; `caption` can add one")
+    learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
+    own = [calm[i] for i in learn][: OWN if plan.objective.prior else 0]
+    drawn = yield from own_pictures(family, model, own, side, shelf)
+    return Lesson(pictures.some(learn), drawn, pictures.some(held), texts, trigger, side)
 
 
-def own_pictures(family: Family, model: Model, captions: Sequence[str], side: int, shelf: cache.Shelf) -> Work[Tensor]:
-    """(N, C, h, w): latents of what the model draws of the captions, picture i with seed i. Drawn once, then kept."""
+def own_pictures(family: Family, model: Model, captions: Sequence[str], side: int, shelf: cache.Shelf) -> Work[Pictures]:
+    """Latents of what the model draws of the captions, picture i with seed i. Drawn once, then kept."""
     keys = [digest("drawn", model.key, c, str(i), str(side), str(family.dtype), canonical(shared.SAMPLE)) for i, c in enumerate(captions)]
-    missing = [i for i, key in enumerate(keys) if shelf.get(key) is None]
+    missing = [i for i, key in enumerate(keys) if not shelf.has(key)]
     begun = starts(family, Size(side, side), len(captions), None, None) if missing else []
     shots = [Shot(captions[i], i, shared.SAMPLE, Guidance(), begun[i][0]) for i in missing]
+    size = Cut(side, side).told(side, side)
     for i, latent in zip(missing, (yield from walk(family, shots, previews=False)), strict=True):
-        shelf.put(keys[i], {"latent": latent})
-    side //= family.factor
-    return torch.cat([cache.there(shelf, key)["latent"] for key in keys]) if keys else torch.zeros(0, family.channels, side, side)
+        shelf.put(keys[i], {"latent": latent[0], "size": size})
+    shape = (side // family.factor, side // family.factor)
+    return Pictures(shelf, [Kept(f"own {i}", (c,), (keys[i],), shape) for i, c in enumerate(captions)])
+
+
+def nothing(slots: Sequence[Slot]) -> AbstractContextManager[None]:
+    """Nothing around the network."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
 class Net:
-    """The model with the LoRA in it, and what its loss is."""
+    """The model with what is trained in it, and what its loss is. `around` is entered with the slots that are shown whenever the network
+    is asked, held-out ones too; it may hang a hint on it. It is also what evolves with the steps: the trainable, and `seen`, the sums of
+    losses and how many there were, by picture to learn and by part of time (N, STRATA, 2). With several processes each has its own net, of
+    its `rank`."""
 
     family: Family
-    adapter: Trainable
+    trainable: Trainable
     lesson: Lesson
     plan: Plan
+    around: Callable[[Sequence[Slot]], AbstractContextManager[None]] = nothing
+    rank: int = 0
+    world: int = 1
 
-    def cond(self, captions: Sequence[str]) -> Cond:
-        """The captions as the model reads them now."""
-        if self.adapter.text:
-            return self.family.encode_text(captions)
-        return self.cond_before(captions)
+    @cached_property
+    def course(self) -> Course:
+        """The lesson in the order it is taken."""
+        return Course(self.lesson, self.plan.batches, self.plan.objective, self.plan.seed, self.family.sigmas)
 
-    def cond_before(self, captions: Sequence[str]) -> Cond:
+    @cached_property
+    def seen(self) -> Tensor:
+        """See above."""
+        return torch.zeros(len(self.lesson.learn), held_out.STRATA, 2, device=self.family.device)
+
+    @cached_property
+    def parts(self) -> Ahead[list[Part]]:
+        """This process's parts of a step, read ahead."""
+        b = self.plan.batches
+        mine = range(self.rank, b.batch, self.world)
+        piece = b.at_once or b.batch
+        shares = [mine[at : at + piece] for at in range(0, len(mine), piece)]
+        return Ahead(lambda step: self.course.parts(step, shares))
+
+    def cond(self, captions: Sequence[str], sizes: Tensor | None = None) -> Cond:
+        """The captions as the model reads them now, of pictures of these sizes (B, 6)."""
+        return told(self.family.encode_text(captions) if self.trainable.text else self._before(captions), sizes)
+
+    def cond_before(self, captions: Sequence[str], sizes: Tensor | None = None) -> Cond:
         """The captions as the untouched model reads them."""
-        return join([self.lesson.texts[c] for c in captions], repeated=repeats(self.family))
+        return told(self._before(captions), sizes)
+
+    def _before(self, captions: Sequence[str]) -> Cond:
+        known = {c: self.lesson.texts[c] for c in dict.fromkeys(captions) if c in self.lesson.texts}
+        for c in dict.fromkeys(captions):
+            if c not in known:
+                with torch.no_grad(), self.trainable.off():
+                    known[c] = self.family.encode_text([c])
+        return join([known[c] for c in captions], repeated=repeats(self.family))
 
     def losses(self, step: int) -> Iterator[Tensor]:
-        """One part: the batch's mean loss. The captions of a batch's last slots have no trigger, and their target is what the untouched
-        model says."""
-        f, plan, b = self.family, self.plan, self.plan.batches.batch
-        quiet = batches.share(step, b, plan.objective.prior)
-        x0, captions = self.shown(step, b, quiet)
-        x0 = x0.to(f.device)  # (B, C, h, w)
-        noise = batches.noise(plan.seed, step, b, tuple(x0.shape[1:])).to(f.device)
-        sigma = batches.levels(f.sigmas, batches.times(plan.seed, step, b, plan.objective.towards_noise)).to(f.device)
-        x, target = f.noised(x0, noise, sigma), f.target(x0, noise, sigma)
-        if quiet:
-            with torch.no_grad(), self.adapter.off():
-                target[-quiet:] = f.predict(x[-quiet:], sigma[-quiet:], self.cond_before(captions[-quiet:]))
-        error = objectives.squared_error(f, x, sigma, self.cond(captions), target)
-        yield (error * objectives.min_snr(f.prediction, sigma, plan.objective.min_snr)).mean()
+        """This process's parts of the step's loss: `rank` of `world` has every `world`th slot. The mean over all processes of the sum of the
+        parts is the batch's mean."""
+        penalty = self.trainable.penalty()
+        for part in self.parts(step):
+            loss = self.part_loss(part)
+            yield loss if penalty is None else loss + penalty
+            penalty = None
 
-    def shown(self, step: int, batch: int, quiet: int) -> tuple[Tensor, list[str]]:
-        """Latents and captions of a step, some captions left empty. Half of the last `quiet` are pictures to learn, which teach what the
-        trigger means, and half the model's own, which keep those as they are: with either kind alone more of the style leaks."""
-        plan, lesson = self.plan, self.lesson
-        own = batches.share(step, quiet, 0.5) if quiet else 0
-        learn = batches.items(plan.seed, step, batch, len(lesson.latents))[: batch - own]
-        kept = batches.items(plan.seed + 1, step, batch, len(lesson.own_latents))[:own] if own else []
-        said = [lesson.captions[i] for i in learn[: batch - quiet]]
-        said += [without(lesson.captions[i], lesson.trigger) for i in learn[batch - quiet :]] + [lesson.own_captions[i] for i in kept]
-        empty = (torch.rand(batch, generator=batches.generator("drop", plan.seed, step)) < plan.batches.drop).tolist()
-        return torch.cat([lesson.latents[learn], lesson.own_latents[kept]]), ["" if e else c for c, e in zip(said, empty, strict=True)]
+    def part_loss(self, part: Part) -> Tensor:
+        """The part of the batch's mean that these slots make."""
+        error, o = self.errors(part), self.plan.objective
+        with torch.no_grad():
+            told = [(i, s.item) for i, s in enumerate(part.slots) if s.pictures is self.lesson.learn and not s.quiet]
+            here, items = (torch.tensor([t[k] for t in told], dtype=torch.long, device=error.device) for k in (0, 1))
+            band = (part.time.to(error.device)[here] * held_out.STRATA).long()
+            self.seen.index_put_((items, band), torch.stack([error[here], torch.ones_like(error[here])], dim=1), accumulate=True)
+        counts = torch.tensor([o.prior_weight if s.quiet else 1.0 for s in part.slots], device=error.device)
+        return (error * counts).sum() * self.world / self.plan.batches.batch
+
+    def errors(self, part: Part) -> Tensor:
+        """(B,) the slots' losses. The target of quiet ones is what the untouched model says, when it is held by its answers."""
+        f, o = self.family, self.plan.objective
+        x0, noise, shown, time, sigma = (t.to(f.device) for t in (part.x0, part.noise, part.shown, part.time, part.sigma))
+        x, target = f.noised(x0, shown, sigma), f.target(x0, noise, sigma)
+        captions = [s.caption for s in part.slots]
+        quiet = torch.tensor([s.quiet and o.prior_by == "answers" for s in part.slots])
+        if quiet.any():
+            some = [c for c, q in zip(captions, quiet, strict=True) if q]
+            cond = self.cond_before(some, None if part.sizes is None else part.sizes[quiet])
+            with torch.no_grad(), self.trainable.off(), self.around([s for s in part.slots if s.quiet]):
+                target[quiet] = f.predict(x[quiet], sigma[quiet], cond)
+        with self.around(part.slots):
+            error = f.predict(x, sigma, self.cond(captions, part.sizes)) - target
+        mask = None if part.mask is None else part.mask.to(f.device)
+        return objectives.mean(o, objectives.distance(o, error, time, sigma), mask) * objectives.weight(o, f.prediction, sigma)
 
     @torch.no_grad()
     def held_out_losses(self) -> Tensor:
-        """(N,) of the held-out pictures, under their captions."""
-        f, gamma = self.family, self.plan.objective.min_snr
+        """(N, STRATA) of the held-out pictures, under their captions."""
+        held, sigmas = self.lesson.held, self.judge.levels
+        time = (torch.arange(len(sigmas)) + 0.5) / len(sigmas)
 
         def errors(i: int, noise: Tensor, sigma: Tensor) -> Tensor:
-            cond = self.cond([self.lesson.held_captions[i]] * len(sigma))
-            x0, noise, sigma = self.lesson.held_latents[i].to(f.device).expand(noise.shape), noise.to(f.device), sigma.to(f.device)
-            error = objectives.squared_error(f, f.noised(x0, noise, sigma), sigma, cond, f.target(x0, noise, sigma))
-            return error * objectives.min_snr(f.prediction, sigma, gamma)
+            read = {k: t.expand(len(sigma), *t.shape) for k, t in held.read(i).items()}
+            slot = Slot(0, held, i, 0, held.kept[i].captions[0])
+            part = Part([slot] * len(sigma), read["latent"], noise, noise, time, sigma, read.get("size"), read.get("mask"))
+            return self.errors(part)
 
-        return held_out.HeldOut(self.lesson.held_latents, f.sigmas, self.plan.seed).losses(errors)
+        return self.judge.losses(errors)
+
+    @cached_property
+    def judge(self) -> held_out.HeldOut:
+        """Of the held-out pictures."""
+        shapes = [(self.family.channels, *kept.shape) for kept in self.lesson.held.kept]
+        return held_out.HeldOut(shapes, self.family.sigmas, self.plan.seed)
+
+    def items(self, step: int) -> list[str]:
+        """The names of the pictures of a step."""
+        return [s.pictures.kept[s.item].name for s in self.course.slots(step)]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The trainable's, and `seen`."""
+        return {**self.trainable.buffers(), "seen": self.seen}
+
+    def before_step(self, step: int, steps: int) -> None:
+        """The trainable's turn."""
+        self.trainable.before_step(step, steps)
+
+    def after_step(self, step: int, steps: int) -> None:
+        """The trainable's turn."""
+        self.trainable.after_step(step, steps)
+
+
+def told(cond: Cond, sizes: Tensor | None) -> Cond:
+    """The condition of pictures of these sizes (B, 6), where the model is told of sizes at all."""
+    if sizes is None or "pooled" not in cond.extras:
+        return cond
+    score = cond.extras.get("aesthetic")
+    ids = sizes if score is None else torch.cat([sizes[:, :4], score.cpu()], dim=1)
+    return replace(cond, extras={**cond.extras, "time_ids": ids})
 
 
 class Watching:
-    """What is looked at between steps: the held-out loss, and pictures of a few prompts."""
+    """What is looked at between steps: the held-out loss, pictures of a few prompts, and which pictures are hard to learn."""
 
     def __init__(self, net: Net, folder: Path) -> None:
         """Pictures go to `folder`."""
@@ -157,17 +226,24 @@ class Watching:
         self.first: Tensor | None = None
 
     def __call__(self, step: int, record: dict[str, Any]) -> Work[Reading | None]:
-        """A reading when pictures were held out; `samples` go into the record."""
-        record["samples"] = yield from shared.samples(self.net.family, self.prompts(), self.folder, step)
-        if not len(self.net.lesson.held_latents):
+        """A reading when pictures were held out. Into the record go `samples`, `bands` (step, sigma, loss, low, high) and `hard` (step,
+        name, caption, how often its loss it has of what is usual, how often it was shown)."""
+        net = self.net
+        record["samples"] = yield from shared.samples(net.family, self.prompts(), self.folder, step)
+        kept = net.lesson.learn.kept
+        record["hard"] = [[step, kept[i].name, kept[i].captions[0], *told] for i, *told in held_out.hard(net.seen.cpu())]
+        if not len(net.lesson.held):
             return None
         if self.first is None:
-            with self.net.adapter.off():
-                self.first = self.net.held_out_losses()
+            with net.trainable.off():
+                self.first = net.held_out_losses()
         yield Progress(what="held-out loss")
-        return held_out.reading(self.net.held_out_losses(), self.first)
+        now = net.held_out_losses()
+        record["bands"] = [[step, *band] for band in held_out.bands(now, self.first, net.judge.levels)]
+        return held_out.reading(now, self.first)
 
     def prompts(self) -> list[str]:
         """The asked ones, or held-out captions and then others; as many as there should be samples."""
         watch, lesson = self.net.plan.watch, self.net.lesson
-        return list(watch.prompts or dict.fromkeys((*lesson.held_captions, *lesson.captions)))[: watch.samples]
+        pictures = (*lesson.held.kept, *lesson.learn.kept)
+        return list(watch.prompts or dict.fromkeys(kept.captions[0] for kept in pictures))[: watch.samples]

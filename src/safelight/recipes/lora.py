@@ -23,6 +23,7 @@ from safelight.spec import Work
 from safelight.store import current
 from safelight.train import lora_file, trainables
 from safelight.train.captions import frequencies
+from safelight.train.lessons import Lesson
 from safelight.train.loop import Trained, train
 from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
 from safelight.values import Blob, Dataset, Model, Patch, canonical
@@ -47,19 +48,19 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
     """The patch, with its curves, samples and proof in `files`. `work` is the run's own folder: called again after it was stopped, in any
     way, it goes on there, and ends with the very file an uninterrupted run writes. `lineage` is written into the file."""
     with lease(model, dtype=shared.training_dtype(), train=True, holder="train_lora") as family:
-        lesson = yield from denoising.prepare(family, model, data, plan)
+        lesson = yield from denoising.prepare("train_lora", family, model, data, plan)
         with trainables.adapter(family, plan.shape, plan.seed) as adapter:
             net = denoising.Net(family, adapter, lesson, plan)
             watcher = denoising.Watching(net, work / "samples")
             task = shared.training(adapter.parameters, net.losses, watcher, plan=plan, work=work)
-            trained = yield from train(replace(task, evolving=adapter))
+            trained = yield from train(replace(task, evolving=net))
             tensors = adapter.file(trained.weights)
         notes = metadata(family, model, lesson, plan, trained) | {"safelight.lineage": lineage}
     notes["sshs_model_hash"] = lora_file.tensor_hash(tensors)
     file = work / "lora.safetensors"
     lora_file.write(file, tensors, notes)
     yield Progress(what="read the file back")
-    proof = prove(model, file, plan, trained, [lesson.captions[0], ""])
+    proof = prove(model, file, plan, trained, [lesson.learn.kept[0].captions[0], ""])
     patch = finished(file, work / "samples", trained=trained, proof=proof, plan=plan, lesson=lesson)
     shutil.rmtree(work)
     return patch
@@ -76,7 +77,7 @@ def prove(model: Model, file: Path, plan: Plan, trained: Trained, prompts: Seque
         return lora_file.compare(said, lora_file.probe(family, prompts), layers, len(lora_patch.match(family, read, str(file))))
 
 
-def metadata(family: Family, model: Model, lesson: denoising.Lesson, plan: Plan, trained: Trained) -> dict[str, str]:
+def metadata(family: Family, model: Model, lesson: Lesson, plan: Plan, trained: Trained) -> dict[str, str]:
     """What other programs read of a LoRA (kohya's ss_ names, modelspec), and what Safelight does. No times: equal runs, equal bytes."""
     shape, opt, seen = plan.shape, plan.optimizer, plan.batches
     alpha = shape.rank if shape.alpha is None else shape.alpha
@@ -89,16 +90,16 @@ def metadata(family: Family, model: Model, lesson: denoising.Lesson, plan: Plan,
         "ss_learning_rate": f"{opt.lr:g}", "ss_unet_lr": f"{opt.lr:g}", "ss_text_encoder_lr": f"{opt.lr:g}" if shape.text_encoder else None,
         "ss_optimizer": "torch.optim.adamw.AdamW", "ss_lr_scheduler": opt.decay, "ss_lr_warmup_steps": opt.warmup,
         "ss_max_grad_norm": f"{opt.clip:g}", "ss_max_train_steps": seen.steps, "ss_steps": trained.step, "ss_total_batch_size": seen.batch,
-        "ss_num_train_images": len(lesson.captions), "ss_resolution": f"({lesson.side}, {lesson.side})",
+        "ss_num_train_images": len(lesson.learn), "ss_resolution": f"({lesson.side}, {lesson.side})",
         "ss_min_snr_gamma": plan.objective.min_snr or None, "ss_caption_dropout_rate": seen.drop,
-        "ss_tag_frequency": json.dumps({"pictures": frequencies(lesson.captions)}, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps({"pictures": frequencies([k.captions[0] for k in lesson.learn.kept])}, ensure_ascii=False),
     }
     spec = lora_file.modelspec(family, f"{lesson.trigger or 'LoRA'} for {Path(model.source).name}", lesson.side)
     own = {"safelight.trigger": lesson.trigger, "safelight.settings": canonical(plan)}
     return {k: str(v) for k, v in kohya.items()} | spec | own
 
 
-def finished(file: Path, samples: Path, *, trained: Trained, proof: lora_file.Proof, plan: Plan, lesson: denoising.Lesson) -> Patch:
+def finished(file: Path, samples: Path, *, trained: Trained, proof: lora_file.Proof, plan: Plan, lesson: Lesson) -> Patch:
     """The patch; everything that should outlive the run's folder is copied into the store."""
     files = shared.lasting(samples, trained.record, proof=vars(proof), settings=plan)
     info = {"name": lesson.trigger or "lora", "trigger": lesson.trigger, "steps": trained.step, "rank": plan.shape.rank}

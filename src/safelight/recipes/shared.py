@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +14,8 @@ import torch
 from PIL import Image as Pil
 from torch import Tensor, nn
 
+from safelight.data import buckets
+from safelight.data.augment import Ways
 from safelight.events import Note, Preview
 from safelight.families.sources import TEXT, open_model
 from safelight.runtime import choose_device, choose_dtype
@@ -21,8 +24,10 @@ from safelight.sampling.settings import SIZE, Guidance, Sampling
 from safelight.spec import Work
 from safelight.store import current
 from safelight.train import cache, held_out
+from safelight.train.batches import generator
 from safelight.train.checkpoints import Checkpoints
 from safelight.train.loop import Training, Watcher
+from safelight.train.pictures import Cut, Kept, Pictures
 from safelight.train.settings import Batches, Optimizer, Watch
 from safelight.values import Blob, Cond, Dataset, Model, Row, canonical, digest
 
@@ -83,7 +88,7 @@ class Encoded:
     rows: Sequence[Row]
     latents: Tensor
     captions: Sequence[str]
-    texts: dict[str, Cond]
+    texts: Mapping[str, Cond]
     learn: Sequence[int]
     held: Sequence[int]
     side: int
@@ -107,13 +112,46 @@ def check(op: str, family: Family, data: Dataset, size: int) -> Work[int]:
 def encoded(family: Family, model: Model, rows: Sequence[Row], captions: Sequence[str], more: Iterable[str] = (), *,
             side: int, part: float, seed: int) -> Work[Encoded]:
     """Encode what is not yet encoded: the pictures, their captions, `more` texts and the empty one. A `part` of the rows is held out."""
-    parts, patches = open_model(model), [p.key for p in model.patches]
     shelf = cache.Shelf(current().folder("encoded"))
-    eye, ear = parts.fingerprint("vae"), digest(parts.fingerprint(*TEXT), *patches)
-    latents = yield from cache.latents(family, eye, rows, side, shelf)
-    texts = yield from cache.texts(family, ear, sorted({"", *captions, *more}), shelf)
+    found = yield from kept(family, model, rows, [(c,) for c in captions], Batches(), side=side, shelf=shelf)
+    latents = torch.stack([found.read(i)["latent"] for i in range(len(found))])
+    known = yield from texts(family, model, {"", *captions, *more}, shelf)
     learn, held = held_out.split(rows, part, seed)
-    return Encoded(rows, latents, captions, texts, learn, held, side, shelf)
+    return Encoded(rows, latents, captions, known, learn, held, side, shelf)
+
+
+def kept(family: Family, model: Model, rows: Sequence[Row], said: Sequence[Sequence[str]], batches: Batches, *,
+         side: int, shelf: cache.Shelf, masked: bool = False) -> Work[Pictures]:
+    """The rows, each called one of what is `said` of it, encoded as `batches` asks: every window, and with `flip` its mirror image."""
+    cuts = [cut_of(row, texts, batches, side=side, factor=family.factor) for row, texts in zip(rows, said, strict=True)]
+    wanted = [(row, cut) for row, some in zip(rows, cuts, strict=True) for cut in some]
+    keys = iter((yield from cache.pictures(family, open_model(model).fingerprint("vae"), wanted, shelf, masked=masked)))
+    shapes = [(some[0].height // family.factor, some[0].width // family.factor) for some in cuts]
+    return Pictures(shelf, [
+        Kept(row.name, tuple(called), tuple(next(keys) for _ in some), shape, int(row.info.get("repeats", 1)))
+        for row, some, called, shape in zip(rows, cuts, said, shapes, strict=True)
+    ])
+
+
+def cut_of(row: Row, said: Sequence[str], batches: Batches, *, side: int, factor: int) -> list[Cut]:
+    """The windows of a picture: the middle, or `crops` of them at places that depend on the picture's content alone; squares, or of the
+    bucket whose shape is nearest. Mirrored ones follow where no caption speaks of sides, writing and the like."""
+    width = height = side
+    if batches.buckets:
+        step = math.lcm(factor, 64 if side >= 256 else 16)
+        width, height = buckets.place(row.width, row.height, buckets.table(side, step=step)).bucket
+    places = [(0.5, 0.5)]
+    if batches.crops > 1:
+        places = torch.rand(batches.crops, 2, generator=generator("crops", row.picture.sha256), dtype=torch.float64).tolist()
+    cuts = [Cut(width, height, x, y) for x, y in places]
+    mirrors = batches.flip and all(Ways(flip="skip").may_flip(text) for text in said)
+    return cuts + ([replace(cut, mirrored=True) for cut in cuts] if mirrors else [])
+
+
+def texts(family: Family, model: Model, prompts: Iterable[str], shelf: cache.Shelf) -> Work[Mapping[str, Cond]]:
+    """The prompts as the untouched model reads them, encoded where they are not yet."""
+    parts, patches = open_model(model), [p.key for p in model.patches]
+    return (yield from cache.texts(family, digest(parts.fingerprint(*TEXT), *patches), sorted(prompts), shelf))
 
 
 def samples(family: Family, prompts: Sequence[str], folder: Path, step: int) -> Work[list[dict[str, Any]]]:

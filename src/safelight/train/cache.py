@@ -1,18 +1,21 @@
 """Latents and text embeddings, made once: kept by what they are made of, so an entry is never stale and every run may share it."""
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safelight.disk import place
 from safelight.events import Event, Progress
-from safelight.pictures import floats, read, square
-from safelight.values import Cond, Row, digest
+from safelight.pictures import floats, layers, read
+from safelight.train.pictures import Cut
+from safelight.values import Blob, Cond, Row, canonical, digest
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -27,8 +30,13 @@ class Shelf:
         """The folder is made when it is not there."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)  # in use: not to be swept while this process lives
 
-    def get(self, key: str) -> dict[str, Tensor] | None:
+    def has(self, key: str) -> bool:
+        """Whether something was put under the key."""
+        return self._path(key).is_file()
+
+    def get(self, key: str, /) -> dict[str, Tensor] | None:
         """What was put under the key, or None."""
         path = self._path(key)
         return load_file(path) if path.is_file() else None
@@ -43,33 +51,76 @@ class Shelf:
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
-def latents(family: Family, encoder: str, rows: Sequence[Row], side: int, shelf: Shelf) -> Generator[Event, None, Tensor]:
-    """(N, C, side/f, side/f) float32: the rows' middle squares at `side` pixels through the VAE. `encoder` is the VAE's fingerprint."""
-    keys = [digest("latent", row.picture.sha256, f"square {side}", encoder, str(family.dtype)) for row in rows]
-    missing = [i for i, key in enumerate(keys) if shelf.get(key) is None]
-    for start in range(0, len(missing), AT_ONCE):
-        some = missing[start : start + AT_ONCE]
-        pixels = torch.stack([torch.from_numpy(floats(square(read(rows[i].picture.path, least=side), side))) for i in some])
-        for i, z in zip(some, family.encode_image(pixels), strict=True):
-            shelf.put(keys[i], {"latent": z})
-        yield Progress(step=start + len(some), total=len(missing), what="encode pictures", unit="picture")
-    return torch.stack([there(shelf, key)["latent"] for key in keys])
+def pictures(family: Family, encoder: str, wanted: Sequence[tuple[Row, Cut]], shelf: Shelf, *,
+             masked: bool = False) -> Generator[Event, None, list[str]]:
+    """The keys under which each cut of a row lies: `latent` (C, height/f, width/f) float32, `size` (see `Cut.told`), and with `masked` the
+    row's `mask` (1, height/f, width/f). `encoder` is the VAE's fingerprint."""
+    keys = [digest("picture", row.picture.sha256, canonical(cut), encoder, str(family.dtype), _mask(row)[1] if masked else "")
+            for row, cut in wanted]
+    missing = {key: given for key, given in zip(keys, wanted, strict=True) if not shelf.has(key)}
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for key, (_, cut) in missing.items():
+        sizes.setdefault((cut.width, cut.height), []).append(key)
+    done = 0
+    for some in (same[at : at + AT_ONCE] for same in sizes.values() for at in range(0, len(same), AT_ONCE)):
+        shown = [missing[key] for key in some]
+        pixels = [cut.of(read(row.picture.path, least=max(cut.width, cut.height))) for row, cut in shown]
+        for key, (row, cut), z in zip(some, shown, family.encode_image(torch.from_numpy(floats(np.stack(pixels)))), strict=True):
+            kept = {"latent": z, "size": cut.told(row.width, row.height)}
+            shelf.put(key, kept | ({"mask": _masked(row, cut, z)} if masked else {}))
+        done += len(some)
+        yield Progress(step=done, total=len(missing), what="encode pictures", unit="picture")
+    return keys
 
 
-def texts(family: Family, encoder: str, prompts: Sequence[str], shelf: Shelf) -> Generator[Event, None, dict[str, Cond]]:
-    """Each prompt's condition, one row each, on the family's device. `encoder` is the text encoder's fingerprint."""
+def _mask(row: Row) -> tuple[str, str]:
+    """The file that says where a picture counts, by its brightness, and its hash; empty where the picture's own transparency does."""
+    told = row.info.get("mask") or row.info.get("metadata", {}).get("mask") or ""
+    if not told:
+        return "", "alpha"
+    blob = Blob.of(Path(row.picture.path).parent / told)
+    return blob.path, blob.sha256
+
+
+def _masked(row: Row, cut: Cut, latent: Tensor) -> Tensor:
+    """(1, h, w) in [0, 1] beside a latent. ValueError when the mask has another aspect ratio than the picture."""
+    path, _ = _mask(row)
+    shown = read(path, grey=True) if path else layers(row.picture.path, most=1)[0][0][..., 3]
+    if abs(shown.shape[1] * row.height - shown.shape[0] * row.width) > 2 * max(row.width, row.height):
+        raise ValueError(f"train: the mask of {row.name} is {shown.shape[1]} x {shown.shape[0]}, the picture {row.width} x {row.height}; "
+                         "expected the same shape")
+    whole = torch.from_numpy(floats(cut.of(shown)))[None, None]
+    return torch.nn.functional.interpolate(whole, latent.shape[-2:], mode="area")[0]
+
+
+class Texts(Mapping[str, Cond]):
+    """Conditions by prompt, one row each, read from the shelf when they are asked for, on the CPU."""
+
+    def __init__(self, shelf: Shelf, keys: Mapping[str, str]) -> None:
+        self.shelf, self.keyed = shelf, keys
+
+    def __getitem__(self, prompt: str) -> Cond:
+        """KeyError for a prompt that was not encoded."""
+        found = there(self.shelf, self.keyed[prompt])
+        return Cond(found.pop("tokens"), found)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keyed)
+
+    def __len__(self) -> int:
+        return len(self.keyed)
+
+
+def texts(family: Family, encoder: str, prompts: Sequence[str], shelf: Shelf) -> Generator[Event, None, Texts]:
+    """Each prompt's condition. `encoder` is the text encoder's fingerprint."""
     keys = {p: digest("text", p, encoder, str(family.dtype)) for p in prompts}
-    missing = [p for p, key in keys.items() if shelf.get(key) is None]
+    missing = [p for p, key in keys.items() if not shelf.has(key)]
     for done, prompt in enumerate(missing, 1):
         with torch.no_grad():
             cond = family.encode_text([prompt])
         shelf.put(keys[prompt], {"tokens": cond.tokens, **cond.extras})
         yield Progress(step=done, total=len(missing), what="encode captions", unit="caption")
-    out: dict[str, Cond] = {}
-    for prompt, key in keys.items():
-        found = {name: t.to(family.device) for name, t in there(shelf, key).items()}
-        out[prompt] = Cond(found.pop("tokens"), found)
-    return out
+    return Texts(shelf, keys)
 
 
 def there(shelf: Shelf, key: str) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
+
 from safelight.values import Row
 
 PARTS = re.compile(r"[,，、]\s*")
@@ -28,9 +30,10 @@ def frequencies(captions: Sequence[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def captioned(row: Row, trigger: str) -> str:
-    """The row's caption in use."""
-    return row.caption or trigger
+def captioned(row: Row, trigger: str, *, several: bool = False) -> tuple[str, ...]:
+    """What a picture may be called: its caption in use, or with `several` every line of every layer, oldest first, each once."""
+    lines = [line.strip() for layer in row.captions for line in layer.text.splitlines() if line.strip()]
+    return tuple(dict.fromkeys(lines)) if several and lines else (row.caption or trigger,)
 
 
 def without(caption: str, trigger: str) -> str:
@@ -39,3 +42,13 @@ def without(caption: str, trigger: str) -> str:
         return caption
     words = re.escape(trigger)
     return re.sub(rf"\s*[,，、]?\s*{words}|{words}\s*[,，、]?\s*", "", caption, count=1).strip(" ,，、")
+
+
+def varied(caption: str, trigger: str, source: torch.Generator, *, keep: int, shuffle: bool, drop: float) -> str:
+    """The parts between commas, each but the first `keep` and the trigger left out with the chance `drop`, then in a drawn order."""
+    parts = [p.strip() for p in PARTS.split(caption) if p.strip()]
+    chance = torch.rand(len(parts), generator=source).tolist()
+    first = parts[:keep]
+    rest = [p for p, u in zip(parts[keep:], chance[keep:], strict=True) if u >= drop or p == trigger]
+    order = torch.randperm(len(rest), generator=source).tolist() if shuffle else range(len(rest))
+    return ", ".join([*first, *(rest[i] for i in order)])

@@ -29,26 +29,52 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[int], list
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pictures (N, C, h, w) to judge by, and the table of noise levels."""
+    """Shapes (C, h, w) of the pictures to judge by, and the table of noise levels."""
 
-    x0: Tensor
+    shapes: Sequence[tuple[int, ...]]
     sigmas: Tensor
     seed: int
 
+    @property
+    def levels(self) -> Tensor:
+        """(K,) sigmas that each picture is looked at, one in each of STRATA equal parts of time."""
+        return levels(self.sigmas, (torch.arange(STRATA) + 0.5) / STRATA)
+
     def losses(self, errors: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
-        """(N,) float64, each picture's loss, the mean over the noise levels. `errors(i, noise (K, C, h, w), sigma (K,))` gives (K,)."""
-        sigma = levels(self.sigmas, (torch.arange(STRATA) + 0.5) / STRATA)
-        shape, seed = tuple(self.x0.shape[1:]), number("held out", self.seed)
-        return torch.stack([errors(i, noise(seed, i, STRATA, shape), sigma).double().mean().cpu() for i in range(len(self.x0))])
+        """(N, K) float64, each picture's loss at each noise level. `errors(i, noise (K, C, h, w), sigma (K,))` gives (K,)."""
+        sigma, seed = self.levels, number("held out", self.seed)
+        return torch.stack([errors(i, noise(seed, i, STRATA, shape), sigma).double().cpu() for i, shape in enumerate(self.shapes)])
 
 
 def reading(now: Tensor, first: Tensor) -> Reading:
-    """The mean of the pictures' losses (N,), and the 95 % interval of its change since `first`, laid around it.
+    """The mean of the pictures' losses (N, K), and the 95 % interval of its change since `first`, laid around it.
 
     The change is taken picture by picture: how hard the pictures are is no uncertainty. Student's t, N - 1 degrees of freedom.
     """
+    return Reading(*_around(now.mean(dim=1), first.mean(dim=1)))
+
+
+def bands(now: Tensor, first: Tensor, sigmas: Tensor) -> list[tuple[float, float, float, float]]:
+    """The same for each noise level by itself: sigma, mean, and the interval's ends."""
+    return [(float(sigma), *_around(now[:, k], first[:, k])) for k, sigma in enumerate(sigmas)]
+
+
+def _around(now: Tensor, first: Tensor) -> tuple[float, float, float]:
+    """Mean of (N,), and the ends of its interval."""
     n, mean = len(now), float(now.mean())
-    if n < 2:
-        return Reading(mean, mean, mean)
-    half = float(stdtrit(n - 1, 0.975)) * float((now - first).std()) / n**0.5
-    return Reading(mean, mean - half, mean + half)
+    half = float(stdtrit(n - 1, 0.975)) * float((now - first).std()) / n**0.5 if n > 1 else 0.0
+    return mean, mean - half, mean + half
+
+
+def hard(seen: Tensor, most: int = 10) -> list[tuple[int, float, int]]:
+    """The pictures that are learned worst: (index, how many times the loss it has that is usual, how often it was shown), hardest first.
+
+    `seen` (N, K, 2): sums of losses and how many there were, by part of time. What is usual is the mean of all pictures in that part; so
+    a picture that happened to be shown under easy noise does not look easy.
+    """
+    sums, counts = seen.double().unbind(dim=2)
+    usual = sums.sum(dim=0) / counts.sum(dim=0).clamp(min=1)  # (K,)
+    times = counts.sum(dim=1)
+    factor = (sums / usual.clamp(min=1e-12)).sum(dim=1) / times.clamp(min=1)
+    worst = factor.argsort(descending=True, stable=True)[:most].tolist()
+    return [(i, round(float(factor[i]), 4), int(times[i])) for i in worst if times[i]]
