@@ -138,7 +138,7 @@ class _Run:
             self.unet.load_state_dict(load_file(mini / "unet" / "diffusion_pytorch_model.safetensors"))
             text = load_file(mini / "text_encoder" / "model.safetensors")
             self.text.load_state_dict({k.removeprefix("text_model."): t for k, t in text.items()})
-        self.flats = [Flat([self.unet]), Flat([self.text])]
+        self.flats = [Flat(net.parameters()) for net in (self.unet, self.text)]
         self.ema = [f.weights.data.clone() for f in self.flats]
         groups = [{"params": [f.weights], "lr": plan.lr} for f in self.flats]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -198,7 +198,7 @@ class _Run:
         unet, text = copy.deepcopy(self.unet), CLIPTextModel(self.text.config)
         text.load_state_dict(self.text.state_dict())
         for module, ema in ((unet, self.ema[0]), (text, self.ema[1])):
-            Flat([module]).load(ema)
+            Flat(module.parameters()).load(ema)
         unet.to(torch.float16).save_pretrained(self.mini / "unet")
         text.to(torch.float16).save_pretrained(self.mini / "text_encoder")
         DDIMScheduler(

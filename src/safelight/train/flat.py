@@ -7,33 +7,41 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class Flat:
-    """Re-points the parameters of `modules` (and their gradients) into `weights` and `grads`, each (N,) float32."""
+    """Re-points parameters (and their gradients) into `weights` and its gradient, each (N,) float32."""
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        """The modules keep working as before; their parameters must be float32 on one device."""
-        self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        total = sum(p.numel() for p in self.parameters)
-        self.weights = torch.nn.Parameter(torch.empty(total))
-        self.grads = torch.zeros(total)
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        """They keep working as before, in the same modules; all must be float32 on one device."""
+        self.parameters = list(parameters)
+        self.weights = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
+        self.grads = torch.zeros_like(self.weights)
         self.weights.grad = self.grads
-        at = 0
-        for p in self.parameters:
-            place = slice(at, at + p.numel())
-            self.weights.data[place] = p.data.reshape(-1)
-            p.data = self.weights.data[place].view(p.shape)
-            p.grad = self.grads[place].view(p.shape)
-            at += p.numel()
+        for p, place, slope in zip(self.parameters, self.views(self.weights.data), self.views(self.grads), strict=True):
+            p.data, p.grad = place, slope
 
-    def clip(self, norm: float) -> Tensor:
+    def views(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """The parameters' parts of a tensor (N,)."""
+        parts = values.split([p.numel() for p in self.parameters])
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
+    def clip(self, norm: float) -> torch.Tensor:
         """Scale the gradient down to `norm` if it is longer; returns its length before."""
-        length: Tensor = self.grads.norm()
+        length: torch.Tensor = self.grads.norm()
         self.grads.mul_((norm / (length + 1e-6)).clamp(max=1.0))
         return length
 
-    def load(self, weights: Tensor) -> None:
+    def load(self, weights: torch.Tensor) -> None:
         """Put other weights (N,) in place, for example the moving average, or a checkpoint's."""
         self.weights.data.copy_(weights)
+
+    def collect(self) -> None:
+        """Take in gradients that somebody put in the place of those here."""
+        for p, slope in zip(self.parameters, self.views(self.grads), strict=True):
+            if p.grad is None:
+                slope.zero_()
+            elif p.grad.data_ptr() != slope.data_ptr():
+                slope.copy_(p.grad)
+            p.grad = slope

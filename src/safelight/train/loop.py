@@ -1,37 +1,51 @@
 """The training loop: parameters, a loss and a number of steps go in; events come out; it can be closed, or killed, at any moment.
 
 A step is a function of the state and its number alone, and a checkpoint holds the whole state: a run that was interrupted, however,
-ends with the bits of one that was not (same machine, same number of threads).
+ends with the bits of one that was not (same machine, same number of threads and processes).
 """
 from __future__ import annotations
 
+import json
 import logging
-import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from safelight.events import Event, Progress
-from safelight.train.checkpoints import Checkpoints
+from safelight.train import parallel
+from safelight.train.checkpoints import Checkpoints, Saved
+from safelight.train.schedules import rate
 from safelight.train.settings import Optimizer
+from safelight.train.stepping import Reduce, Stepper
 
 log = logging.getLogger(__name__)
 
 READ_EVERY = 10
 """On an accelerator, losses are read back every so many steps: reading one waits for the queue to run dry."""
 
+SAVING = 0.01
+"""Share of the time that checkpoints may take: they come less often than asked for when they take more."""
+
+SPAN, BURST = 10, 100.0
+"""A loss explodes when the mean of SPAN steps is so many times the median of ten times as many before, and beyond all it began with."""
+
 
 @dataclass(frozen=True)
 class Reading:
-    """A held-out loss and its 95 % confidence interval."""
+    """A held-out loss and its 95 % confidence interval; `bands` are (sigma, loss, low, high) by noise level."""
 
     loss: float
     low: float
     high: float
+    bands: tuple[tuple[float, float, float, float], ...] = ()
 
 
 class Watcher(Protocol):
@@ -58,8 +72,17 @@ class Evolving(Protocol):
         ...
 
 
-def _alone(grads: Sequence[Tensor]) -> None:
-    """One process: nothing to average with."""
+@runtime_checkable
+class Recomputing(Protocol):
+    """A network of diffusers', which can forget activations and compute them anew in the backward pass (arXiv:1604.06174)."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Begin."""
+        ...
+
+    def disable_gradient_checkpointing(self) -> None:
+        """End."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,10 +90,11 @@ class Training:
     """What a loop needs.
 
     `parameters` are float32, by the name they are saved under. `losses(step)` yields the parts of the step's loss, each with its own
-    graph (one part, or one for each micro-batch); their sum is what is descended. `rates` multiply the learning rate by the beginning
-    of the name. `average` > 0 keeps a moving average with that decay, which is what is watched and returned. `reduce` averages
-    gradients over processes. `every` is the number of steps between looks, `seconds` the time between checkpoints. `evolving` is told of
-    every step.
+    graph (one part, or one for each micro-batch); their sum, averaged over the processes, is what is descended. `rates` multiply the
+    learning rate by the beginning of the name. `reduce` averages over processes. `every` is the number of steps between looks, of which
+    `patience` without a better reading end the training (0: none do); `seconds` the least time between checkpoints, 0: at every step.
+    `evolving` is told of every step, `track` gets the record whenever it has grown. `items` names a step's pictures for error messages.
+    `networks` are those that gradients pass through.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -83,42 +107,52 @@ class Training:
     every: int = 50
     seconds: float = 15.0
     rates: Mapping[str, float] = field(default_factory=dict)
-    average: float = 0.0
-    reduce: Callable[[Sequence[Tensor]], None] = _alone
+    reduce: Reduce = parallel.mean
     evolving: Evolving | None = None
+    patience: int = 0
+    track: Callable[[Mapping[str, Any]], None] | None = None
+    items: Callable[[int], Sequence[str]] | None = None
+    networks: Sequence[nn.Module] = ()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The kept weights by name (float32 on the CPU), the step they are from, and the record: `loss`, `lr`, `held_out`, `seconds`, ..."""
+    """The kept weights by name (float32 on the CPU), the step they are from, and the record: `loss`, `lr`, `norm` (of the gradient, before
+    it is clipped), `held_out`, `seconds`, ..."""
 
     weights: Mapping[str, Tensor]
     step: int
     record: Mapping[str, Any]
 
 
-def rate(o: Optimizer, step: int, steps: int) -> float:
-    """The learning rate of a step: a linear rise over `warmup`, then constant, half a cosine, or a line to zero."""
-    if step < o.warmup:
-        return o.lr * (step + 1) / (o.warmup + 1)
-    done = (step - o.warmup) / max(steps - o.warmup, 1)
-    return o.lr * {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done}[o.decay]
-
-
 def train(t: Training) -> Generator[Event, None, Trained]:
-    """Run to the end from the newest checkpoint, or from the start. ValueError when the loss is no longer a number."""
-    state = _State(t)
+    """Run to the end from the newest checkpoint, or from the start. ValueError when the loss is no longer a number, or explodes; OSError
+    when there is no room for a checkpoint. What runs along (see `parallel`) ends with parallel.Finished."""
+    with _recomputing(t.networks if t.optimizer.checkpointing else ()):
+        state = _State(t)
+        if parallel.share().rank:
+            state.follow()
+        try:
+            yield from state.run()
+        except GeneratorExit:
+            state.save(force=True)
+            parallel.tell(parallel.STOP)
+            raise
+        kept = state.kept()
+        parallel.tell(parallel.STOP)
+        return kept
+
+
+@contextmanager
+def _recomputing(networks: Iterable[nn.Module]) -> Iterator[None]:
+    able = [n for n in networks if isinstance(n, Recomputing)]
+    for n in able:
+        n.enable_gradient_checkpointing()
     try:
-        while True:
-            yield from state.look()
-            state.save(force=state.step == t.steps)
-            if state.step == t.steps:
-                return state.kept()
-            state.advance()
-            yield Progress(step=state.step, total=t.steps, what="train", values=state.numbers())
-    except GeneratorExit:
-        state.save(force=True)
-        raise
+        yield
+    finally:
+        for n in able:
+            n.disable_gradient_checkpointing()
 
 
 class _State:
@@ -127,69 +161,87 @@ class _State:
     def __init__(self, t: Training) -> None:
         if not t.parameters:
             raise ValueError("train: there are no parameters to train; choose other targets")
+        if t.pictures < parallel.share().world:
+            raise ValueError(f"train: a batch of {t.pictures} for {parallel.share().world} processes; expected a picture for each at least")
         self.t, self.step = t, 0
-        self.record: dict[str, Any] = {"loss": [], "lr": [], "held_out": [], "watched": -1, "kept_step": 0, "seconds": 0.0}
+        self.record: dict[str, Any] = {"loss": [], "lr": [], "norm": [], "held_out": [], "watched": -1, "kept_step": 0, "seconds": 0.0}
         self.best: dict[str, Tensor] = {}
         self.unread: list[tuple[int, Tensor]] = []
-        self.saved, self.clock = time.monotonic(), time.monotonic()
+        self.saved, self.clock, self.cost = time.monotonic(), time.monotonic(), 0.0
         self.device = next(iter(t.parameters.values())).device
-        self.optimizer = self._optimizer()
-        self.averages = {name: p.detach().clone() for name, p in t.parameters.items()} if t.average else {}
-        if t.checkpoints is not None:
-            self._resume(t.checkpoints)
+        self.stepper = Stepper(t.parameters, t.optimizer, t.rates)
+        self._resume()
+        self._tell()
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        o = self.t.optimizer
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, p in self.t.parameters.items():
-            groups.setdefault(self._factor(name), []).append(p)
-        made = [{"params": params, "factor": factor} for factor, params in groups.items()]
-        fused = self.device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(made, lr=o.lr, betas=(o.betas[0], o.betas[1]), weight_decay=o.weight_decay, fused=fused)
+    @property
+    def done(self) -> bool:
+        """Whether all steps are, or several looks brought nothing better."""
+        latest = self.record["held_out"][-self.t.patience :] if self.t.patience else []
+        tired = 0 < len(latest) == self.t.patience and latest[0][0] > self.record["kept_step"]
+        return self.step == self.t.steps or tired
 
-    def _factor(self, name: str) -> float:
-        return next((f for start, f in self.t.rates.items() if name.startswith(start)), 1.0)
+    def run(self) -> Generator[Event, None, None]:
+        """To the end."""
+        while True:
+            yield from self.look()
+            self.save(force=self.done)
+            if self.done:
+                return
+            parallel.tell(parallel.STEP)
+            self.advance()
+            yield Progress(step=self.step, total=self.t.steps, what="train", values=self.numbers())
 
     def advance(self) -> None:
         """One optimizer step."""
-        t, parameters = self.t, list(self.t.parameters.values())
-        total = torch.zeros((), device=self.device)
+        t = self.t
+        loss = torch.zeros((), device=self.device)
         for part in t.losses(self.step):
             part.backward()
-            total += part.detach()
-        grads = [p.grad for p in parameters if p.grad is not None]
-        t.reduce(grads)
-        if t.optimizer.clip:
-            torch.nn.utils.clip_grad_norm_(parameters, t.optimizer.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(t.optimizer, self.step, t.steps) * group["factor"]
+            loss += part.detach()
+        norm = self.stepper.ready(loss, t.reduce)
         if t.evolving is not None:
             t.evolving.before_step(self.step, t.steps)
-        self.optimizer.step()
+        self.stepper.step(rate(t.optimizer, self.step, t.steps), self.step)
         if t.evolving is not None:
             t.evolving.after_step(self.step, t.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._move_averages()
-        self.unread.append((self.step, total))
+        self.unread.append((self.step, torch.stack([loss, norm])))
         self.step += 1
         if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
             self.read()
 
-    def _move_averages(self) -> None:
-        keep = min(self.t.average, (1 + self.step) / (10 + self.step))
-        for name, mean in self.averages.items():
-            mean.lerp_(self.t.parameters[name].detach(), 1 - keep)
-
     def read(self) -> None:
-        """Bring the losses of the latest steps into the record."""
-        for step, loss in self.unread:
-            value = float(loss)
-            if not math.isfinite(value):
-                lr = self.t.optimizer.lr
-                raise ValueError(f"train: the loss is {value} at step {step}; lower the learning rate ({lr:g}) or the clip")
-            self.record["loss"].append([step, value])
-            self.record["lr"].append([step, rate(self.t.optimizer, step, self.t.steps)])
-        self.unread.clear()
+        """Bring the losses of the latest steps into the record. ValueError when they are no numbers, or explode."""
+        unread, self.unread = self.unread, []
+        for step, held in unread:
+            loss, norm = held.tolist()
+            if not isfinite(loss) or not isfinite(norm):
+                raise self._broken(step, f"the loss is {loss}" if not isfinite(loss) else f"the gradient's length is {norm}")
+            for name, value in (("loss", loss), ("lr", rate(self.t.optimizer, step, self.t.steps)), ("norm", norm)):
+                self.record[name].append([step, value])
+            if not (step + 1) % SPAN:
+                self._check_burst(step)
+        if unread:
+            self._tell()
+
+    def _check_burst(self, step: int) -> None:
+        losses = [value for _, value in self.record["loss"][-11 * SPAN :]]
+        began = [value for _, value in self.record["loss"][:SPAN]]
+        now = fmean(losses[-SPAN:])
+        if len(losses) >= 3 * SPAN and now > BURST * median(losses[:-SPAN]) and now > SPAN * fmean(began):
+            raise self._broken(step, f"the loss explodes, from {median(losses[:-SPAN]):.3g} to {now:.3g}")
+
+    def _broken(self, step: int, what: str) -> ValueError:
+        t, o = self.t, self.t.optimizer
+        seen = ", ".join(t.items(step)) if t.items is not None else ""
+        last = t.checkpoints.load() if t.checkpoints is not None else None
+        kept = f" The last checkpoint, of step {last.step}, is from before." if last is not None else ""
+        where = f"step {step} (batch: {seen})" if seen else f"step {step}"
+        return ValueError(f"train: {what} at {where}.{kept} Try a lower learning rate ({o.lr:g}), a longer warm-up ({o.warmup}), a smaller "
+                          f"clip ({o.clip:g}; 0 is none) or --dtype float32, and look at these pictures")
+
+    def _tell(self) -> None:
+        if self.t.track is not None and not parallel.share().rank:
+            self.t.track(self.record)
 
     def numbers(self) -> tuple[tuple[str, float], ...]:
         """What progress shows: the latest loss read, the learning rate, pictures a second."""
@@ -206,38 +258,28 @@ class _State:
             return
         self.read()
         self._stop_clock()
-        live = self._swap()
-        try:
-            draft: dict[str, Any] = {}
-            reading = yield from self.t.watch(self.step, draft)
-        finally:
-            self._put(live)
-            self.clock = time.monotonic()
+        draft: dict[str, Any] = {}
+        if self.stepper.split:
+            parallel.tell(parallel.LOOK)
+        reading, weights = yield from self._seen(self.t.watch, draft)
         for name, rows in draft.items():
             self.record.setdefault(name, []).extend(rows)
         if reading is not None:
-            self._judge(reading)
+            if not self.best or reading.loss < min(loss for _, loss, _, _ in self.record["held_out"]):
+                self.best, self.record["kept_step"] = weights or self.stepper.weights(), self.step
+            self.record["held_out"].append([self.step, reading.loss, reading.low, reading.high])
         self.record["watched"] = self.step
+        self._tell()
 
-    def _judge(self, reading: Reading) -> None:
-        if not self.best or reading.loss < min(loss for _, loss, _, _ in self.record["held_out"]):
-            self.best = self._weights()
-            self.record["kept_step"] = self.step
-        self.record["held_out"].append([self.step, reading.loss, reading.low, reading.high])
-
-    def _swap(self) -> dict[str, Tensor]:
-        """Put the averages in place of the weights; returns the weights."""
-        live = {name: self.t.parameters[name].detach().clone() for name in self.averages}
-        self._put(self.averages)
-        return live
-
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
-        for name, value in weights.items():
-            self.t.parameters[name].data.copy_(value)
-
-    def _weights(self) -> dict[str, Tensor]:
-        source: Mapping[str, Tensor] = self.averages or self.t.parameters
-        return {name: value.detach().cpu().clone() for name, value in source.items()}
+    def _seen(self, watch: Watcher, draft: dict[str, Any]) -> Generator[Event, None, tuple[Reading | None, dict[str, Tensor]]]:
+        """What the watcher says, and the weights where putting them together takes all processes."""
+        live = self.stepper.show()
+        try:
+            reading = yield from watch(self.step, draft)
+        finally:
+            self.stepper.put(live)
+            self.clock = time.monotonic()
+        return reading, self.stepper.weights() if self.stepper.split else {}
 
     def _stop_clock(self) -> None:
         now = time.monotonic()
@@ -248,42 +290,73 @@ class _State:
         """The best weights, or the last ones when nothing was held out."""
         if not self.best:
             self.record["kept_step"] = self.step
+            if self.stepper.split:
+                parallel.tell(parallel.WEIGH)
         self.record["pictures_per_second"] = self.step * self.t.pictures / max(self.record["seconds"], 1e-9)
-        return Trained(self.best or self._weights(), self.record["kept_step"], self.record)
+        return Trained(self.best or self.stepper.weights(), self.record["kept_step"], self.record)
 
     def save(self, *, force: bool = False) -> None:
-        """A checkpoint, when it is time or must be."""
-        if self.t.checkpoints is None or not (force or time.monotonic() - self.saved >= self.t.seconds):
+        """A checkpoint, when it is time or must be. ValueError rather than one that is broken."""
+        wait = max(self.t.seconds, self.cost / SAVING) if self.t.seconds else 0.0
+        if self.t.checkpoints is None or not (force or time.monotonic() - self.saved >= wait):
             return
         self.read()
         self._stop_clock()
-        tensors: dict[str, Tensor] = {f"weights/{name}": p for name, p in self.t.parameters.items()}
-        for name, p in self.t.parameters.items():
-            tensors |= {f"{kind}/{name}": value for kind, value in self.optimizer.state.get(p, {}).items()}
+        if not self.stepper.finite():
+            raise self._broken(self.step, "parameters are no longer numbers")
+        begun = time.monotonic()
+        if self.stepper.split:
+            parallel.tell(parallel.SAVE)
+        tensors = self.stepper.tensors()
         if self.t.evolving is not None:
             tensors |= {f"buffer/{name}": value for name, value in self.t.evolving.buffers().items()}
-        tensors |= {f"average/{name}": value for name, value in self.averages.items()}
         tensors |= {f"best/{name}": value for name, value in self.best.items()}
-        self.t.checkpoints.save(self.step, tensors, self.record)
+        self.t.checkpoints.save(self.step, tensors, self.record, self._settings())
         self.saved = time.monotonic()
+        self.cost = self.saved - begun
 
-    def _resume(self, checkpoints: Checkpoints) -> None:
-        found = checkpoints.load()
+    def _settings(self) -> dict[str, Any]:
+        found = {**asdict(self.t.optimizer), "steps": self.t.steps, "every": self.t.every, "parameters": self.stepper.shape()}
+        known: dict[str, Any] = json.loads(json.dumps(found))
+        return known
+
+    def _resume(self) -> None:
+        checkpoints = self.t.checkpoints
+        found = checkpoints.load() if checkpoints is not None else None
+        if parallel.share().world > 1:  # the others read what the first one found
+            folder = parallel.agreed(str(checkpoints.folder) if checkpoints is not None and found is not None else "")
+            found = found if not parallel.share().rank else Checkpoints(Path(folder)).load() if folder else None
         if found is None:
             return
+        self._check(found)
         log.info("going on from step %d", found.step)
         self.step, self.record = found.step, found.record
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in found.tensors.items():
-            kind, _, name = key.partition("/")
-            parts.setdefault(kind, {})[name] = value
-        self._put(parts.pop("weights"))
-        self.best = parts.pop("best", {})
+        self.stepper.load(found.tensors)
+        self.best = {k.removeprefix("best/"): t for k, t in found.tensors.items() if k.startswith("best/")}
         there = self.t.evolving.buffers() if self.t.evolving is not None else {}
-        for name, value in parts.pop("buffer", {}).items():
-            there[name].copy_(value)
-        self.averages = {name: value.to(self.device) for name, value in parts.pop("average", {}).items()}
-        for kind, values in parts.items():
-            for name, value in values.items():
-                place = torch.device("cpu") if kind == "step" and self.device.type == "cpu" else self.device
-                self.optimizer.state[self.t.parameters[name]][kind] = value.to(place)
+        for name, held in there.items():
+            held.copy_(found.tensors[f"buffer/{name}"])
+
+    def _check(self, found: Saved) -> None:
+        now = self._settings()
+        other = [f"{k} {was!r}, now {now.get(k)!r}" for k, was in found.settings.items() if was != now.get(k)]
+        if other:
+            place = self.t.checkpoints.folder if self.t.checkpoints is not None else ""
+            raise ValueError(f"train: the checkpoint of step {found.step} in {place} is of other settings ({'; '.join(other)}); "
+                             "go on with those, or remove it to begin anew")
+
+    def follow(self) -> None:
+        """Do what the first process says, until it stops."""
+        acts: dict[int, Callable[[], object]] = {
+            parallel.STEP: self.advance, parallel.LOOK: self._look_along, parallel.SAVE: self.stepper.tensors,
+            parallel.WEIGH: self.stepper.weights,
+        }
+        while what := parallel.told():
+            acts[what]()
+        raise parallel.Finished
+
+    def _look_along(self) -> None:
+        """A look whose events nobody sees: the networks' parts are here."""
+        if self.t.watch is not None:
+            for _ in self._seen(self.t.watch, {}):
+                pass

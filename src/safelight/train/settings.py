@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from safelight.spec import Knob, OneOf
@@ -20,6 +21,11 @@ def _targets() -> Iterable[str]:
     return TARGETS
 
 
+def methods() -> list[str]:
+    """What an adapter can be, by the names of the files that do it."""
+    return sorted(p.stem.replace("_", "-") for p in (Path(__file__).parent / "trainables" / "methods").glob("[a-z]*.py"))
+
+
 @dataclass(frozen=True)
 class LoraShape(Knobs):
     """What of the model is trained, and how wide (arXiv:2106.09685)."""
@@ -28,6 +34,10 @@ class LoraShape(Knobs):
     alpha: Annotated[float | None, Knob(0.001, 4096, help="the change counts alpha / rank; nothing: as much as rank")] = None
     targets: Annotated[str, OneOf(_targets, help="layers of the U-Net; a small one learns little with its attention alone")] = "full"
     text_encoder: Annotated[bool, "train the text encoder's layers too"] = True
+    method: Annotated[str, OneOf(methods, help="what is trained beside each layer; lora is what every program reads")] = "lora"
+    plus: Annotated[float, Knob(0.01, 100, help="the up matrices' rate is this many times the others' (LoRA+); 4 to 16 are usual")] = 1.0
+    init: Annotated[Literal["kaiming", "gaussian", "pissa"], "where down starts; pissa: both at the weight's largest directions"] = "kaiming"
+    share: Annotated[float, Knob(0, 1, help="for lora-drop: layers that say this share of the change keep a LoRA of their own")] = 0.9
 
 
 @dataclass(frozen=True)
@@ -40,17 +50,18 @@ class Optimizer(Knobs):
     weight_decay: Annotated[float, Knob(0, 1, help="decoupled weight decay")] = 0.01
     betas: Annotated[tuple[float, float], Knob(0, 0.99999, help="decay of the running mean and of the running square")] = (0.9, 0.99)
     clip: Annotated[float, Knob(0, help="largest norm of the gradient; 0: any")] = 1.0
-    decay: Annotated[Literal["constant", "cosine", "linear", "restarts", "polynomial", "rex"], "how the rate falls after the warm-up"] = "cosine"
+    decay: Annotated[Literal["constant", "cosine", "linear", "restarts", "polynomial", "rex"], (
+        "how the rate falls after the warm-up")] = "cosine"
     warmup: Annotated[int, Knob(0, help="steps over which the learning rate rises")] = 20
     cycles: Annotated[int, Knob(1, 1000, help="how often the rate falls, for restarts")] = 3
     power: Annotated[float, Knob(0.1, 10, help="of what is left of the steps, for polynomial")] = 2.0
-    average: Annotated[float, Knob(0, 0.99999, help="decay of a moving average of the weights, which is what is watched and kept; 0: none")] = 0.0
+    average: Annotated[float, Knob(0, 0.99999, help="decay of a moving average of the weights, then watched and kept; 0: none")] = 0.0
     checkpointing: Annotated[bool, "compute activations a second time instead of keeping them: less memory, about a third slower"] = False
 
     def __post_init__(self) -> None:
         """ValueError for settings that say two things."""
         if self.kind == "prodigy" and self.lr < 0.1:
-            raise ValueError(f"lr {self.lr:g} for prodigy, which finds the rate by itself; lr is a factor of that, expected 0.1 to 10, mostly 1")
+            raise ValueError(f"lr {self.lr:g} for prodigy, which finds the rate; lr is a factor of what it finds, expected 0.1 to 10")
         if self.kind == "schedulefree" and (self.average or not self.betas[0]):
             raise ValueError("schedulefree averages the weights by itself; expected average 0 and a first beta over 0")
 
@@ -107,6 +118,7 @@ class Watch(Knobs):
     every: Annotated[int, Knob(1, help="steps between looks")] = 50
     prompts: Annotated[Sequence[str], "prompts drawn at every look; empty: some of the captions"] = ()
     samples: Annotated[int, Knob(0, 64, help="how many pictures are drawn at every look; 0: none")] = 4
+    files: Annotated[bool, "keep a file of every look too, beside the final one"] = False
     patience: Annotated[int, Knob(0, help="looks without a better held-out loss after which it ends; 0: never")] = 0
     tensorboard: Annotated[str, "folder for TensorBoard's event files (the extra `tensorboard`); empty: none"] = ""
     preflight: Annotated[bool, "say how much memory and time it will take, and stop"] = False

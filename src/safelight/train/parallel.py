@@ -1,0 +1,287 @@
+"""One training by several processes, on one machine or many: each takes its share of every batch, and their gradients are added.
+
+The first process runs the op; the others wait for a recipe to run along, of which they do the steps alone: looking, saving and all that
+comes after training are the first one's. They are started here (`crew`), by torchrun, by accelerate launch, or by Ray. What a batch
+is does not depend on how many share it, so the loss follows the same curve; every machine sees pictures and store under the same paths.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from safelight.computing import Computing, chosen, computing
+from safelight.store import Store, current, using
+
+MEET, SHARD = "SAFELIGHT_MEET", "SAFELIGHT_SHARD"
+"""Environment: the file by which processes of this machine find each other; whether parameters are split among them."""
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the first one, which may be drawing pictures, or encoding a million of them."""
+
+STOP, STEP, LOOK, SAVE, WEIGH = range(5)
+"""What the first process says that all do next."""
+
+T = TypeVar("T")
+
+
+class Finished(Exception):
+    """The training is over, and with it what the other processes had to do."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of how many processes this is. `shards`: each holds a part of the parameters."""
+
+    rank: int = 0
+    world: int = 1
+    shards: bool = False
+
+
+def share() -> Share:
+    """This process's."""
+    return _crew.share if _crew is not None else Share()
+
+
+@dataclass(frozen=True)
+class _Crew:
+    """`talk` is the group for what the first process says: over the network's own wires, so that no accelerator waits."""
+
+    share: Share
+    talk: Any
+
+
+_crew: _Crew | None = None
+
+
+def join() -> None:
+    """Meet the others, as the environment says (torchrun's names). One GPU each, where there are GPUs."""
+    global _crew  # noqa: PLW0603
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        how = f"file://{os.environ[MEET]}" if MEET in os.environ else "env://"
+        wires = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(wires, init_method=how, rank=rank, world_size=world, timeout=PATIENCE)
+    talk = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _crew = _Crew(Share(dist.get_rank(), dist.get_world_size(), os.environ.get(SHARD) == "1"), talk)
+
+
+def launched() -> bool:
+    """Whether torchrun or the like has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextmanager
+def crew(processes: int = 1, *, shard: bool = False) -> Iterator[None]:
+    """The first of so many processes, for as long as the block lasts: the others are started on this machine, unless they are there.
+
+    ChildProcessError when one of those ends before its time, with what it said last.
+    """
+    if processes < 2 and not launched():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="safelight-") as folder, _environment(folder, processes, shard=shard):
+        children = [] if launched() else [_start(Path(folder), rank) for rank in range(1, processes)]
+        os.environ.setdefault("RANK", "0")
+        try:
+            join()
+            yield
+            _tell_order(None)
+        except RuntimeError as error:
+            _fallen(children, Path(folder), error)
+            raise
+        except BaseException:
+            _end(children, 0)
+            raise
+        finally:
+            _leave()
+            _end(children, 60)
+
+
+@contextmanager
+def _environment(folder: str, processes: int, *, shard: bool) -> Iterator[None]:
+    """For this process and those that it starts; GLOO_SOCKET_IFNAME keeps them on this machine."""
+    before, threads = dict(os.environ), torch.get_num_threads()
+    os.environ[SHARD] = str(int(shard))
+    if not launched():
+        alone = "lo" if sys.platform == "linux" else "lo0"
+        os.environ |= {"WORLD_SIZE": str(processes), MEET: f"{folder}/meet", "GLOO_SOCKET_IFNAME": alone}
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // processes)))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        torch.set_num_threads(threads)
+
+
+def _start(folder: Path, rank: int) -> subprocess.Popen[bytes]:
+    told = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    with open(folder / f"said-{rank}", "wb") as said:
+        command = [sys.executable, "-c", "from safelight.train.parallel import serve; serve()"]
+        return subprocess.Popen(command, env=told, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+
+
+def _fallen(children: Sequence[subprocess.Popen[bytes]], folder: Path, error: RuntimeError) -> None:
+    """Tell of a child that is no longer there."""
+    for rank, child in enumerate(children, 1):
+        if child.poll() is not None:
+            said = (folder / f"said-{rank}").read_text(errors="replace").strip()[-2000:]
+            _end(children, 0)
+            raise ChildProcessError(f"train: process {rank} of {len(children) + 1} ended (status {child.returncode}); the training goes on "
+                                    f"from its last checkpoint when it is started again. It said: {said or 'nothing'}") from error
+    _end(children, 0)
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    for child in children:
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _leave() -> None:
+    global _crew  # noqa: PLW0603
+    if _crew is not None:
+        dist.destroy_process_group()
+    _crew = None
+
+
+def together(run: Callable[..., Generator[Any, None, T]], *args: Any) -> Generator[Any, None, T]:
+    """Begin a recipe in all processes; returns the first one's work. `run` is a function at the top of a module that trains in the run's
+    own folder, the one Path among `args`; the others get a folder inside it."""
+    if share().world > 1:
+        _tell_order((run.__module__, run.__qualname__, args, str(current().root), str(chosen())))
+    return run(*args)
+
+
+def _tell_order(order: tuple[Any, ...] | None) -> None:
+    if _crew is not None and not _crew.share.rank:
+        dist.broadcast_object_list([order], 0, group=_crew.talk)
+
+
+def serve() -> None:
+    """Be one of the others, until the first process has nothing more to do."""
+    join()
+    nothing: tuple[Any, ...] | None = None
+    while order := agreed(nothing):
+        with suppress(Finished):
+            _run_along(*order)
+    _leave()
+
+
+def _run_along(module: str, name: str, args: Sequence[Any], root: str, where: str) -> None:
+    mine = [a / f"rank-{share().rank}" if isinstance(a, Path) else a for a in args]
+    here = Computing.read(where)
+    with using(Store(root)), computing(here.device, here.dtype, here.compile):
+        for _ in getattr(import_module(module), name)(*mine):
+            pass
+
+
+def agreed(value: T) -> T:
+    """The first process's value, in all of them."""
+    if _crew is None:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, 0, group=_crew.talk)
+    return held[0]
+
+
+def tell(what: int) -> None:
+    """The first process says what all do next."""
+    if _crew is not None:
+        dist.broadcast(torch.tensor(what), 0, group=_crew.talk)
+
+
+def told() -> int:
+    """What all do next."""
+    what = torch.tensor(STOP)
+    dist.broadcast(what, 0, group=_crew.talk if _crew is not None else None)
+    return int(what)
+
+
+@contextmanager
+def first() -> Iterator[None]:
+    """A block that the first process goes through before the others begin it: they find made what it left in a cache."""
+    if share().rank:
+        agreed(None)
+    try:
+        yield
+    finally:
+        if not share().rank:
+            agreed(None)
+
+
+def mean(tensors: Sequence[Tensor]) -> None:
+    """Average tensors of one device and dtype over all processes, in place, as one message. The sum is always taken in the same order."""
+    if _crew is None or not tensors:
+        return
+    joined = torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].contiguous()
+    dist.all_reduce(joined)
+    joined /= _crew.share.world
+    for t, part in zip(tensors, joined.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(part.view_as(t))
+
+
+def same(tensors: Sequence[Tensor]) -> None:
+    """Give all processes the first one's values, in place."""
+    for t in tensors if _crew is not None else ():
+        dist.broadcast(t, 0)
+
+
+def shard(network: nn.Module) -> None:
+    """Split a network's parameters among the processes, where that was asked for: each holds a part of them, of their gradients and of the
+    optimizer's state, and a block is put together while it runs (FSDP2). Blocks are the members of the network's lists."""
+    if not share().shards or share().world < 2:
+        return
+    from torch.distributed.fsdp import fully_shard
+
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                fully_shard(block)
+    fully_shard(network)
+
+
+def local(t: Tensor) -> Tensor:
+    """This process's part of a parameter or gradient; itself where nothing is split."""
+    from torch.distributed.tensor import DTensor
+
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+def whole(part: Tensor, like: Tensor) -> Tensor:
+    """Put together what all processes hold parts of, as they do of `like`; itself where nothing is split."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(like, DTensor) or part.shape != like.to_local().shape:
+        return part
+    joined = DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+    return joined.full_tensor()
+
+
+def split(full: Tensor, like: Tensor) -> Tensor:
+    """The other way round."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or full.shape != like.shape:
+        return full
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements).to_local()
