@@ -8,8 +8,8 @@ once. A step is one guided step, two rows of the U-Net. Three take turns in one 
 ours (dtype and layout as the runtime chooses), diffusers' pipeline in the same dtype and channels_last, its best, and the U-Net alone.
 diffusers in float32, as most run it on a CPU, comes after, with `--float32`. `--comfy` adds a running ComfyUI (start it with
 `--cpu --bf16-unet`), which finds a checkpoint of that shape written into its models folder; its step is the difference between a long and a
-short prompt. `--cold` starts a process each, from nothing to a picture of
-one step, and tells wall seconds and peak memory of the whole process.
+short prompt. `--whole` times a whole warm picture instead: text, steps, decoding. `--cold` starts a process each, from nothing to a picture
+of one step, and tells wall seconds and peak memory of the whole process; with `--comfy-home` ComfyUI's too.
 """
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,28 @@ def theirs(pipe: Any, side: int, steps: int) -> Callable[[], None]:
     return lambda: pipe(PROMPT, num_inference_steps=steps, guidance_scale=7.5, height=side, width=side, output_type="latent")
 
 
-def comfy(url: str, models: Path, side: int, steps: int) -> Callable[[], float]:
-    """Seconds a step of a ComfyUI server: three times the steps less the steps, so that what is not a step falls out."""
+def our_picture(family: Any, side: int, steps: int) -> Callable[[], None]:
+    """The library's way from a prompt to pixels."""
+    from safelight.sampling.draw import draw
+
+    start = starts(family, Size(side, side), 1, None, None)[0][0]
+    shot = Shot(PROMPT, 7, Sampling(steps=steps, sampler="ddim"), Guidance(scale=7.5), start)
+
+    def run() -> None:
+        for _ in draw(family, [shot], previews=False):
+            pass
+
+    return run
+
+
+def their_picture(pipe: Any, side: int, steps: int) -> Callable[[], None]:
+    """diffusers' way to pixels."""
+    return lambda: pipe(PROMPT, num_inference_steps=steps, guidance_scale=7.5, height=side, width=side)
+
+
+def comfy(url: str, models: Path, side: int, steps: int, whole: bool) -> Callable[[], float]:
+    """Seconds a step of a ComfyUI server: three times the steps less the steps, so that what is not a step falls out; or a step's share of
+    a whole picture."""
     from bench.parity.compare import Server
     from tests.checkpoints import FULL, checkpoint, networks
 
@@ -128,7 +149,7 @@ def comfy(url: str, models: Path, side: int, steps: int) -> Callable[[], float]:
         })
         return time.perf_counter() - began
 
-    return lambda: (drawn(3 * steps) - drawn(steps)) / (2 * steps)
+    return (lambda: drawn(steps) / steps) if whole else lambda: (drawn(3 * steps) - drawn(steps)) / (2 * steps)
 
 
 def clocked(run: Callable[[], None], steps: int) -> Callable[[], float]:
@@ -146,13 +167,15 @@ def turns(folder: Path, a: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds a step of each, one value a round."""
     side, steps = a.size, a.steps
     with runtime.lease(named(str(folder)), holder="bench") as family:
-        runs = {"ours": clocked(ours(family, side, steps), steps)}
-        runs["diffusers"] = clocked(theirs(pipeline(folder, family.dtype), side, steps), steps)
-        runs["bare U-Net"] = clocked(bare(family, side, steps), steps)
+        mine, other = (our_picture, their_picture) if a.whole else (ours, theirs)
+        runs = {"ours": clocked(mine(family, side, steps), steps)}
+        runs["diffusers"] = clocked(other(pipeline(folder, family.dtype), side, steps), steps)
+        if not a.whole:
+            runs["bare U-Net"] = clocked(bare(family, side, steps), steps)
         if a.float32:
-            runs["diffusers float32"] = clocked(theirs(pipeline(folder, torch.float32), side, steps), steps)
+            runs["diffusers float32"] = clocked(other(pipeline(folder, torch.float32), side, steps), steps)
         if a.comfy:
-            runs["ComfyUI"] = comfy(a.comfy, a.comfy_models, side, steps)
+            runs["ComfyUI"] = comfy(a.comfy, a.comfy_models, side, steps, a.whole)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn, (name, run) in ((t, r) for t in range(a.rounds + 1) for r in runs.items()):
             took = run()
@@ -175,6 +198,52 @@ def cold(who: str, folder: Path, side: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 
+def cold_comfy(home: Path, models: Path, side: int) -> tuple[float, float]:
+    """Wall seconds from starting ComfyUI to its first picture, and its peak memory in GB."""
+    room = models.parent
+    (room / "paths.yaml").write_text(f"bench:\n  base_path: {models.resolve()}\n  checkpoints: checkpoints\n")
+    began = time.perf_counter()
+    command = [home.parent / "venv/bin/python", "main.py", "--cpu", "--port", "8197", "--front-end-root", home.parent / "front",
+               "--extra-model-paths-config", room / "paths.yaml"]
+    server = subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not answers("http://127.0.0.1:8197/queue"):
+            time.sleep(0.05)
+        comfy("http://127.0.0.1:8197", models, side, 1, True)()
+        took = time.perf_counter() - began
+        peak = next(line for line in Path(f"/proc/{server.pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    finally:
+        server.terminate()
+        server.wait()
+    return took, float(peak.split()[1]) / 1e6
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there."""
+    try:
+        return urllib.request.urlopen(url, timeout=1).status == 200
+    except OSError:
+        return False
+
+
+def print_cold(folder: Path, a: argparse.Namespace) -> None:
+    """Each in turn, round by round, and the median ratios."""
+    seen: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(a.rounds):
+        for who in ("ours", "diffusers"):
+            began = time.perf_counter()
+            done = subprocess.run([sys.executable, __file__, "--model", folder, "--size", str(a.size), "--one", who],
+                                  check=True, capture_output=True, text=True)
+            seen.setdefault(who, []).append((time.perf_counter() - began, float(done.stdout.split()[-1])))
+        if a.comfy_home:
+            seen.setdefault("ComfyUI", []).append(cold_comfy(a.comfy_home, a.comfy_models, a.size))
+    for who, runs in seen.items():
+        ratios = [[o / t for o, t in zip(one, this, strict=True)] for one, this in zip(seen["ours"], runs, strict=True)]
+        took, peak = (statistics.median(r[i] for r in runs) for i in (0, 1))
+        less = [statistics.median(r[i] for r in ratios) for i in (0, 1)]
+        print(f"{who}: {took:.1f} s, peak {peak:.2f} GB; ours / this {less[0]:.3f}, {less[1]:.3f}")
+
+
 def main() -> None:
     """Print medians and the ratios."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -184,6 +253,8 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=4)
     p.add_argument("--float32", action="store_true")
     p.add_argument("--cold", action="store_true")
+    p.add_argument("--whole", action="store_true")
+    p.add_argument("--comfy-home", type=Path, metavar="DIR", help="a ComfyUI, its python in DIR/../venv, its pages in DIR/../front")
     p.add_argument("--comfy", metavar="URL")
     p.add_argument("--comfy-models", type=Path, metavar="DIR")
     p.add_argument("--one", choices=("ours", "diffusers"), help=argparse.SUPPRESS)
@@ -192,17 +263,12 @@ def main() -> None:
     if a.one:
         return cold(a.one, folder, a.size)
     if a.cold:
-        for _ in range(a.rounds):
-            for who in ("ours", "diffusers"):
-                began = time.perf_counter()
-                done = subprocess.run([sys.executable, __file__, "--model", folder, "--size", str(a.size), "--one", who],
-                                      check=True, capture_output=True, text=True)
-                print(f"{who}: {time.perf_counter() - began:.1f} s, peak {done.stdout.split()[-1]} GB")
-        return None
+        return print_cold(folder, a)
     seconds = turns(folder, a)
     for name, values in seconds.items():
         ratios = [o / v for o, v in zip(seconds["ours"], values, strict=True)]
-        print(f"{name}: {statistics.median(values):.3f} s a step; ours / this {statistics.median(ratios):.3f}")
+        took = f"{statistics.median(values) * a.steps:.2f} s a picture" if a.whole else f"{statistics.median(values):.3f} s a step"
+        print(f"{name}: {took}; ours / this {statistics.median(ratios):.3f}")
     return None
 
 

@@ -215,10 +215,11 @@ def built(parts: Parts, one: Made) -> dict[str, Any]:
 
 
 def outputs(nets: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What every network says to the same inputs."""
+    """What every network says to the same inputs, in one memory layout, since another adds in another order."""
     torch.manual_seed(5)
     out = {}
     for part, net in nets.items():
+        net.to(memory_format=torch.contiguous_format)
         if part == "unet":
             x, text = torch.randn(2, net.config.in_channels, 8, 8), torch.randn(2, 5, net.config.cross_attention_dim)
             ids, pooled = divmod(net.config.projection_class_embeddings_input_dim or 0, 256)

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache, cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,12 @@ OPEN_TEXT = ("", "cond_stage_model.model.", "conditioner.embedders.1.model.", "c
 
 LORA = (".lora_down.", ".lora_A.", ".lora.down.", ".lokr_w1", ".hada_w1_a", "_lora.down.")
 PROJECTION = "text_projection.weight"
+PICTURES = ("unet", "vae")
+"""Parts made of convolutions, which work in channels_last."""
+
+READERS = 4
+"""Threads that read a file: both its bytes and their new form take memory's time, not the processor's."""
+
 ABOUT = "about"
 """The index's question that `about` answers."""
 
@@ -165,23 +172,32 @@ def pickled(paths: Iterable[Path], part: str, cls: Any, config: Mapping[str, Any
 
 def assembled(file: WeightFile, layout: Layout, cls: Any, *, what: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A network of the class with the file's tensors as its weights: no random start, no second copy. Frozen and in eval mode."""
-    import torch
 
     if not layout.tensors:
         raise ValueError(f"model {file.path}: it holds no {what}; give one with {what}=...")
-    net = empty(cls, layout.config)
+    net = empty(cls, {k: v for k, v in layout.config.items() if v is not None})
     wanted = {name: tuple(t.shape) for name, t in net.state_dict().items()}
     cuts = _named_as(wanted, layout.tensors)
     _refuse_others(f"model {file.path}: {what}", wanted, cuts, file)
+    return filled(net, file, cuts, what=what, device=device, dtype=dtype)
+
+
+def filled(net: Any, file: WeightFile, cuts: Mapping[str, Cut], *, what: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A network without weights, with the file's as its own, in the layout it works in. Frozen and in eval mode."""
+    import torch
+
     exact = tuple(getattr(net, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()  # T5's last layers overflow there
 
-    @cache  # what two names share stays one
     def placed(cut: Cut, shape: tuple[int, ...], kept: bool) -> torch.Tensor:
-        t = _taken(file, cut).reshape(shape)
-        return t.to(device, t.dtype if not t.is_floating_point() else torch.float32 if kept else dtype)  # packed weights stay so
+        number = torch.float32 if kept else dtype
+        t = _taken(file, cut, number).reshape(shape)
+        form = torch.channels_last if t.ndim == 4 and what in PICTURES else torch.preserve_format
+        return t.to(device, number if t.is_floating_point() else t.dtype, memory_format=form)  # packed weights stay so
 
-    state = {n: placed(cuts[n], shape, any(word in n.split(".") for word in exact)) for n, shape in wanted.items()}
-    net.load_state_dict(state, assign=True)
+    asked = [(cuts[n], tuple(t.shape), any(w in n.split(".") for w in exact)) for n, t in net.state_dict().items()]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(dict.fromkeys(asked), pool.map(lambda one: placed(*one), dict.fromkeys(asked)), strict=True))  # shared stays one
+    net.load_state_dict({n: found[one] for n, one in zip(net.state_dict(), asked, strict=True)}, assign=True)
     return net.to(device).eval().requires_grad_(False)
 
 
@@ -190,9 +206,8 @@ def empty(cls: Any, config: Mapping[str, Any]) -> Any:
     from accelerate import init_empty_weights
     from diffusers.configuration_utils import ConfigMixin
 
-    plain = {k: v for k, v in config.items() if v is not None}
     with init_empty_weights(include_buffers=False):
-        return cls.from_config(plain) if issubclass(cls, ConfigMixin) else cls(cls.config_class(**plain))
+        return cls.from_config(config) if issubclass(cls, ConfigMixin) else cls(cls.config_class(**config))
 
 
 def _named_as(wanted: Mapping[str, Any], cuts: Mapping[str, Cut]) -> dict[str, Cut]:
@@ -203,8 +218,8 @@ def _named_as(wanted: Mapping[str, Any], cuts: Mapping[str, Cut]) -> dict[str, C
     return tower | {n: c for n, c in cuts.items() if n == PROJECTION and n in wanted}
 
 
-def _taken(file: WeightFile, cut: Cut) -> torch.Tensor:
-    found = file.read(cut.name)
+def _taken(file: WeightFile, cut: Cut, number: torch.dtype) -> torch.Tensor:
+    found = file.read_as(cut.name, number)
     if cut.of > 1:
         found = found.chunk(cut.of)[cut.piece]
     if cut.swapped:

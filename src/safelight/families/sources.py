@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from safelight import index
 from safelight.families import edition, of_pipeline
-from safelight.families.checkpoint import Checkpoint, Loose, beyond_shapes, pickled
+from safelight.families.checkpoint import Checkpoint, Loose, beyond_shapes, empty, filled, pickled
+from safelight.families.layouts import Cut
+from safelight.families.weight_file import WeightFile
 from safelight.folders import inside
 from safelight.values import Model, Part, canonical, digest
 from safelight.weights import header
@@ -149,7 +151,7 @@ class Folder:
     def build(
         self, part: str, cls: Any, *, device: torch.device, dtype: torch.dtype, settings: Mapping[str, Any] | None = None
     ) -> Any:
-        """By the library's own loader, which knows shards, variants and old names."""
+        """Tensor by tensor where the files name them as the network does, else by the library's own loader, which knows old names."""
         config, at = self.config(part), self.at(part)
         named = config.get("_class_name") or (config.get("architectures") or [cls.__name__])[0]
         if named not in (cls.__name__, "CLIPModel"):
@@ -158,6 +160,8 @@ class Folder:
         if old := _pickles(at):
             return pickled(old, part, cls, {**config, **settled}, device=device, dtype=dtype)
         _check_weights(at)
+        if "_class_name" in config and (made := _same_names(at, part, cls, {**config, **settled}, device=device, dtype=dtype)):
+            return made
         options: dict[str, Any] = {"torch_dtype": dtype, **settled}
         if "_class_name" not in config:  # transformers': it is given the configuration that was looked through
             options = {"dtype": dtype, "config": cls.config_class.from_dict({**config, **settled})}
@@ -303,6 +307,19 @@ def _pickles(folder: Path) -> list[Path]:
     if whole or list(counts.values()) != [len(found)]:
         raise ValueError(f"model folder {folder}: no .safetensors, and {len(found)} .bin files that are neither one nor all shards of one")
     return found
+
+
+def _same_names(at: Path, part: str, cls: Any, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The network of a diffusers folder's part; None when its tensors have other names or shapes than the network's."""
+    half = bool(_variant(at))
+    tables = [t for t in at.glob("*.safetensors.index*.json") if (".fp16." in t.name) == half]
+    files = _listed(tables[0]) if tables else [f for f in at.glob("*.safetensors") if (".fp16." in f.name) == half]
+    if len(files) != 1 and not tables:
+        return None
+    file, net = WeightFile(*files), empty(cls, config)
+    if {name: tuple(t.shape) for name, t in net.state_dict().items()} != file.shapes:
+        return None
+    return filled(net, file, {name: Cut(name) for name in file.shapes}, what=part, device=device, dtype=dtype)
 
 
 def _variant(folder: Path) -> dict[str, str]:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 from safelight.weights import header
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensors' names -> shapes."""
+
+
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The format's names of what networks are computed in, and torch's."""
 
 
 class WeightFile:
@@ -24,7 +29,8 @@ class WeightFile:
         heads = {str(p): header.read(p) for p in (path, *more)}
         self.metadata = heads[self.path].metadata
         self._places = {name: p for p, head in heads.items() for name in head.tensors}
-        self._shapes = {name: entry.shape for head in heads.values() for name, entry in head.tensors.items()}
+        self._entries = {name: entry for head in heads.values() for name, entry in head.tensors.items()}
+        self._shapes = {name: entry.shape for name, entry in self._entries.items()}
         if len(self._shapes) < sum(len(head.tensors) for head in heads.values()):
             raise ValueError(f"{path}: tensors of its are in another shard too; expected every tensor once")
 
@@ -41,6 +47,25 @@ class WeightFile:
         """One tensor, mapped from the file: its bytes are read when they are used, and are not held twice."""
         found: Tensor = self._bytes[self._places[name]].get_tensor(name)
         return found
+
+    def read_as(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One tensor to be used in this dtype: mapped where the file has it so, else in memory of its own, since the bytes of a mapped one
+        would stay in memory beside what is made of them. OSError when the file changes meanwhile."""
+        import torch
+
+        entry = self._entries[name]
+        if entry.dtype not in FLOATS or FLOATS[entry.dtype] == str(dtype).removeprefix("torch."):
+            return self.read(name)
+        held = torch.empty(entry.shape, dtype=getattr(torch, FLOATS[entry.dtype]))
+        room = memoryview(held.reshape(-1).view(torch.uint8).numpy())
+        with open(self._places[name], "rb", buffering=0) as f:
+            f.seek(entry.start)
+            while len(room):
+                got = f.readinto(room)
+                if not got:
+                    raise OSError(f"{self._places[name]}: it ended in the middle of {name}; it is being written")
+                room = room[got:]
+        return held
 
     @cached_property
     def _bytes(self) -> Mapping[str, Any]:
