@@ -42,9 +42,9 @@ class Shelf:
         return load_file(path) if path.is_file() else None
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep float32 copies."""
+        """Keep float32 copies, of bytes as they are."""
         path = self._path(key)
-        kept = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+        kept = {name: (t if t.dtype == torch.uint8 else t.detach().float()).cpu().contiguous() for name, t in tensors.items()}
         place(self.folder, path, lambda new: save_file(kept, new), flush=False)  # what a power cut spoils is encoded again
 
     def _path(self, key: str) -> Path:
