@@ -36,7 +36,7 @@ class LoraShape(Knobs):
     text_encoder: Annotated[bool, "train the text encoder's layers too"] = True
     method: Annotated[str, OneOf(methods, help="what is trained beside each layer; lora is what every program reads")] = "lora"
     plus: Annotated[float, Knob(0.01, 100, help="the up matrices' rate is this many times the others' (LoRA+); 4 to 16 are usual")] = 1.0
-    init: Annotated[Literal["kaiming", "gaussian", "pissa"], "where down starts; pissa: both at the weight's largest directions"] = "kaiming"
+    init: Annotated[Literal["kaiming", "gaussian", "pissa"], "where down begins; pissa: both at the weight's main directions"] = "kaiming"
     share: Annotated[float, Knob(0, 1, help="for lora-drop: layers that say this share of the change keep a LoRA of their own")] = 0.9
 
 

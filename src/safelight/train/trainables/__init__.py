@@ -1,17 +1,19 @@
 """What is trained: new or existing parameters of a loaded model, one method a file; the model is what it was when the block ends."""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from safelight.train.trainables.lora import lora
+from safelight.patches import kept
+from safelight.train.settings import LoraShape, methods
+from safelight.train.trainables.adapter import Adapter, spots
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from safelight.families import Family
-    from safelight.train.settings import LoraShape
 
 
 class Trainable(Protocol):
@@ -61,6 +63,30 @@ class Trainable(Protocol):
         ...
 
 
-def adapter(family: Family, shape: LoraShape, seed: int) -> AbstractContextManager[Trainable]:
-    """The adapter that `shape` asks for inside the model; it starts as no change."""
-    return lora(family, shape, seed)
+METHODS = tuple(methods())
+"""Names of the methods: one file each in `methods/`."""
+
+OWN_START = ("lora", "rslora", "lora-fa")
+"""Methods that `init` is for."""
+
+
+@contextmanager
+def adapter(family: Family, shape: LoraShape, seed: int) -> Iterator[Adapter]:
+    """The adapter that `shape` asks for inside the model, in float32 over whatever dtype the model has; gone when the block ends.
+
+    It starts as no change, and its start is a function of `seed`. ValueError when the denoiser has no layer of the kind, and for a setting
+    that the method does not have.
+    """
+    if shape.method not in METHODS:
+        raise ValueError(f"train_lora: method {shape.method!r}; expected one of {', '.join(METHODS)}")
+    if shape.init != "kaiming" and shape.method not in OWN_START:
+        raise ValueError(f"train_lora: init {shape.init!r} is for {', '.join(OWN_START)}; leave it out for {shape.method}")
+    found = spots(family, shape)
+    made: Adapter = importlib.import_module(f"{__name__}.methods.{shape.method.replace('-', '_')}").method(found, shape, seed)
+    if shape.plus != 1 and not made.rising:
+        raise ValueError(f"train_lora: plus {shape.plus:g} is for methods with an up matrix; leave it out for {shape.method}")
+    made.text = any(spot.text for spot in found)
+    made.rates = dict.fromkeys(made.rising, shape.plus) if shape.plus != 1 else {}
+    with kept(spot.layer for spot in found):
+        made.put_on()
+        yield made

@@ -1,0 +1,122 @@
+"""AdaLoRA (arXiv:2303.10512): P diag(L) Q with P and Q held orthogonal; ranks that matter little are taken from layers on the way.
+
+An entry's importance is |weight * gradient|, smoothed, times how much it varies; a rank's is that of its number in L plus the means over
+its column of P and its row of Q. The ranks left fall along a cubic from half as many again to `rank` a layer. One that was taken may return
+until the last phase, when those left are only trained. The file is a plain LoRA of the ranks that are not zero, exactly.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from safelight.train.batches import generator
+from safelight.train.settings import LoraShape
+from safelight.train.trainables.adapter import DOWN, UP, Adapter, Change, Pair, Spot, Weights, change, scale
+
+P, L, Q = "lora_p", "lora_l", "lora_q"
+WIDER = 1.5
+FIRST, LAST = 0.1, 0.3
+"""Shares of the steps before ranks fall and after."""
+TIMES = 100
+"""How often ranks are chosen anew in a run."""
+MEMORY = 0.85
+"""Of both running means."""
+GAMMA = 0.5
+"""What the mean distance of P and Q from orthogonal ones counts in the loss."""
+
+
+class Allocating(Adapter):
+    """`importance` and `variation` are running means for every parameter, `mask` is 1 for ranks in use, all layers' in a row."""
+
+    def __init__(self, layers: Mapping[str, Change], rank: int) -> None:
+        """`rank` is how many a layer has in the end, in the mean."""
+        super().__init__(layers)
+        self.importance = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.variation = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.sizes = [len(one.weights[L]) for one in layers.values()]
+        self.target = sum(min(rank, size) for size in self.sizes)
+        self.mask = torch.ones(sum(self.sizes), device=next(iter(self.importance.values())).device)
+
+    def penalty(self) -> Tensor:
+        """gamma times the mean of ||P^T P - 1||^2 and ||Q Q^T - 1||^2."""
+        parts = [m for one in self.layers.values() for m in (one.weights[P].flatten(1).t(), one.weights[Q].flatten(1))]
+        apart = [(m @ m.t() - torch.eye(len(m), device=m.device)).square().sum() for m in parts]
+        return GAMMA * torch.stack(apart).mean()
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """All that ranks are chosen by."""
+        means = {"importance": self.importance, "variation": self.variation}
+        return {f"{kind}.{name}": t for kind, held in means.items() for name, t in held.items()} | {"mask": self.mask}
+
+    @torch.no_grad()
+    def before_step(self, step: int, steps: int) -> None:
+        """Note the importance of every entry."""
+        for name, p in self.parameters.items():
+            if p.grad is not None:
+                now = (p * p.grad).abs()
+                self.importance[name].lerp_(now, 1 - MEMORY)
+                self.variation[name].lerp_((now - self.importance[name]).abs(), 1 - MEMORY)
+
+    @torch.no_grad()
+    def after_step(self, step: int, steps: int) -> None:
+        """Choose the ranks left when it is time, and put the others to zero; in the last phase those stay the same."""
+        done, (first, last) = step + 1, between(steps)
+        if done <= last and (done <= first or (done % max(1, steps // TIMES) and done != last)):
+            return
+        if done <= last:
+            best = torch.cat(self._scores()).sort(descending=True, stable=True).indices[: self.budget(done, steps)]
+            self.mask.zero_()[best] = 1
+        for one, mask in zip(self.layers.values(), self.mask.split(self.sizes), strict=True):
+            one.weights[L].mul_(mask)
+
+    def budget(self, done: int, steps: int) -> int:
+        """How many ranks are left after so many steps."""
+        first, last = between(steps)
+        return self.target + round((sum(self.sizes) - self.target) * ((last - done) / max(last - first, 1)) ** 3)
+
+    def _scores(self) -> list[Tensor]:
+        def score(one: Change, key: str) -> Tensor:
+            return (self.importance[one.names[key]] * self.variation[one.names[key]]).flatten(1 if key != L else 0)
+
+        return [score(one, L) + score(one, P).mean(0) + score(one, Q).mean(1) for one in self.layers.values()]
+
+
+def between(steps: int) -> tuple[int, int]:
+    """Ranks fall after the first and until the last of these steps."""
+    return math.floor(steps * FIRST), math.floor(steps * (1 - LAST))
+
+
+@dataclass(frozen=True)
+class Singular(Pair):
+    """Ranks at zero are left out of the file, but for one where there is no other."""
+
+    def file(self, layer: nn.Module, w: Weights) -> dict[str, Tensor]:
+        """kohya's three."""
+        down, up, by = self.factors(w)
+        left = w[L].nonzero().flatten() if w[L].any() else torch.zeros(1, dtype=torch.long)
+        return {DOWN: down[left], UP: up[:, left], "alpha": torch.tensor(by * len(left))}
+
+
+def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
+    """P, L and Q are trained. L starts at zero."""
+    by = scale(shape)
+
+    def factors(w: Weights) -> tuple[Tensor, Tensor, float]:
+        return w[Q] * w[L].view(-1, *[1] * (w[Q].ndim - 1)), w[P], by
+
+    return Allocating({spot.name: change(spot, Singular(factors), _start(spot, shape.rank, seed)) for spot in spots}, shape.rank)
+
+
+def _start(spot: Spot, rank: int, seed: int) -> dict[str, nn.Parameter]:
+    rows, *inner = spot.shape
+    columns = spot.shape[1:].numel()
+    width = min(round(rank * WIDER), rows, columns)
+    p, q = torch.empty(rows, width), torch.empty(width, columns)
+    for name, m in (("p", p), ("q", q)):
+        nn.init.orthogonal_(m, generator=generator("adapter", seed, spot.name, name))
+    start = {P: p.view(rows, width, *[1] * (len(inner) - 1)), L: torch.zeros(width), Q: q.view(width, *inner)}
+    return {key: spot.parameter(value) for key, value in start.items()}
