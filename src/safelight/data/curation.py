@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EVERY = 20  # pictures between two progress events
 Known = MutableMapping[tuple[str, str], Any]
-HASH, COLOURS = "phash 2", "colours 1"
+HASH, COLOURS = "phash 3", "colours 1"
 """Questions beside the measures': a picture's hash and its coarse colours, as hex digits."""
 T = TypeVar("T")
 

@@ -49,9 +49,9 @@ def phash(pixels: NDArray[np.uint8]) -> int:
     pixels: (H, W, 3), or the luma as (H, W).
     """
     luma = Pil.fromarray(pixels) if pixels.ndim == 2 else Pil.fromarray(pixels).convert("L")
-    grey = np.asarray(luma.resize((32, 32), Pil.Resampling.LANCZOS, reducing_gap=3.0), dtype=np.float64)
-    low = _cosines() @ grey @ _cosines().T  # (8, 8)
-    bits = np.packbits(low > np.median(low))
+    grey = np.asarray(luma.resize((32, 32), Pil.Resampling.LANCZOS, reducing_gap=2.0), dtype=np.float64)
+    low = (_cosines() @ grey @ _cosines().T).ravel()  # (64,)
+    bits = np.packbits(low > np.sort(low)[31:33].mean())
     return int.from_bytes(bits.tobytes(), "big")
 
 

@@ -33,7 +33,7 @@ def folder(path: Path) -> Work[Dataset]:
     return (yield from read_folder(Path(path)))
 
 
-@op(group="data", version=3, exact=True)
+@op(group="data", version=4, exact=True)
 def curate(
     data: Dataset, *,
     min_side: Annotated[int, Knob(1, 16384)] = 128,
