@@ -172,6 +172,10 @@ def _taken(key: str, given: Mapping[str, Any], classes: Mapping[str, Known], pla
         try:
             if i.name in given:
                 out[i.name] = _value(i, given[i.name], classes, places)
+            elif is_link(given.get(i.old)):
+                out[i.name] = tuple(given[i.old])
+            elif i.newer:
+                out[i.name] = i.default
             elif not i.optional:
                 raise _Wrong("required_input_missing", "Required input is missing", i.name)
         except _Wrong as e:

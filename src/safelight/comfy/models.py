@@ -6,11 +6,13 @@ from typing import Any
 
 from safelight.comfy.check import Checked, PromptError, failed
 from safelight.comfy.node import NodeClass, Places
+from safelight.folders import hub_snapshot
 from safelight.values import Part
 
 KINDS = {
     "ckpt_name": "checkpoints", "unet_name": "diffusion_models", "vae_name": "vae", "clip_name": "text_encoders",
     "clip_name1": "text_encoders", "clip_name2": "text_encoders", "clip_name3": "text_encoders", "model_path": "diffusers",
+    "model": "diffusers", "chatglm3_checkpoint": "LLM",
 }
 SOCKET = {"vae": "VAE", "text_encoder": "CLIP", "text_encoder_2": "CLIP", "text_encoder_3": "CLIP"}
 
@@ -50,7 +52,22 @@ def _class(found: Checked, key: str) -> NodeClass:
 
 
 def _inputs(key: str, known: Any, given: Mapping[str, Any], places: Places) -> dict[str, str]:
-    return {part: places.find(KINDS[name], given[name]) for part, name in known.parts.items()}
+    try:
+        return {part: _found(KINDS[name], given[name], places) for part, name in known.parts.items()}
+    except ValueError as e:
+        raise PromptError([failed(key, known.name, str(e))]) from e
+
+
+def _found(kind: str, name: str, places: Places) -> str:
+    """The path of a name; of a name on Hugging Face also by its last part, or in the cache."""
+    if kind != "diffusers" or "/" not in name:
+        return places.find(kind, name)
+    for known in (name, name.rpartition("/")[2]):
+        try:
+            return places.find(kind, known)
+        except ValueError:
+            continue
+    return str(hub_snapshot(name))
 
 
 def _own_used(found: Checked, head: str, kind: str) -> bool:
@@ -86,7 +103,8 @@ def _beside(found: Checked, loader: str, heads: list[str]) -> str | None:
 def _head(found: Checked, key: str, heads: list[str]) -> str | None:
     """The loader behind a node's MODEL input."""
     while True:
-        link = found.inputs[key].get("model")
+        given = found.inputs[key]
+        link = given.get("model", given.get("kolors_model"))
         if not isinstance(link, tuple):
             return key if key in heads else None
         key = link[0]

@@ -44,7 +44,8 @@ Make = Callable[["Building", Given], Any]
 @dataclass(frozen=True)
 class Input:
     """An input. `low` and `high` are allowed themselves; `options` are the names a COMBO may hold, asked for when they are needed; `loose`:
-    others may stand there too, the node itself looks for them; `told`: what else the editor is told of it."""
+    others may stand there too, the node itself looks for them; `told`: what else the editor is told of it. Files of older editors: there it
+    was called `old` and took another type, or, if `newer`, it was not there, and its default stands."""
 
     name: str
     type: str
@@ -57,6 +58,8 @@ class Input:
     many_lines: bool = False
     loose: bool = False
     told: Mapping[str, Any] = field(default_factory=dict)
+    old: str = ""
+    newer: bool = False
 
     @property
     def widget(self) -> bool:
@@ -136,9 +139,11 @@ def integer(name: str, default: int, low: int, high: int, step: int = 1) -> Inpu
     return Input(name, "INT", default, low, high, step)
 
 
-def real(name: str, default: float, low: float, high: float, step: float = 0.01, *, digits: float | bool | None = None) -> Input:
+def real(
+    name: str, default: float, low: float, high: float, step: float = 0.01, *, digits: float | bool | None = None, optional: bool = False
+) -> Input:
     """A number. `digits`: what the editor rounds it to; False: not at all; nothing: to the step."""
-    return Input(name, "FLOAT", default, low, high, step, told={} if digits is None else {"round": digits})
+    return Input(name, "FLOAT", default, low, high, step, optional=optional, told={} if digits is None else {"round": digits})
 
 
 def text(name: str, default: str = "", *, many_lines: bool = False, prompt: bool = False) -> Input:
@@ -151,10 +156,13 @@ def switch(name: str, default: bool) -> Input:
     return Input(name, "BOOLEAN", default)
 
 
-def choice(name: str, options: Options | Sequence[str], default: str | None = None, *, optional: bool = False) -> Input:
+def choice(
+    name: str, options: Options | Sequence[str], default: str | None = None, *, optional: bool = False, newer: bool = False
+) -> Input:
     """One of a list of names."""
     fixed = None if callable(options) else tuple(options)
-    return Input(name, "COMBO", default, options=options if callable(options) else lambda _: fixed or (), optional=optional)
+    asked = options if callable(options) else lambda _: fixed or ()
+    return Input(name, "COMBO", default, options=asked, optional=optional, newer=newer)
 
 
 def files(kind: str) -> Options:
