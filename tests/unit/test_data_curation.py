@@ -1,6 +1,9 @@
 """Curation: planted defects are found, nothing else is dropped, and the best of several copies stays."""
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,36 @@ def test_other_thresholds_open_no_picture(tmp_path: Path) -> None:
             picture.unlink()
     assert [(r.dropped, r.info) for r in found.rows] == [(r.dropped, r.info) for r in wanted.rows]
     assert len({r.dropped.partition(":")[0] for r in found.rows}) >= 2
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from safelight.data.juicer import known
+from tests.unit.test_data_curation import RULES, contents, curate, load
+known.SECONDS = 0.0
+data = load(Path(sys.argv[1]))
+with contents(Path(sys.argv[2]), [r.picture.sha256 for r in data.rows]) as kept:
+    for event in curate(data, RULES, known=kept):
+        if event.step == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_measured_outlives_a_kill(tmp_path: Path) -> None:
+    folder, file = tmp_path / "pictures", tmp_path / "measures.sqlite"
+    folder.mkdir()
+    for i in range(60):
+        scene(i, 140).save(folder / f"{i:02}.png")
+    data = load(folder)
+    calm = finished(curate(data, RULES))
+    ran = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(file)], cwd=EXAMPLES.parents[1], check=False)
+    assert ran.returncode == -signal.SIGKILL
+    for i in range(40):  # who opened one now would call it unreadable
+        (folder / f"{i:02}.png").unlink()
+    with contents(file, [r.picture.sha256 for r in data.rows]) as known:
+        again = finished(curate(data, RULES, known=known))
+    assert again.rows == calm.rows and len(again) == 60
 
 
 def test_what_was_dropped_before_stays_dropped(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FRESH = 2 * 10**9
 """Nanoseconds in which a file may change again without its time of change showing it; measures of younger files are not kept."""
 AT_ONCE = 500  # paths in one query
+SECONDS = 2.0
+"""How long answers wait before they are written."""
 TABLE = ("CREATE TABLE IF NOT EXISTS answers (path TEXT, question TEXT, bytes INTEGER, changed INTEGER, answer, "
          "PRIMARY KEY (path, question)) WITHOUT ROWID")
 Told = tuple[int, int, Any]
@@ -110,15 +112,26 @@ class Known:
             self.file.unlink(missing_ok=True)
 
 
+class Contents(dict[tuple[str, str], Any]):
+    """Answers about contents by (sha256, question). What is set is written every few seconds, so a process that is killed loses little."""
+
+    def __init__(self, known: Known) -> None:
+        super().__init__(known.everything())
+        self._known, self._due = known, time.monotonic() + SECONDS
+
+    def __setitem__(self, key: tuple[str, str], found: Any) -> None:
+        super().__setitem__(key, found)
+        self._known.add(*key, found)
+        if time.monotonic() >= self._due:
+            self._known.keep()
+            self._due = time.monotonic() + SECONDS
+
+
 @contextmanager
-def contents(file: Path, hashes: Iterable[str]) -> Iterator[dict[tuple[str, str], Any]]:
+def contents(file: Path, hashes: Iterable[str]) -> Iterator[Contents]:
     """What is known of pictures by (sha256, question), wherever they lie; what the block adds is kept, however it ends."""
     known = Known(file, set(hashes))
-    found = known.everything()
-    before = set(found)
     try:
-        yield found
+        yield Contents(known)
     finally:
-        for name, question in found.keys() - before:
-            known.add(name, question, found[name, question])
         known.keep()
