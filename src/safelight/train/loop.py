@@ -128,7 +128,7 @@ class Trained:
 def train(t: Training) -> Generator[Event, None, Trained]:
     """Run to the end from the newest checkpoint, or from the start. ValueError when the loss is no longer a number, or explodes; OSError
     when there is no room for a checkpoint. What runs along (see `parallel`) ends with parallel.Finished."""
-    with _recomputing(t.networks if t.optimizer.checkpointing else ()):
+    with recomputing(t.networks if t.optimizer.checkpointing else ()):
         state = _State(t)
         if parallel.share().rank:
             state.follow()
@@ -144,7 +144,9 @@ def train(t: Training) -> Generator[Event, None, Trained]:
 
 
 @contextmanager
-def _recomputing(networks: Iterable[nn.Module]) -> Iterator[None]:
+def recomputing(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Gradient checkpointing in the networks that can, for as long as the block lasts."""
+    """Gradient checkpointing, in those networks that can, for as long as the block lasts."""
     able = [n for n in networks if isinstance(n, Recomputing)]
     for n in able:
         n.enable_gradient_checkpointing()

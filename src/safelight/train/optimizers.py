@@ -141,7 +141,7 @@ class Prodigy(_Stepping):
 
     def move(self, p: Tensor, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """One parameter's step, at the rate that d had before this gradient."""
-        p.mul_(1 - group["weight_decay"] * group["rate"])
+        p.add_(p, alpha=-group["weight_decay"] * group["rate"])
         p.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["d"] * group["eps"]), value=-group["rate"])
 
 
