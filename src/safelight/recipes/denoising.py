@@ -1,10 +1,12 @@
 """What recipes share that train a denoiser on captioned pictures: the data made ready, the loss, and what is looked at on the way."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,12 +20,14 @@ from safelight.sampling.draw import Shot, starts, walk
 from safelight.sampling.settings import Guidance, Size
 from safelight.spec import Work
 from safelight.store import current
-from safelight.train import cache, held_out, objectives
+from safelight.train import cache, held_out, objectives, parallel, preflight
 from safelight.train.captions import captioned, found_trigger, without
+from safelight.train.checkpoints import Checkpoints
 from safelight.train.lessons import Course, Lesson, Part, Slot
-from safelight.train.loop import Reading
+from safelight.train.loop import Reading, Trained, Watcher, recomputing, train
 from safelight.train.pictures import Ahead, Cut, Kept, Pictures
 from safelight.train.settings import Objective
+from safelight.train.tracking import Tracker
 from safelight.values import Cond, Dataset, Model, canonical, digest
 
 if TYPE_CHECKING:
@@ -56,13 +60,15 @@ def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Plan) ->
     said = [captioned(row, trigger, several=several) for row in rows]
     calm = [without(captions[0], trigger) for captions in said]
     shelf, masked = cache.Shelf(current().folder("encoded")), plan.objective.unmasked < 1
-    pictures = yield from shared.kept(family, model, rows, said, plan.batches, side=side, shelf=shelf, masked=masked)
-    texts = yield from shared.texts(family, model, {"", *calm, *(c for some in said for c in some)}, shelf)
+    with parallel.first():
+        pictures = yield from shared.kept(family, model, rows, said, plan.batches, side=side, shelf=shelf, masked=masked)
+        texts = yield from shared.texts(family, model, {"", *calm, *(c for some in said for c in some)}, shelf)
     if not trigger and plan.objective.prior and plan.objective.prior_by == "answers":
         yield Note(text=f"{op}: the captions share no trigger, so what is learned may show everywhere; `caption` can add one")
     learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
     own = [calm[i] for i in learn][: OWN if plan.objective.prior else 0]
-    drawn = yield from own_pictures(family, model, own, side, shelf)
+    with parallel.first():
+        drawn = yield from own_pictures(family, model, own, side, shelf)
     return Lesson(pictures.some(learn), drawn, pictures.some(held), texts, trigger, side)
 
 
@@ -135,8 +141,8 @@ class Net:
         return join([known[c] for c in captions], repeated=repeats(self.family))
 
     def losses(self, step: int) -> Iterator[Tensor]:
-        """This process's parts of the step's loss: `rank` of `world` has every `world`th slot. The mean over all processes of the sum of the
-        parts is the batch's mean."""
+        """This process's parts of the step's loss: `rank` of `world` has every `world`th slot. The mean over the processes of the sum of
+        these is the batch's mean."""
         penalty = self.trainable.penalty()
         for part in self.parts(step):
             loss = self.part_loss(part)
@@ -239,11 +245,52 @@ class Watching:
                 self.first = net.held_out_losses()
         yield Progress(what="held-out loss")
         now = net.held_out_losses()
-        record["bands"] = [[step, *band] for band in held_out.bands(now, self.first, net.judge.levels)]
-        return held_out.reading(now, self.first)
+        found = held_out.reading(now, self.first, net.judge.levels)
+        record["bands"] = [[step, *band] for band in found.bands]
+        return found
 
     def prompts(self) -> list[str]:
         """The asked ones, or held-out captions and then others; as many as there should be samples."""
         watch, lesson = self.net.plan.watch, self.net.lesson
         pictures = (*lesson.held.kept, *lesson.learn.kept)
         return list(watch.prompts or dict.fromkeys(kept.captions[0] for kept in pictures))[: watch.samples]
+
+
+def learn(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mapping[str, float] | None = None) -> Work[Trained]:
+    """Train it: preflight, the loop with its looks, metrics.jsonl and sample pictures in the run's own folder `work`. ValueError when it
+    cannot fit into memory, and after the preflight when that is all that was asked for. `rates`: see `Training`."""
+    plan, told = net.plan, work / "preflight.json"
+    if net.rank == 0 and Checkpoints(work / "checkpoints").load() is None:
+        flight = expected(net)
+        yield Note(text=f"train: {flight.text()}")
+        if plan.watch.preflight:
+            raise ValueError(f"train: {flight.text()}; that was the preflight, nothing was trained")
+        told.write_text(json.dumps(vars(flight)), encoding="utf-8")
+    watcher = watcher or Watching(net, work / "samples")
+    task = shared.training(net.trainable.parameters, net.losses, watcher, plan=plan, work=work)
+    track = Tracker(work, plan.watch.tensorboard) if net.rank == 0 else None
+    networks = tuple(net.family.trainable().values())
+    task = replace(task, evolving=net, items=net.items, networks=networks, track=track, rates=rates or {})
+    trained = yield from train(task)
+    return replace(trained, record={**trained.record, "preflight": json.loads(told.read_text(encoding="utf-8"))})
+
+
+def expected(net: Net) -> preflight.Flight:
+    """What the run will take; nothing changes."""
+    plan, lesson, course = net.plan, net.lesson, net.course
+    largest = max(range(len(lesson.learn)), key=lambda i: prod(lesson.learn.kept[i].shape))
+    judged = lesson.held if len(lesson.held) else lesson.learn
+    one = replace(net, lesson=replace(lesson, held=judged.some([0])))
+    drawn = min(plan.watch.samples, len(plan.watch.prompts) or plan.watch.samples)
+    pictures = len(lesson.held) + drawn * shared.SAMPLE.steps * 2 / held_out.STRATA  # a picture drawn is so many answers
+
+    def few(n: int) -> Tensor:
+        slots = [Slot(i, lesson.learn, largest, 0, lesson.learn.kept[largest].captions[0]) for i in range(n)]
+        return net.part_loss(course.part(0, slots, course.times(0)))
+
+    mine = -(-plan.batches.batch // net.world)
+    at_once = min(plan.batches.at_once or mine, mine)
+    probe = preflight.Probe(net.family.device, net.trainable.parameters, few, net.losses, one.held_out_losses, at_once, net.buffers)
+    looks = (plan.batches.steps // plan.watch.every + 2) * pictures
+    with recomputing(tuple(net.family.trainable().values()) if plan.optimizer.checkpointing else ()):
+        return preflight.fly(probe, plan.optimizer, plan.batches.steps, looks)

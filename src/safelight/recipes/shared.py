@@ -29,6 +29,7 @@ from safelight.train.checkpoints import Checkpoints
 from safelight.train.loop import Training, Watcher
 from safelight.train.pictures import Cut, Kept, Pictures
 from safelight.train.settings import Batches, Optimizer, Watch
+from safelight.train.tracking import METRICS
 from safelight.values import Blob, Cond, Dataset, Model, Row, canonical, digest
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def training(parameters: Mapping[str, nn.Parameter], losses: Callable[[int], Ite
         checkpoints=Checkpoints(work / "checkpoints"),
         watch=watcher,
         every=plan.watch.every,
+        patience=plan.watch.patience,
         seconds=CHECKPOINT_SECONDS,
     )
 
@@ -174,10 +176,12 @@ def samples(family: Family, prompts: Sequence[str], folder: Path, step: int) -> 
 
 
 def lasting(folder: Path, record: Mapping[str, Any], **more: Any) -> dict[str, Blob]:
-    """The record and the sample pictures as files of the patch, copied into the store."""
+    """The record, its lines and the sample pictures as files of the patch, copied into the store."""
     store = current()
     kept = {k: v for k, v in record.items() if k != "watched"} | {k: json.loads(canonical(v)) for k, v in more.items()}
     files = {"record.json": store.blob(json.dumps(kept, ensure_ascii=False).encode(), ".json")}
     for taken in kept.get("samples", []):
         files[taken["file"]] = store.blob(folder / Path(taken["file"]).name)
+    if (metrics := folder.parent / METRICS).is_file():
+        files[METRICS] = store.blob(metrics)
     return files

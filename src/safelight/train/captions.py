@@ -31,9 +31,10 @@ def frequencies(captions: Sequence[str]) -> dict[str, int]:
 
 
 def captioned(row: Row, trigger: str, *, several: bool = False) -> tuple[str, ...]:
-    """What a picture may be called: its caption in use, or with `several` every line of every layer, oldest first, each once."""
-    lines = [line.strip() for layer in row.captions for line in layer.text.splitlines() if line.strip()]
-    return tuple(dict.fromkeys(lines)) if several and lines else (row.caption or trigger,)
+    """What a picture may be called: its caption in use, or with `several` that of every layer, newest first, each once; a folder's name
+    only where there is nothing else."""
+    layers = [layer.text for layer in reversed(row.captions) if layer.text and layer.by != "folder"]
+    return tuple(dict.fromkeys(layers)) if several and layers else (row.caption or trigger,)
 
 
 def without(caption: str, trigger: str) -> str:

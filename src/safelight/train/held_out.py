@@ -46,17 +46,14 @@ class HeldOut:
         return torch.stack([errors(i, noise(seed, i, STRATA, shape), sigma).double().cpu() for i, shape in enumerate(self.shapes)])
 
 
-def reading(now: Tensor, first: Tensor) -> Reading:
-    """The mean of the pictures' losses (N, K), and the 95 % interval of its change since `first`, laid around it.
+def reading(now: Tensor, first: Tensor, sigmas: Tensor) -> Reading:
+    """The mean of the pictures' losses (N, K), and the 95 % interval of its change since `first`, laid around it; and both for each of the
+    levels (K,) by itself.
 
     The change is taken picture by picture: how hard the pictures are is no uncertainty. Student's t, N - 1 degrees of freedom.
     """
-    return Reading(*_around(now.mean(dim=1), first.mean(dim=1)))
-
-
-def bands(now: Tensor, first: Tensor, sigmas: Tensor) -> list[tuple[float, float, float, float]]:
-    """The same for each noise level by itself: sigma, mean, and the interval's ends."""
-    return [(float(sigma), *_around(now[:, k], first[:, k])) for k, sigma in enumerate(sigmas)]
+    bands = tuple((float(sigma), *_around(now[:, k], first[:, k])) for k, sigma in enumerate(sigmas))
+    return Reading(*_around(now.mean(dim=1), first.mean(dim=1)), bands)
 
 
 def _around(now: Tensor, first: Tensor) -> tuple[float, float, float]:

@@ -78,7 +78,7 @@ class Batches(Knobs):
     buckets: Annotated[bool, "keep the pictures' shapes: cut them to sizes of about the same area, each step to one of them"] = False
     crops: Annotated[int, Knob(1, 64, help="windows taken of each picture, of which each step shows one; 1: the middle")] = 1
     flip: Annotated[bool, "show half of the pictures mirrored, but for those whose captions speak of sides or writing"] = False
-    several: Annotated[bool, "draw one of a picture's captions, the lines of all its layers, at each step"] = False
+    several: Annotated[bool, "draw one of the captions a picture has had, of all its layers, at each step"] = False
     shuffle: Annotated[bool, "put the parts between commas in another order at each step"] = False
     keep: Annotated[int, Knob(0, 100, help="parts of a caption that stay first and are never dropped")] = 1
     drop_parts: Annotated[float, Knob(0, 1, help="chance of each other part of being left out")] = 0.0

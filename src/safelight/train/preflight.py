@@ -1,0 +1,174 @@
+"""Before the first step: how much memory a training will take, and how long. Real steps are run and thrown away; no state changes."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from safelight.families import memory
+from safelight.train.settings import Optimizer
+from safelight.train.stepping import Stepper
+
+STEPS = 3
+"""How many steps are run; the first, which warms up, is not timed."""
+
+SPARE = 0.95
+"""How much of what is free a training may take."""
+
+ENDLESS = 2**62
+"""Bytes of what ran out of memory."""
+
+Losses = Callable[[int], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Flight:
+    """What to expect: bytes at most and bytes held before, of this process or on the device (None where nobody says); bytes that were
+    free; seconds a step, a look, and in all."""
+
+    peak: int | None
+    before: int | None
+    free: int | None
+    step: float
+    look: float
+    seconds: float
+
+    def text(self) -> str:
+        """In one line, with the time it will end."""
+        peak = "" if self.peak is None else f"{self.peak / 2**30:.2f} GB at most, "
+        end = datetime.now() + timedelta(seconds=self.seconds)
+        return f"about {peak}{self.step:.3g} s a step, {timedelta(seconds=round(self.seconds))} in all, until {end:%a %H:%M}"
+
+
+class Meter:
+    """How much memory is taken: on an accelerator by torch's own count, else by this process as Linux tells it."""
+
+    STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def held(self) -> int | None:
+        """Bytes now."""
+        return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else self._told("VmRSS:")
+
+    def peak(self) -> int | None:
+        """The most bytes since `reset`."""
+        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else self._told("VmHWM:")
+
+    def reset(self) -> None:
+        """Begin to count anew, after giving back what nobody holds."""
+        memory.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.CLEAR.exists():
+            self.CLEAR.write_text("5")  # proc(5): the most there was is what there is
+
+    def _told(self, name: str) -> int | None:
+        if not self.STATUS.exists():
+            return None
+        return next(int(line.split()[1]) * 1024 for line in self.STATUS.read_text().splitlines() if line.startswith(name))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is tried: `few(n)`, the loss of n pictures of the largest size; `losses(step)`, all parts of a step; `look`, one picture looked
+    at. `at_once` pictures are in memory together; `state` is what the steps change besides the parameters."""
+
+    device: torch.device
+    parameters: Mapping[str, nn.Parameter]
+    few: Callable[[int], Tensor]
+    losses: Losses
+    look: Callable[[], object]
+    at_once: int
+    state: Callable[[], Mapping[str, Tensor]]
+
+
+def fly(p: Probe, o: Optimizer, steps: int, looks: float) -> Flight:
+    """The estimate, for a run that looks at `looks` pictures. ValueError with advice when it cannot fit into memory, which one picture and
+    two show before more are tried."""
+    meter, free = Meter(p.device), memory.free(p.device)
+    with _unchanged(p):
+        meter.reset()
+        before = meter.held()
+        moved, state = _optimizer(p, o)
+        _refuse([_tried(p, meter, n) for n in range(1, min(p.at_once, 2) + 1)], state, before=before, free=free, at_once=p.at_once)
+        meter.reset()
+        seconds = [_timed(p.device, lambda s=s: _backward(p.losses(s))) for s in range(STEPS)]  # type: ignore[misc]
+        most = meter.peak()
+        look = _timed(p.device, p.look)
+    step = sum(seconds[1:]) / (STEPS - 1) + moved
+    kept = sum(w.nbytes for w in p.parameters.values()) if p.device.type == "cpu" else 0  # the best weights, beside those in work
+    return Flight(None if most is None else most + state + kept, before, free, step, look, step * steps + look * looks)
+
+
+def _refuse(taken: Sequence[int | None], state: int, *, before: int | None, free: int | None, at_once: int) -> None:
+    """By what one picture takes, and two."""
+    told = [t for t in taken if t is not None]
+    if free is None or before is None or len(told) < len(taken):
+        return
+    each, first, room = max(told[-1] - told[0], 1), told[0] - before + state, SPARE * free
+    needs = first + each * (at_once - 1)
+    if needs <= room:
+        return
+    fitting = int((room - first) / each) + 1
+    less = f"at_once {fitting}" if 0 < fitting < at_once else "a smaller size, fewer or narrower layers, or another optimizer"
+    much = "more memory than there is" if needs >= ENDLESS else f"about {needs / 2**30:.2f} GB"
+    raise ValueError(f"train: this takes {much}, and {free / 2**30:.2f} GB are free; try {less}, or checkpointing")
+
+
+def _tried(p: Probe, meter: Meter, n: int) -> int | None:
+    """Bytes at most with n pictures."""
+    meter.reset()
+    try:
+        p.few(n).backward()
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        return ENDLESS
+    return meter.peak()
+
+
+def _backward(losses: Iterable[Tensor]) -> None:
+    for loss in losses:
+        loss.backward()
+
+
+def _timed(device: torch.device, work: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic() - begun
+
+
+def _optimizer(p: Probe, o: Optimizer) -> tuple[float, int]:
+    """Seconds of a step, and bytes of what it keeps; of copies."""
+    copies = {name: nn.Parameter(w.detach().clone()) for name, w in p.parameters.items()}
+    for copy in copies.values():
+        copy.grad = torch.zeros_like(copy)
+    stepper = Stepper(copies, o, {})
+    seconds = [_timed(p.device, lambda: stepper.step(0.0, 0)) for _ in range(2)][-1]  # the first one makes the state
+    state = [t for s in stepper.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
+    return seconds, sum(t.nbytes for t in (*state, *stepper.averages))
+
+
+@contextmanager
+def _unchanged(p: Probe) -> Iterator[None]:
+    """Random numbers, gradients and state are afterwards what they were."""
+    kept = {name: t.clone() for name, t in p.state().items()}
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            for w in p.parameters.values():
+                w.grad = None
+            for name, t in p.state().items():
+                t.copy_(kept[name])
+            memory.collect()
