@@ -321,7 +321,7 @@ def test_names_that_lead_out_of_the_archive_lead_nowhere(tmp_path: Path) -> None
 
 def test_the_child_can_do_nothing_but_read() -> None:
     source = Path(header.__file__).parents[2]
-    start = f"import os, socket, sys; sys.path.append({str(source)!r}); from safelight.weights.child import _nothing_else as hook\n"
+    start = f"import os, socket, sys; sys.path.append({str(source)!r}); from safelight.weights.child import nothing_else as hook\n"
     for act in ("open('/etc/hostname')", "__import__('ctypes')", "os.system('true')", "socket.socket()", "exec('1')", "os.remove('/no')"):
         code = f"{start}sys.addaudithook(hook)\n{act}"
         done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)

@@ -41,7 +41,7 @@ def main() -> int:
         for name in ENCODINGS:
             codecs.lookup(name)
         _limit(size)
-        sys.addaudithook(_nothing_else)
+        sys.addaudithook(nothing_else)
         try:
             convert(f, out, sha)
         except MemoryError:
@@ -90,7 +90,8 @@ def tell(**what: object) -> None:
     sys.stdout.flush()
 
 
-def _nothing_else(event: str, _: object) -> None:
+def nothing_else(event: str, _: object) -> None:
+    """An audit hook: PermissionError for all that reading does not need."""
     if event not in QUIET:
         raise PermissionError(f"reading weights is no reason for {event}")
 

@@ -1,0 +1,243 @@
+"""What the server does, whoever asks for it: takes prompts in, gives them to workers, keeps and tells what became of them."""
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import uuid
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safelight.comfy import Places
+from safelight.folders import current as folders
+from safelight.server.desk import Desk, Full, Job
+from safelight.server.files import Names, Shelves
+from safelight.server.guard import Rules
+from safelight.server.pictures import Small
+from safelight.server.reading import Most
+from safelight.server.sockets import Sockets
+from safelight.server.telling import Telling
+from safelight.server.validating import Ready, Rooms, cut, examine, words
+from safelight.server.workers import Pool
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 4096
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a server is set up. `devices` has one worker each; `attempts` is how often a prompt may kill the worker that it has alone."""
+
+    shelves: Shelves
+    rules: Rules = field(default_factory=Rules)
+    devices: Sequence[str] = ("",)
+    together: int = 8
+    attempts: int = 3
+    waiting: int = 10_000
+    previews: bool = False
+    most: Most = field(default_factory=Most)
+    data: Sequence[Path] = ()
+    nodes: Path | None = None
+
+
+class Studio:
+    """One server's state."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.shelves = setup, setup.shelves
+        self.places = Places(folders(), self.shelves.input.path, self.shelves.output.path, setup.nodes)
+        self.rooms = Rooms(self.places, self.shelves, setup.data, setup.most)
+        self.desk = Desk(self.shelves.home / "queue.sqlite")
+        self.sockets = Sockets(self._greeting)
+        self.small = Small()
+        self.names = Names()
+        settings = {
+            "input": str(self.shelves.input.path), "output": str(self.shelves.output.path), "staging": str(self.shelves.staging),
+            "most": asdict(setup.most), "nodes": str(setup.nodes) if setup.nodes else None,
+        }
+        self.pool = Pool(self, settings, setup.devices, together=setup.together, most=setup.most)
+        self.tellings: dict[str, Telling] = {}
+        self.waiters: defaultdict[str, list[asyncio.Future[Job]]] = defaultdict(list)
+        self.written: OrderedDict[str, list[Path]] = OrderedDict()
+        self.fresh: set[str] = set()
+        self.stopping: set[str] = set()
+
+    async def start(self) -> None:
+        """Put in order what the last run left, and begin."""
+        await self.desk.recover()
+        await asyncio.to_thread(self.shelves.clear)
+        self.pool.start()
+        self.pool.feed()
+
+    async def close(self) -> None:
+        """Stop the workers; what ran waits for the next start."""
+        await self.pool.close()
+        await asyncio.to_thread(self.desk.close)
+        self.shelves.clear()
+
+    # From clients.
+
+    async def submit(
+        self, prompt: Any, *, id: str = "", client: str = "", extra: Mapping[str, Any] | None = None, front: bool = False,
+        number: float | None = None, targets: Sequence[str] | None = None,
+    ) -> tuple[Job, Ready]:
+        """Take a prompt in: once this returns it will run, whatever happens. Refusal when it cannot, Full when there is no room for it,
+        KeyError when there is one of that id already."""
+        if self.desk.remaining >= self.setup.waiting:
+            raise Full(f"{self.desk.remaining} prompts wait already; the queue takes no more")
+        ready = await asyncio.to_thread(examine, prompt, self.rooms, targets)
+        told = {**(extra or {}), **({"client_id": client} if client else {})}
+        raw, more = json.dumps(prompt, ensure_ascii=False), json.dumps(told, ensure_ascii=False)
+        job = await self.desk.put(
+            id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
+        )
+        self.tell_status()
+        self.pool.feed()
+        return job, ready
+
+    async def done(self, id: str) -> Job:
+        """Wait until a prompt has ended."""
+        waiter: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self.waiters[id].append(waiter)
+        job = await self.desk.job(id)
+        if job is not None and job.ended is not None and not waiter.done():
+            self._wake(job)
+        return await waiter
+
+    async def cancel(self, ids: Sequence[str] | None = None, *, running: bool = True) -> bool:
+        """Take waiting prompts out and stop running ones; whether there was any of these."""
+        gone = await self.desk.cancel(ids)
+        for id in gone:
+            if (job := await self.desk.job(id)) is not None:
+                self._wake(job)
+        stopped = [id for id in list(self.tellings) if running and (ids is None or id in ids) and self.pool.stop(id)]
+        self.stopping.update(stopped)
+        self.tell_status()
+        return bool(gone or stopped)
+
+    def tell_status(self) -> None:
+        """Everybody hears how many prompts there are."""
+        self.sockets.post("status", {"status": {"exec_info": {"queue_remaining": self.desk.remaining}}})
+
+    def _greeting(self, client: str) -> list[tuple[str, dict[str, Any]]]:
+        hello: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": self.desk.remaining}}, "sid": client}
+        runs = next((t.current for t in self.tellings.values() if t.client == client and t.current), "")
+        return [("status", hello)] + ([("executing", {"node": runs})] if runs else [])
+
+    # From the workers.
+
+    async def next_jobs(self, most: int, *, idle: bool) -> Sequence[Job]:
+        """Prompts to run now."""
+        jobs = await self.desk.take(most, idle=idle)
+        for job in jobs:
+            prompt = cut(json.loads(job.prompt), json.loads(job.ends))
+            self.tell_status()
+            self.tellings[job.id] = Telling(self.sockets, job.id, job.client, {k: str(e["class_type"]) for k, e in prompt.items()})
+        return jobs
+
+    def order(self, job: Job) -> Mapping[str, Any]:
+        """The worker's order for one."""
+        extra = json.loads(job.extra)
+        workflow = (extra.get("extra_pnginfo") or {}).get("workflow")
+        told = extra.get("preview_method")
+        return {
+            "id": job.id, "prompt": cut(json.loads(job.prompt), json.loads(job.ends)), "fresh": job.id in self.fresh,
+            "workflow": json.dumps(workflow) if workflow is not None else "",
+            "preview": self.setup.previews if told in (None, "default") else told != "none",
+        }
+
+    async def heard(self, id: str, line: Mapping[str, Any]) -> None:
+        """A line about a prompt."""
+        telling = self.tellings.get(id)
+        if telling is None:
+            return
+        if "event" in line:
+            telling.event(line["event"])
+        elif "result" in line:
+            await self._succeeded(id, telling, line["result"])
+        elif line["failed"]["kind"] == "stopped":
+            await self._end(id, telling, "failed" if id not in self.stopping else "cancelled", line["failed"])
+        else:
+            await self._end(id, telling, "failed", line["failed"])
+
+    async def orphaned(self, ids: Sequence[str], why: str) -> None:
+        """Their worker died: they wait again, but for those that did it too often."""
+        for job in await self._kept(lambda: self.desk.give_back(ids, died=True)):
+            telling = self.tellings[job.id]
+            if job.id in self.stopping:
+                await self._end(job.id, telling, "cancelled", {"kind": "stopped", "text": ""})
+            elif job.deaths >= self.setup.attempts:
+                text = f"the worker died {job.deaths} times while it ran this prompt alone, the last time {why}"
+                await self._end(job.id, telling, "failed", {"kind": "WorkerDied", "text": text})
+            else:
+                del self.tellings[job.id]
+        self.tell_status()
+
+    async def _kept(self, write: Any) -> Any:
+        """Do what must not be lost, waiting for room on the disk."""
+        while True:
+            try:
+                return await write()
+            except Full as e:
+                log.error("queue: %s", e)
+                await asyncio.sleep(2)
+
+    async def _succeeded(self, id: str, telling: Telling, result: Mapping[str, Any]) -> None:
+        if any(not told["files"] and not self._still(told["stamp"]) for told in result.values()):
+            self.fresh.add(id)  # the files of its earlier run are gone
+            await self._kept(lambda: self.desk.give_back([id]))
+            del self.tellings[id]
+            return
+        telling.complete()
+        job = await self._kept(lambda: self.desk.finish(id, "done", json.dumps(telling.messages), lambda: self._published(id, result)))
+        if job is not None:
+            telling.saved(json.loads(job.outputs))
+            await self._over(job, telling)
+
+    def _still(self, stamp: str) -> bool:
+        return stamp in self.written and all(p.exists() for p in self.written[stamp])
+
+    def _published(self, id: str, result: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+        """The outputs and the moves that bring them about; on the desk's thread, so that no two prompts take the same name."""
+        outputs, moves = {}, []
+        for node, told in result.items():
+            staged = self.shelves.staging / id / ("" if told["kept"] else "temp")
+            root = (self.shelves.output if told["kept"] else self.shelves.temp).path
+            places = [self.names.free(root, Path(f).relative_to(staged).as_posix()) for f in told["files"]]
+            moves += [(f, str(p)) for f, p in zip(told["files"], places, strict=True)]
+            if places:
+                self.written[told["stamp"]] = places
+            kind = "images" if told["type"] == "Image" else "files"
+            outputs[node] = {kind: [self.shelves.told(p) for p in places or self.written[told["stamp"]]]}
+        while len(self.written) > REMEMBERED:
+            self.written.popitem(last=False)
+        return json.dumps(outputs), moves
+
+    async def _end(self, id: str, telling: Telling, state: str, told: Mapping[str, Any]) -> None:
+        if state == "cancelled":
+            telling.interrupted()
+        else:
+            text = told["text"] or f"it was stopped: it took longer than the {self.setup.most.seconds:g} s that this server allows"
+            telling.failure({**told, "text": text}, {})
+        job = await self._kept(lambda: self.desk.finish(id, state, json.dumps(telling.messages)))
+        if job is not None:
+            await self._over(job, telling)
+
+    async def _over(self, job: Job, telling: Telling) -> None:
+        self.tellings.pop(job.id, None)
+        self.fresh.discard(job.id)
+        self.stopping.discard(job.id)
+        self.tell_status()
+        telling.end()
+        self._wake(job)
+        await asyncio.to_thread(shutil.rmtree, self.shelves.staging / job.id, ignore_errors=True)
+
+    def _wake(self, job: Job) -> None:
+        for waiter in self.waiters.pop(job.id, []):
+            if not waiter.done():
+                waiter.set_result(job)
