@@ -19,7 +19,7 @@ Reduce = Callable[[Sequence[Tensor]], None]
 
 class Stepper:
     """Parameters and their optimizer. `moved` is what the optimizer sees: tensors that hold all the parameters of a rate, the parameters
-    themselves, or this process's parts of them."""
+    themselves, or this process's parts of them. Parameters that need no gradient are only held, shown and kept."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], o: Optimizer, rates: Mapping[str, float]) -> None:
         """`rates` multiply the learning rate by the beginning of the name. ValueError when the optimizer cannot do what is asked."""
@@ -30,7 +30,7 @@ class Stepper:
             able = ", ".join(name for name, k in optimizers.KINDS.items() if k.shards)
             raise ValueError(f"train: {o.kind} cannot work on parameters that are split among processes; expected one of {able}")
         self.names: dict[float, list[str]] = {}
-        for name in parameters:
+        for name in (n for n, p in parameters.items() if p.requires_grad):
             factor = next((f for start, f in rates.items() if name.startswith(start)), 1.0)
             self.names.setdefault(factor, []).append(name)
         flat = kind.flat and not self.split and sum(p.numel() for p in parameters.values()) <= SMALL
@@ -111,8 +111,8 @@ class Stepper:
         """Values as `moved`, by the names of the parameters, whole. All processes call this together where parameters are split."""
         if self.flats:
             values = [part for flat, value in zip(self.flats, values, strict=True) for part in flat.views(value)]
-        names = self._ordered()
-        return {n: parallel.whole(v, self.parameters[n]) for n, v in zip(names, values, strict=True)}
+        moved = dict(zip(self._ordered(), values, strict=True))
+        return {n: parallel.whole(moved.get(n, p.detach()), p) for n, p in self.parameters.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """Copies on the CPU of what is shown."""

@@ -160,12 +160,16 @@ class Adapter:
         """Nothing to do."""
 
     def file(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by name as a kohya or LyCORIS file holds them."""
-        return {
-            f"{name}.{end}": t.detach().contiguous()
-            for name, one in self.layers.items()
-            for end, t in one.form.file(one.layer, {key: weights[full] for key, full in one.names.items()}).items()
-        }
+        """Weights by name as a kohya or LyCORIS file holds them, with one alpha for all layers: diffusers misreads kohya files with more."""
+        made = {n: one.form.file(one.layer, {key: weights[full] for key, full in one.names.items()}) for n, one in self.layers.items()}
+        alpha = max(float(tensors["alpha"]) for tensors in made.values())
+        out = {}
+        for name, tensors in made.items():
+            part = float(tensors["alpha"]) / alpha
+            if part != 1:
+                tensors |= {"alpha": torch.tensor(alpha), UP: tensors[UP] * part}
+            out |= {f"{name}.{end}": t.detach().clone(memory_format=torch.contiguous_format) for end, t in tensors.items()}
+        return out
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Put weights in place. KeyError when one is missing."""

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 def run(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What a linear layer or a convolution would say with this weight and bias."""
     if isinstance(layer, nn.Conv2d):
-        return layer._conv_forward(x, weight, bias)
+        out: Tensor = layer._conv_forward(x, weight, bias)
+        return out
     return F.linear(x, weight, bias)
 
 
@@ -27,24 +28,20 @@ def beside(layer: Any, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Ten
     The input is kept for the backward pass only where `down` is trained (arXiv:2308.03303).
     """
     if not isinstance(layer, nn.Conv2d):
-        out: Tensor = _Beside.apply(x, down, up, scale, layer.weight, layer.bias)
+        out: Tensor = _Beside.apply(x, down, up, scale, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
         return out
     low, wide = down.to(x.dtype), (up * scale).to(x.dtype)
     if down.requires_grad or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return run(layer, x, layer.weight, layer.bias) + F.conv2d(run(layer, x, low, None), wide)
     how = (layer.stride, layer.padding, layer.dilation)
-    plain: Tensor = _Frozen.apply(x, layer.weight, layer.bias, how)
+    plain: Tensor = _Frozen.apply(x, layer.weight, layer.bias, how)  # type: ignore[no-untyped-call]
     inner: Tensor = _Frozen.apply(x, low, None, how)
     return plain + F.conv2d(inner, wide)
 
 
 def added(layer: Any, x: Tensor, delta: Tensor) -> Tensor:
-    """What the layer would say with `delta`, float32, added to its weight.
-
-    Below float32 the sum would round most of a small difference away, so both are computed and their outputs added.
-    """
-    if layer.weight.dtype == torch.float32:
-        return run(layer, x, layer.weight + delta, layer.bias)
+    """What the layer would say with `delta`, float32, added to its weight; computed beside it, for the sum of the weights would round most
+    of a small difference away."""
     return run(layer, x, layer.weight, layer.bias) + run(layer, x, delta.to(x.dtype), None)
 
 

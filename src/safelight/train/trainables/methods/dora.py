@@ -32,9 +32,9 @@ class Turned:
         longer = (w[LENGTH].flatten() / norm).view(across)
         inner, wide = run(layer, x, w[DOWN].to(x.dtype), None), (w[UP] * self.scale).to(x.dtype)
         low = F.conv2d(inner, wide) if isinstance(layer, nn.Conv2d) else F.linear(inner, wide)
-        plain = run(layer, x, layer.weight, None)
-        out: Tensor = plain + plain * (longer - 1).to(x.dtype) + low * longer.to(x.dtype)
-        return out if layer.bias is None else out + layer.bias.view(across)
+        said = run(layer, x, layer.weight, layer.bias)
+        plain = said if layer.bias is None else said - layer.bias.view(across)
+        return said + plain * (longer - 1).to(x.dtype) + low * longer.to(x.dtype)
 
     def file(self, layer: nn.Module, w: Weights) -> dict[str, Tensor]:
         """kohya's three, and the lengths."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from safelight.train import parallel
 from safelight.train.settings import LoraShape
 from safelight.train.trainables.adapter import DOWN, UP, Adapter, Change, Pair, Spot, Weights, scale
 from safelight.train.trainables.methods.lora import pair
@@ -22,18 +23,15 @@ MEASURED = 0.1
 KEPT = "lora_drop.kept"
 """1 for a layer with a LoRA of its own, in the order of the layers; trained by nobody."""
 
-HALF = 0.5
-"""Moving averages of the weights have numbers between 0 and 1 there."""
-
 
 class Dropping(Adapter):
     """`sums` are the layers' importances so far; `open` is 1 while they are measured."""
 
-    def __init__(self, layers: Mapping[str, Change], kept: Tensor, share: float) -> None:
-        """`kept` is what all layers look at."""
+    def __init__(self, layers: Mapping[str, Change], kept: nn.Parameter, share: float, device: torch.device) -> None:
+        """`kept` is what all layers look at, on the CPU; what is measured lies on `device`."""
         super().__init__(layers)
         self.kept, self.share = kept, share
-        self.sums, self.open = torch.zeros(len(kept), dtype=torch.float64), torch.ones(1)
+        self.sums, self.open = torch.zeros(len(kept), device=device), torch.ones(1)
 
     def buffers(self) -> Mapping[str, Tensor]:
         """Both."""
@@ -44,10 +42,11 @@ class Dropping(Adapter):
         """After the measured steps, decide."""
         if step + 1 != min(max(2, round(MEASURED * steps)), steps):
             return
-        largest, order = self.sums.sort(descending=True, stable=True)
+        parallel.mean([self.sums])
+        largest, order = self.sums.cpu().sort(descending=True, stable=True)
         before = largest.cumsum(0) - largest
         self.kept.zero_()
-        self.kept[order[before < self.share * self.sums.sum()]] = 1
+        self.kept[order[before < self.share * largest.sum()]] = 1
         self.open.zero_()
 
 
@@ -67,7 +66,7 @@ class Dropped(Pair):
                 inner = run(layer, x, down.to(x.dtype), None).float()
                 flat = inner.transpose(0, 1).flatten(1) if isinstance(layer, nn.Conv2d) else inner.reshape(-1, len(down)).t()
                 grown = up.flatten(1)  # ||U h||^2 summed over h is that of U (h h^T) U^T
-                book.sums[self.at] += float((grown.t() @ grown * (flat @ flat.t())).sum() * by**2)
+                book.sums[self.at] += (grown.t() @ grown * (flat @ flat.t())).sum() * by**2
         return super().forward(layer, x, w)
 
 
@@ -84,13 +83,13 @@ def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
         own = pair(spot, shape, seed)
         names = {key: f"{spot.name}.{key}" for key in own} | {key: f"lora_drop.{which}.{key}" for key in shared} | {KEPT: KEPT}
         layers[spot.name] = Change(spot.layer, Dropped(_chosen(i, scale(shape)), i, book), {**own, **shared, KEPT: kept}, names)
-    book.append(Dropping(layers, kept.data, shape.share))
+    book.append(Dropping(layers, kept, shape.share, spots[0].device))
     return book[0]
 
 
 def _chosen(at: int, by: float) -> Callable[[Weights], tuple[Tensor, Tensor, float]]:
     def factors(w: Weights) -> tuple[Tensor, Tensor, float]:
-        head = "" if w[KEPT][at] > HALF else "shared_"
+        head = "" if w[KEPT][at] else "shared_"
         return w[head + DOWN], w[head + UP], by
 
     return factors
