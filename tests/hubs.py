@@ -1,6 +1,7 @@
 """A server on this machine that speaks the hubs' and other APIs, and breaks, lies and refuses when it is told to."""
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import random
@@ -35,7 +36,8 @@ class Hub(ThreadingHTTPServer):
 
     What a test wants otherwise it sets: `breaks` (bytes after which an answer ends, a list per file), `lies` (bytes sent instead), `status`
     per path prefix, `ranges` (whether they are honoured), `cdn` (where large files are redirected to), `replies` (answers by path, the last
-    one again and again), `card` (what the repository says of itself).
+    one again and again), `card` (what the repository says of itself), `hangs` (uploads of files that it hangs up on half-way). Uploads are for
+    who has a token that ends in `_secret`; what came lies in `files`, `made`, `uploads` (by hash) and `commits`.
     """
 
     daemon_threads = False  # closing the server waits for the answers that are under way
@@ -52,6 +54,10 @@ class Hub(ThreadingHTTPServer):
         self.sent: Counter[str] = Counter()
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         self.listed: list[dict[str, Any]] = []
+        self.made: list[str] = []
+        self.blobs: dict[str, bytes] = {}
+        self.uploads: Counter[str] = Counter()
+        self.hangs = self.commits = 0
 
     @property
     def url(self) -> str:
@@ -84,6 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         resolve = re.fullmatch(r"(?:/datasets)?/o/m/resolve/[^/]+/(.+)", path)
         if re.match("/api/(models|datasets)/o/m/revision/", path):
             self.answer(json.dumps(self.hugging_face()).encode())
+        elif path == "/api/v1/models/o/m" and self.server.made:
+            self.answer(json.dumps({"Code": 200, "Data": {}}).encode())
         elif path == "/api/v1/models/o/m/repo/files":
             rows = self.server.listed or [self.row(n) for n in self.server.files] + [{"Path": "unet", "Type": "tree", "Size": 0}]
             self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": rows}}).encode())
@@ -101,6 +109,54 @@ class Handler(BaseHTTPRequestHandler):
             self.content(path.removeprefix("/cdn/"))
         else:
             self.answer(b"{}", code=404)
+
+    def do_POST(self) -> None:
+        path, length = urlsplit(self.path).path, int(self.headers["Content-Length"])
+        put = self.command == "PUT"
+        self.server.seen.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+        if put and self.server.hangs:
+            self.server.hangs -= 1
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return self.connection.close()
+        body = self.rfile.read(length)
+        refused = next((code for prefix, code in self.server.status.items() if path.startswith(prefix)), 0)
+        if not put and not self.headers.get("Authorization", "").endswith("_secret"):
+            refused = 401
+        if refused:
+            return self.answer(b"{}", code=refused)
+        said = self.put(path, body) if put else self.uploaded(path, body)
+        self.answer(json.dumps(said if path.startswith("/o/m") or "/api/v1" not in path else {"Code": 200, "Message": "", "Data": said}).encode())
+
+    do_PUT = do_POST
+
+    def put(self, path: str, body: bytes) -> dict[str, Any]:
+        self.server.blobs[sha256(body)] = body
+        self.server.uploads[sha256(body)] += 1
+        assert path.endswith(sha256(body))
+        return {}
+
+    def uploaded(self, path: str, body: bytes) -> dict[str, Any]:
+        server, lines = self.server, [json.loads(line) for line in body.splitlines() if line]
+        if path in ("/api/repos/create", "/api/v1/models"):
+            server.made.append("/".join(str(v) for k, v in lines[0].items() if k in ("organization", "name", "Path", "Name")))
+            server.made[-1] = "o/m" if "o" in server.made[-1].split("/") else server.made[-1]
+            return {"url": f"{server.url}/o/m", "id": "o/m"}
+        if path.endswith("/preupload/main"):
+            return {"files": [{"path": f["path"], "uploadMode": "lfs" if large(f["path"]) else "regular", "shouldIgnore": False} for f in lines[0]["files"]]}
+        if path.endswith("/objects/batch"):
+            at = "/api/v1/put/" if "/api/v1/" in path else "/put/"
+            new = [o for o in lines[0]["objects"]]
+            return {"transfer": "basic", "objects": [
+                {**o, **({} if o["oid"] in server.blobs else {"actions": {"upload": {"href": f"{server.url}{at}{o['oid']}"}}})} for o in new]}
+        server.commits += 1
+        for key, value in ((x["key"], x["value"]) for x in lines if "key" in x):
+            if key != "header":
+                server.files[value["path"]] = server.blobs[value["oid"]] if key == "lfsFile" else base64.b64decode(value["content"])
+        for action in lines[0].get("actions", []):
+            data = server.blobs[action["sha256"]] if action["type"] == "lfs" else base64.b64decode(action["content"])
+            server.files[action["path"]] = data
+        return {"commitUrl": f"{server.url}/o/m/commit/{COMMIT}", "commitOid": COMMIT, "oid": COMMIT}
 
     def hugging_face(self) -> dict[str, Any]:
         siblings = []

@@ -90,15 +90,22 @@ def ops_command(name: str | None, as_json: bool) -> None:
 @click.argument("file")
 @click.option("--json", "as_json", is_flag=True, help="The lineage as JSON.")
 @click.option("--graph", "as_graph", is_flag=True, help="Only the graph, in API form: `safelight run` takes it.")
-def why_command(file: str, as_json: bool, as_graph: bool) -> None:
+@click.option("--verify", metavar="FOLDER", help="Whether a trained file was made from the pictures and captions there, and is unchanged.")
+def why_command(file: str, *, as_json: bool, as_graph: bool, verify: str | None) -> int:
     """Say where a file comes from: every op, setting and picture, read from the file alone."""
     from safelight.files import why
+    from safelight.provenance import chain
 
+    if verify:
+        from safelight.cli.push import verify as verified
+
+        return verified(Path(file), verify)
     history = why(file)
     if as_graph:
         click.echo(json.dumps(history.graph(), indent=1, ensure_ascii=False))
     else:
-        click.echo(json.dumps(history.data, indent=1, ensure_ascii=False) if as_json else str(history))
+        click.echo(json.dumps(history.data, indent=1, ensure_ascii=False) if as_json else "\n".join([str(history), *chain(Path(file))]))
+    return 0
 
 
 @click.command("reproduce")

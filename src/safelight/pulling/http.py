@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from email.message import Message
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -109,10 +110,24 @@ class Http:
             raise Refused(f"{url}: the answer is longer than {LONGEST_ANSWER} bytes")
         return text
 
-    def open(self, url: str, *, start: int = 0) -> http.client.HTTPResponse:
-        """The open answer, from byte `start` on if the server can. Refused for what asking again does not change; BROKEN otherwise."""
+    def send(self, url: str, data: bytes | Path, *, method: str = "POST", headers: Mapping[str, str] | None = None) -> Any:
+        """The answer to bytes, or to a file's content, as data; errors as `patiently`. A file is sent anew at each try."""
+        def once() -> Any:
+            with open(data, "rb") if isinstance(data, Path) else BytesIO(data) as body:
+                size = data.stat().st_size if isinstance(data, Path) else len(data)
+                told = {"Content-Type": "application/json", "Content-Length": str(size), **(headers or {})}
+                request = urllib.request.Request(url, body, told, method=method)
+                with closing(self.open(url, request=request)) as answer:
+                    return json.loads(answer.read(LONGEST_ANSWER) or b"{}")
+        return patiently(url, once)
+
+    def open(self, url: str, *, start: int = 0, request: urllib.request.Request | None = None) -> http.client.HTTPResponse:
+        """The open answer, from byte `start` on if the server can, or to another request than a plain one. Refused for what asking again
+        does not change; BROKEN otherwise."""
         self.check(url)
-        request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **self.own(url)})
+        request = urllib.request.Request(url) if request is None else request
+        for name, value in {"Accept-Encoding": "identity", **self.own(url)}.items():
+            request.add_header(name, value)
         if start:
             request.add_header("Range", f"bytes={start}-")
         try:

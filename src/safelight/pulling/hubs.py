@@ -79,7 +79,7 @@ class HuggingFace:
         """The endpoint, with the login that huggingface_hub has."""
         from huggingface_hub.utils import build_hf_headers
 
-        return Http(_hf_endpoint(), build_hf_headers(library_name="safelight"))
+        return Http(hf_endpoint(), build_hf_headers(library_name="safelight"))
 
     def files(self) -> list[Remote]:
         """As Hub; the revision becomes a commit, and stays it."""
@@ -87,7 +87,7 @@ class HuggingFace:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            hub = HfApi(endpoint=_hf_endpoint())
+            hub = HfApi(endpoint=hf_endpoint())
             info = hub.repo_info(self.id, repo_type=self.kind, revision=self.revision, files_metadata=True, timeout=30)
         except HfHubHTTPError as e:
             raise self.denied(Refused(f"{self.http.endpoint} answers {e.response.status_code}", e.response.status_code)) from e
@@ -122,7 +122,7 @@ class HuggingFace:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            found = Path(hf_hub_download(self.id, file.name, repo_type=self.kind, revision=self.commit, endpoint=_hf_endpoint()))
+            found = Path(hf_hub_download(self.id, file.name, repo_type=self.kind, revision=self.commit, endpoint=hf_endpoint()))
         except HfHubHTTPError as e:
             raise self.denied(Refused(str(e), e.response.status_code)) from e
         ref = self._repository / "refs" / self.revision
@@ -149,7 +149,8 @@ class HuggingFace:
         return ValueError(f"{name}: there is no such repository, revision or file ({why}); see {page}") if why.status == 404 else why
 
 
-def _hf_endpoint() -> str:
+def hf_endpoint() -> str:
+    """Hugging Face's address, or that of the mirror that is set."""
     from huggingface_hub import constants
 
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)

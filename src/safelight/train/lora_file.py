@@ -97,7 +97,12 @@ def probe(family: Family, prompts: Sequence[str]) -> Tensor:
 
 def compare(trained: Tensor, read_back: Tensor, layers: int, matched: int) -> Proof:
     """The proof. ValueError when the file does not do what the network did."""
-    proof = Proof(float((trained - read_back).abs().max()), matched, layers)
+    return checked(Proof(float((trained - read_back).abs().max()), matched, layers))
+
+
+def checked(proof: Proof) -> Proof:
+    """The same. ValueError when it says that the file does not do what the network did."""
+    matched, layers = proof.matched, proof.total
     if matched != layers or not proof.max_difference <= TOLERANCE:
         raise ValueError(
             f"training: the saved file is not what was trained: {matched} of {layers} layers read back, outputs differ by up to "
