@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safelight.events import Note
 from safelight.lineage import Lineage, trace, versions
 from safelight.spec import Work
 from safelight.store import Store, current
-from safelight.values import Dataset, Image, Mask, Page, Patch, Scores, Value
+from safelight.values import Dataset, Image, Mask, Model, Page, Patch, Scores, Value
 from safelight.workflow import workflow
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -34,7 +35,8 @@ def save(value: Value, path: Path, store: Store | None = None) -> list[Path]:
 
     Pictures: a file name takes one picture (several become NAME-0, NAME-1, ...), a folder gets 0.png, 1.png, ... A dataset: a folder with
     the kept pictures, `metadata.jsonl` and what was dropped; or the table alone when the name ends in .jsonl. A patch: its .safetensors.
-    Scores: .json or .csv. A page: its file. ValueError for values that are nothing to look at.
+    Scores: .json or .csv. A page: its file. A model: whole, with its patches in it, in the layout it came in. ValueError for values that
+    are nothing to look at.
     """
     write = next((w for kind, w in WRITERS.items() if isinstance(value, kind)), None)
     if write is None:
@@ -155,6 +157,12 @@ def _save_scores(scores: Scores, path: Path, store: Store) -> list[Path]:
     return [name]
 
 
+def _save_model(model: Model, path: Path, store: Store) -> list[Path]:
+    whole = import_module("safelight.train.whole")  # by name: nothing here knows networks
+    written: list[Path] = whole.write(model, path)
+    return written
+
+
 def _save_page(page: Page, path: Path, store: Store) -> list[Path]:
     suffix = {"text/html": ".html", "image/png": ".png"}.get(page.media, "")
     name = path if path.suffix else path / f"page{suffix}"
@@ -169,6 +177,7 @@ def _save_page(page: Page, path: Path, store: Store) -> list[Path]:
 
 WRITERS: Mapping[type[Value], Callable[[Any, Path, Store], list[Path]]] = {
     Image: _save_images, Mask: _save_mask, Dataset: _save_dataset, Patch: _save_patch, Scores: _save_scores, Page: _save_page,
+    Model: _save_model,
 }
 
 

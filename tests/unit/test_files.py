@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pil
 
 from safelight import embed, engine, files, parameters, progress
@@ -17,7 +18,7 @@ from safelight.graph import check
 from safelight.lineage import here, trace
 from safelight.op import OPS, load_ops, op
 from safelight.store import Store, using
-from safelight.values import Blob, Dataset, Image, Mask, Model, Page
+from safelight.values import Blob, Dataset, Image, Latent, Mask, Page
 from safelight.workflow import workflow
 from tests.small_ops import RAN, SMALL
 
@@ -336,8 +337,8 @@ def test_patches_scores_pages_and_masks(store: Store, album: Path, tmp_path: Pat
 
 
 def test_values_that_are_no_files(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="save: got a Model, expected one of Image"):
-        Model("sd", "mini", "f").save(tmp_path / "x")
+    with pytest.raises(ValueError, match="save: got a Latent, expected one of Image"):
+        Latent(torch.zeros(1, 4, 8, 8)).save(tmp_path / "x")
 
 
 def test_nobody_sees_half_a_file(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,16 @@
 """Train a ControlNet (arXiv:2302.05543): a copy of the U-Net's encoder learns to steer it by a hint picture, the U-Net stays as it is.
 
-Hints are made of the pictures themselves (`safelight.data.hints`), so any captioned dataset will do. The copy begins with outputs of zero:
-at the first step it changes nothing. Half of the captions are best left empty, so that it learns to read the hint and not the words.
+Hints are made of the pictures themselves (`safelight.data.hints`), so any captioned dataset will do, or are given beside them; they are
+made once and kept. The copy begins with outputs of zero: at the first step it changes nothing. Half of the captions are best left empty,
+so that it learns to read the hint and not the words.
 """
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +20,27 @@ from torch import Tensor, nn
 
 from safelight.data import hints
 from safelight.events import Progress
-from safelight.families.joining import join, repeats
 from safelight.patches import control
-from safelight.pictures import floats, read, square
-from safelight.recipes import shared
+from safelight.pictures import bytes8, floats, read
+from safelight.recipes import denoising, shared
 from safelight.runtime import lease
 from safelight.spec import Work
 from safelight.store import current
-from safelight.train import batches, held_out, lora_file, objectives
-from safelight.train.loop import Reading, Trained, train
-from safelight.train.settings import Batches, Optimizer, Watch
-from safelight.values import Cond, Dataset, Model, Patch
+from safelight.train import batches, cache, held_out, lora_file
+from safelight.train.captions import captioned
+from safelight.train.lessons import Lesson, Slot
+from safelight.train.loop import Reading, Trained
+from safelight.train.methods import FREE
+from safelight.train.pictures import Cut
+from safelight.train.settings import Batches, Objective, Optimizer, Watch
+from safelight.train.trainables.steady import Steady
+from safelight.values import Dataset, Model, Patch, Row, canonical, digest
 
 if TYPE_CHECKING:
     from safelight.families import Family
+
+GIVEN = "given"
+"""What hints are called that no preprocessor made."""
 
 
 @dataclass(frozen=True)
@@ -45,122 +53,155 @@ class Plan:
     batches: Batches
     watch: Watch
     seed: int
+    objective: Objective = FREE
 
 
-def train_control(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
+def train_control(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str, *, given: Dataset | None = None) -> Work[Patch]:
     """The patch, float16, with its curves, samples and proof in `files`. `work` is the run's own folder: called again after it was stopped,
-    in any way, it goes on there. `lineage` is written into the file."""
+    in any way, it goes on there. `lineage` is written into the file. `given` are hint pictures by the names of the dataset's."""
+    by = plan.by if given is None else GIVEN
     with lease(model, dtype=shared.training_dtype(), train=True, holder="train_control") as family:
-        side = yield from shared.check("train_control", family, data, plan.batches.size)
-        rows, captions = data.kept, [row.caption for row in data.kept]
-        part = plan.watch.held_out
-        lesson = yield from shared.encoded(family, model, rows, captions, side=side, part=part, seed=plan.seed)
-        net = Net(family, begin(family, plan), lesson, plan)
-        parameters, watcher = dict(net.copy.named_parameters()), Watching(net, work / "samples")
-        trained = yield from train(shared.training(parameters, net.losses, watcher, plan=plan, work=work))
-        config = json.loads(json.dumps(control.shape(net.copy)))  # as it comes back from the file
-        notes = lora_file.modelspec(family, f"{plan.by} for {Path(model.source).name}", side, kind="controlnet")
-    notes |= {control.CONFIG: json.dumps(config, sort_keys=True), "safelight.hint": plan.by, "safelight.lineage": lineage}
+        _expect_unet(family)
+        lesson = yield from denoising.prepare("train_control", family, model, data, plan)
+        shown = Hints(cache.Shelf(current().folder("encoded")), by, pairs(family, data, lesson, plan, given))
+        yield from shown.fill()
+        copy = begin(family, plan)
+        drawn = replace(plan, watch=replace(plan.watch, samples=0))  # those are drawn after hints, below
+        net = denoising.Net(family, copy, lesson, drawn, lambda slots: copy.steering(shown.of(slots)))
+        trained = yield from denoising.learn(net, work, watcher=Watching(net, work / "samples", plan.watch.samples))
+        config = json.loads(json.dumps(control.shape(copy.net)))  # as it comes back from the file
+        notes = lora_file.modelspec(family, f"{by} for {Path(model.source).name}", lesson.side, kind="controlnet")
+    notes |= {control.CONFIG: json.dumps(config, sort_keys=True), "safelight.hint": by, "safelight.lineage": lineage}
     file = work / "control.safetensors"
     lora_file.write(file, {k: t.half() for k, t in trained.weights.items()}, notes)
     yield Progress(what="read the file back")
-    proof = prove(model, file, trained, config, net.hints(lesson.learn[:1]))
+    proof = prove(model, file, trained, config, shown.of([Slot(0, lesson.learn, 0, 0, "")]))
     files = shared.lasting(work / "samples", trained.record, proof=vars(proof), settings=plan)
-    info = {"name": plan.by, "hint": plan.by, "steps": trained.step}
+    told = {"_class_name": "ControlNetModel", **config}
+    files["config.json"] = current().blob(json.dumps(told, indent=1).encode(), ".json")
+    info = {"name": by, "hint": by, "steps": trained.step}
     patch = Patch("control", current().blob(file), options={"config": config}, files=files, info=info)
     shutil.rmtree(work)
     return patch
 
 
-def begin(family: Family, plan: Plan) -> nn.Module:
-    """The copy as it is before the first step; the same for the same seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(batches.number("control", plan.seed))
-        net: nn.Module = control.fresh(family, attention=plan.attention)
-        return net
+def _expect_unet(family: Family) -> None:
+    if "unet" not in family.trainable():
+        raise ValueError(f"train_control: a {family.name} model has no U-Net whose encoder could be copied; use SD, SDXL or Kolors")
 
 
 @dataclass(frozen=True)
-class Net:
-    """The model, the copy that is trained, the data, and what the loss is."""
+class Copy(Steady):
+    """A ControlNet beside a model. `state` holds whether it is `on`."""
 
     family: Family
-    copy: nn.Module
-    lesson: shared.Encoded
-    plan: Plan
+    net: nn.Module
+    state: dict[str, bool] = field(default_factory=lambda: {"on": True})
 
-    def hints(self, rows: Sequence[int]) -> Tensor:
-        """(B, side, side, 3) in [0, 1] of these rows' middle squares."""
-        paths = [self.lesson.rows[i].picture.path for i in rows]
-        pixels = np.stack([floats(square(read(path, least=self.lesson.side), self.lesson.side)) for path in paths])
-        return torch.from_numpy(hints.make(pixels, self.plan.by, hints.Asked()))
+    @property
+    def layers(self) -> Mapping[str, nn.Parameter]:
+        """The weights."""
+        return self.parameters
 
     @contextmanager
-    def steered(self, hint: Tensor) -> Iterator[None]:
+    def off(self) -> Iterator[None]:
+        """The model without it, for as long as the block lasts."""
+        self.state["on"] = False
+        try:
+            yield
+        finally:
+            self.state["on"] = True
+
+    @contextmanager
+    def steering(self, hint: Tensor) -> Iterator[None]:
         """The model under the hints (B, H, W, 3), one a row."""
+        if not self.state["on"]:
+            yield
+            return
         f = self.family
         half = torch.autocast(f.device.type, f.dtype, enabled=f.dtype != torch.float32)  # the copy's weights are float32
-        with control.attached(f, self.copy, hint), half:
+        with control.attached(f, self.net, hint), half:
             yield
 
-    def said(self, x: Tensor, sigma: Tensor, cond: Cond, hint: Tensor) -> Tensor:
-        """What the network says of x (B, C, h, w) under the hints."""
-        with self.steered(hint):
-            return self.family.predict(x, sigma, cond).float()
 
-    def cond(self, captions: Sequence[str]) -> Cond:
-        """The captions as the model reads them."""
-        return join([self.lesson.texts[c] for c in captions], repeated=repeats(self.family))
+def begin(family: Family, plan: Plan) -> Copy:
+    """The copy as it is before the first step; the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(batches.number("control", plan.seed))
+        net = control.fresh(family, attention=plan.attention)
+    if plan.optimizer.checkpointing:
+        net.enable_gradient_checkpointing()
+    return Copy(dict(net.named_parameters()), False, family, net)
 
-    def losses(self, step: int) -> Iterator[Tensor]:
-        """One part: the batch's mean squared error."""
-        f, plan, b = self.family, self.plan, self.plan.batches.batch
-        rows = [self.lesson.learn[i] for i in batches.items(plan.seed, step, b, len(self.lesson.learn))]
-        x0 = self.lesson.latents[rows].to(f.device)
-        noise = batches.noise(plan.seed, step, b, tuple(x0.shape[1:])).to(f.device)
-        sigma = batches.levels(f.sigmas, batches.times(plan.seed, step, b)).to(f.device)
-        empty = (torch.rand(b, generator=batches.generator("drop", plan.seed, step)) < plan.batches.drop).tolist()
-        cond = self.cond(["" if e else self.lesson.captions[i] for i, e in zip(rows, empty, strict=True)])
-        said = self.said(f.noised(x0, noise, sigma), sigma, cond, self.hints(rows))
-        yield (said - f.target(x0, noise, sigma)).square().mean()
 
-    @torch.no_grad()
-    def held_out_losses(self) -> Tensor:
-        """(N,) of the held-out pictures, under their captions and hints."""
-        f, held = self.family, self.lesson.held
+Pairs = Mapping[str, tuple[Row, Row | None, Cut]]
+"""By the key of a picture's latent: the picture, the hint that was given for it, and the window that is shown of both."""
 
-        def errors(i: int, noise: Tensor, sigma: Tensor) -> Tensor:
-            cond = self.cond([self.lesson.captions[held[i]]] * len(sigma))
-            x0, noise, sigma = self.lesson.latents[held[i]].to(f.device).expand(noise.shape), noise.to(f.device), sigma.to(f.device)
-            said = self.said(f.noised(x0, noise, sigma), sigma, cond, self.hints([held[i]]))
-            return objectives.mean_square(said - f.target(x0, noise, sigma))
 
-        shapes = [tuple(self.lesson.latents.shape[1:])] * len(held)
-        return held_out.HeldOut(shapes, f.sigmas, self.plan.seed).losses(errors)
+def pairs(family: Family, data: Dataset, lesson: Lesson, plan: Plan, given: Dataset | None) -> Pairs:
+    """ValueError naming a picture that has no hint, when hints are given."""
+    rows, by_name = data.kept, {Path(row.name).stem: row for row in given.kept} if given is not None else {}
+    lost = [row.name for row in rows if given is not None and Path(row.name).stem not in by_name]
+    if lost:
+        raise ValueError(f"train_control: hints: {len(lost)} of {len(rows)} pictures have none, such as {lost[0]}; "
+                         "expected one of the same name")
+    out: dict[str, tuple[Row, Row | None, Cut]] = {}
+    learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
+    for i, kept in zip([*learn, *held], [*lesson.learn.kept, *lesson.held.kept], strict=True):
+        said = captioned(rows[i], lesson.trigger, several=plan.batches.several)
+        cuts = shared.cut_of(rows[i], said, plan.batches, side=lesson.side, factor=family.factor)
+        out |= {key: (rows[i], by_name.get(Path(rows[i].name).stem), cut) for key, cut in zip(kept.keys, cuts, strict=True)}
+    return out
+
+
+@dataclass(frozen=True)
+class Hints:
+    """Hint pictures of 8 bits, made once and kept on a shelf."""
+
+    shelf: cache.Shelf
+    by: str
+    pairs: Pairs
+
+    def key(self, latent: str) -> str:
+        """Where the hint of a latent lies."""
+        row, given, cut = self.pairs[latent]
+        return digest("hint", self.by, (given or row).picture.sha256, canonical(cut))
+
+    def fill(self) -> Work[None]:
+        """Make those that are missing."""
+        missing = [latent for latent in self.pairs if not self.shelf.has(self.key(latent))]
+        for done, latent in enumerate(missing, 1):
+            row, given, cut = self.pairs[latent]
+            pixels = floats(cut.of(read((given or row).picture.path, least=max(cut.width, cut.height))))
+            made = pixels if given is not None else hints.make(pixels[None], self.by, hints.Asked())[0]
+            self.shelf.put(self.key(latent), {"hint": torch.from_numpy(bytes8(made).copy())})
+            yield Progress(step=done, total=len(missing), what="hints", unit="picture")
+
+    def of(self, slots: Sequence[Slot]) -> Tensor:
+        """(B, H, W, 3) in [0, 1]."""
+        keys = [self.key(slot.pictures.kept[slot.item].keys[slot.cut]) for slot in slots]
+        return torch.from_numpy(floats(np.stack([cache.there(self.shelf, key)["hint"].numpy() for key in keys])))
 
 
 class Watching:
     """What is looked at between steps: the held-out loss, and pictures drawn after hints that were not learned from."""
 
-    def __init__(self, net: Net, folder: Path) -> None:
+    def __init__(self, net: denoising.Net, folder: Path, samples: int) -> None:
         """Pictures go to `folder`."""
         self.net, self.folder = net, folder
-        self.first: Tensor | None = None
+        self.judging = denoising.Watching(net, folder)
+        pictures = [(p, i) for p in (net.lesson.held, net.lesson.learn) for i in range(len(p))]
+        shape = pictures[0][0].kept[pictures[0][1]].shape
+        same = [(p, i) for p, i in pictures if p.kept[i].shape == shape][:samples]
+        self.slots = [Slot(n, p, i, 0, p.kept[i].captions[0]) for n, (p, i) in enumerate(same)]
 
     def __call__(self, step: int, record: dict[str, Any]) -> Work[Reading | None]:
         """A reading when pictures were held out; `samples` go into the record."""
-        net, lesson = self.net, self.net.lesson
-        rows = [*lesson.held, *lesson.learn][: net.plan.watch.samples]
-        prompts = [lesson.captions[i] for i in rows]
-        if rows:
-            with net.steered(net.hints(rows)):
-                record["samples"] = yield from shared.samples(net.family, prompts, self.folder, step)
-        if not len(lesson.held):
-            return None
-        now = net.held_out_losses()
-        self.first = now if self.first is None else self.first
-        yield Progress(what="held-out loss")
-        return held_out.reading(now, self.first)
+        found = yield from self.judging(step, record)
+        if self.slots:
+            with self.net.around(self.slots):
+                record["samples"] = yield from shared.samples(self.net.family, [s.caption for s in self.slots], self.folder, step)
+        return found
 
 
 @torch.no_grad()

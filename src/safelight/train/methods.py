@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from safelight.spec import Knob
-from safelight.train.settings import Batches, Optimizer
+from safelight.train.settings import Batches, LoraShape, Objective, Optimizer
 from safelight.values import Knobs
 
 
@@ -15,19 +15,18 @@ class FullShape(Knobs):
 
     parts: Annotated[Literal["denoiser", "attention", "text", "all"], "the U-Net or transformer, its attention alone, the CLIP or BERT "
                      "encoders, or denoiser and encoders"] = "denoiser"
-    checkpointing: Annotated[bool, "compute activations again in the backward pass: about a third slower, far less memory"] = False
-    average: Annotated[float, Knob(0, 0.99999, help="keep a moving average of the weights with this decay; 0: none")] = 0.0
     kept: Annotated[Literal["float16", "bfloat16", "float32"], "numbers of the file; float32 is exact and twice as large"] = "float16"
 
 
 @dataclass(frozen=True)
-class Subject(Knobs):
-    """What DreamBooth (arXiv:2208.12242) teaches, and what it should leave alone."""
+class Subject(LoraShape):
+    """What DreamBooth (arXiv:2208.12242) teaches, what it should leave alone, and what is trained for it. Pictures of the class are a share
+    `prior` of the objective's."""
 
     instance: Annotated[str, "the prompt of the pictures: a rare word before what they show"] = "a sks person"
     class_name: Annotated[str, "the same without the rare word"] = "a person"
     classes: Annotated[int, Knob(1, 10_000, help="pictures of the class that the model draws before it is trained")] = 100
-    prior_weight: Annotated[float, Knob(0, 100, help="how much those count beside the given pictures; 0: they are not drawn")] = 1.0
+    whole: Annotated[bool, "train the denoiser itself, not a LoRA; at about a hundredth of its rate"] = False
     judged: Annotated[int, Knob(0, 256, help="pictures drawn afterwards to measure overfitting and language drift; 0: none")] = 16
 
 
@@ -45,7 +44,10 @@ class Token(Knobs):
 GENTLE, SLOW = Optimizer(lr=1e-5, warmup=50), Batches(steps=1000)
 """What a full fine-tune begins with."""
 
-QUICK = Optimizer(lr=5e-3, weight_decay=0.0, clip=1.0)
+QUICK = Optimizer(lr=5e-3, weight_decay=0.0)
 """What a textual inversion begins with: few numbers, far from where they should be."""
+
+HELD, FREE = Objective(prior=0.5, prior_by="pictures"), Objective(prior=0.0)
+"""What is good for DreamBooth: half of each batch are the class's pictures; and for what cannot change the model."""
 
 FULL, SUBJECT, TOKEN = FullShape(), Subject(), Token()

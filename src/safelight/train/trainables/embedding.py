@@ -13,6 +13,7 @@ from safelight.families.clip_text import ClipText, Word
 from safelight.patches import preserved
 from safelight.patches.embedding import pattern, spelled
 from safelight.train.methods import Token
+from safelight.train.trainables.steady import Steady
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -28,35 +29,10 @@ def towers(family: Family) -> dict[str, ClipText]:
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """The new word's vectors (n, D) by the file's names, and the towers that know the word."""
+class Vectors(Steady):
+    """The new word's vectors (n, D) by the file's names. `layers` are the towers that know the word."""
 
-    parameters: Mapping[str, nn.Parameter]
     layers: Mapping[str, ClipText]
-    text: bool = True
-
-    def penalty(self) -> Tensor | None:
-        """Nothing."""
-        return None
-
-    def buffers(self) -> Mapping[str, Tensor]:
-        """None."""
-        return {}
-
-    def before_step(self, step: int, steps: int) -> None:
-        """Nothing to do."""
-
-    def after_step(self, step: int, steps: int) -> None:
-        """Nothing to do."""
-
-    def file(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights as they are: the names are the file's."""
-        return dict(weights)
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Put weights in place. KeyError when one is missing."""
-        for name, p in self.parameters.items():
-            p.data.copy_(weights[name])
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -91,13 +67,13 @@ def embedding(family: Family, what: Token) -> Iterator[Vectors]:
             first = layer.num_embeddings
             vars(layer)["forward"] = _beside(layer.forward, first, vectors)
             spelled(tower, [Word(pattern(what.token), tuple(range(first, first + len(vectors))))])
-        yield Vectors(parameters, {names[part]: tower for part, tower in known.items()})
+        yield Vectors(parameters, True, {names[part]: tower for part, tower in known.items()})
 
 
 def begin(tower: ClipText, what: Token) -> Tensor:
     """(vectors, D) float32: those of `init_word`'s tokens, over and over."""
     ids = tower.tokenizer(what.init_word, add_special_tokens=False)["input_ids"]
-    if not ids or not what.token.strip():
+    if not ids or not what.token.strip() or not what.init_word.strip():
         raise ValueError(f"train_embedding: token {what.token!r}, init_word {what.init_word!r}; expected a word each")
     table = tower.embedding.weight.detach().float()
     return table[[ids[i % len(ids)] for i in range(what.vectors)]].clone()

@@ -19,6 +19,7 @@ from safelight.patches.full import Home, homes, put
 from safelight.patches.lora.names import DENOISERS
 from safelight.train.methods import FullShape
 from safelight.train.trainables.embedding import towers
+from safelight.train.trainables.steady import Steady
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -27,37 +28,16 @@ ATTENTION = re.compile(r"(.*\.)?attn\d?\..+")
 
 
 @dataclass(frozen=True)
-class Own:
-    """Weights inside a model. `before` are the model's own parameters, `parameters` their float32 copies, by the file's names."""
+class Own(Steady):
+    """Weights inside a model: float32 copies of `before`, the model's own. `layers` say where they are held, `numbers` what a file has."""
 
-    parameters: Mapping[str, nn.Parameter]
     layers: Mapping[str, Home]
     before: Mapping[str, nn.Parameter]
-    text: bool
     numbers: torch.dtype
-
-    def penalty(self) -> Tensor | None:
-        """Nothing."""
-        return None
-
-    def buffers(self) -> Mapping[str, Tensor]:
-        """None."""
-        return {}
-
-    def before_step(self, step: int, steps: int) -> None:
-        """Nothing to do."""
-
-    def after_step(self, step: int, steps: int) -> None:
-        """Nothing to do."""
 
     def file(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by name in the file's numbers."""
         return {name: t.to(self.numbers).contiguous() for name, t in weights.items()}
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Put weights in place. KeyError when one is missing."""
-        for name, p in self.parameters.items():
-            p.data.copy_(weights[name])
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -87,13 +67,11 @@ def full(family: Family, shape: FullShape) -> Iterator[Own]:
     before = {name: getattr(*home[0]) for name, home in found.items()}
     with preserved(networks):
         masters = {name: nn.Parameter(p.detach().to(torch.float32, copy=True)) for name, p in before.items()}
-        own = Own(masters, found, before, any(part not in DENOISERS for part in networks), getattr(torch, shape.kept))
+        own = Own(masters, any(part not in DENOISERS for part in networks), found, before, getattr(torch, shape.kept))
         own._show(masters)
-        for part, network in networks.items():
+        for network in networks.values():
             if family.dtype != torch.float32:
                 vars(network)["forward"] = _mixed(network.forward, family)
-            if shape.checkpointing and part in DENOISERS:
-                network.enable_gradient_checkpointing()
         yield own
 
 
