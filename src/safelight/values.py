@@ -183,7 +183,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Dataset(Value):
-    """Rows in order. The key sees kept rows only, by picture hash and caption in use: what changes neither, trains nothing again."""
+    """Rows in order. The key sees kept rows only, by picture hash and caption in use, and by how often one counts and where, if that is
+    said: what changes none of them, trains nothing again."""
 
     type_name: ClassVar[str] = "DATASET"
     rows: tuple[Row, ...]
@@ -192,7 +193,10 @@ class Dataset(Value):
     @cached_property
     def key(self) -> str:
         """Content of the kept rows, in order."""
-        return digest("dataset", *[part for r in self.kept for part in (r.picture.sha256, r.caption)])
+        counts = [(i, r.info.get("repeats", 1), r.info.get("mask")) for i, r in enumerate(self.kept)]
+        more = [c for c in counts if c[1:] != (1, None)]
+        said = [canonical(more)] if more else []
+        return digest("dataset", *[part for r in self.kept for part in (r.picture.sha256, r.caption)], *said)
 
     @cached_property
     def kept(self) -> tuple[Row, ...]:

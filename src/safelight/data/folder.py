@@ -222,6 +222,15 @@ def read_row(picture: Path, root: Path, said: Said | None, problems: list[str]) 
     return Row(blob, name, *size, captions, "", info)
 
 
+def _mask(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The picture that says where another one counts, by its brightness."""
+    try:
+        return {"mask": vars(Blob.of(path.absolute()))}
+    except OSError as error:
+        problems.append(f"mask {path}: {error.strerror or error}")
+        return {}
+
+
 def _captions(picture: Path, root: Path, said: Said | None, problems: list[str]) -> tuple[tuple[Caption, ...], dict[str, Any]]:
     layers: list[Caption] = []
     info: dict[str, Any] = {}
@@ -232,6 +241,8 @@ def _captions(picture: Path, root: Path, said: Said | None, problems: list[str])
     if said:
         layers += said.captions
         info |= {"metadata": dict(said.extra)} if said.extra else {}
+        if isinstance(mask := said.extra.get("mask"), str) and mask:
+            info |= _mask(picture.parent / mask, problems)
     for suffix in SIDECARS:
         file = picture.with_suffix(suffix)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -102,8 +102,8 @@ class Net:
     lesson: Lesson
     plan: Plan
     around: Callable[[Sequence[Slot]], AbstractContextManager[None]] = nothing
-    rank: int = 0
-    world: int = 1
+    rank: int = field(default_factory=lambda: parallel.share().rank)
+    world: int = field(default_factory=lambda: parallel.share().world)
 
     @cached_property
     def course(self) -> Course:

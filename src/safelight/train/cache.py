@@ -15,7 +15,7 @@ from safelight.disk import place
 from safelight.events import Event, Progress
 from safelight.pictures import floats, layers, read
 from safelight.train.pictures import Cut
-from safelight.values import Blob, Cond, Row, canonical, digest
+from safelight.values import Cond, Row, canonical, digest
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -75,11 +75,8 @@ def pictures(family: Family, encoder: str, wanted: Sequence[tuple[Row, Cut]], sh
 
 def _mask(row: Row) -> tuple[str, str]:
     """The file that says where a picture counts, by its brightness, and its hash; empty where the picture's own transparency does."""
-    told = row.info.get("mask") or row.info.get("metadata", {}).get("mask") or ""
-    if not told:
-        return "", "alpha"
-    blob = Blob.of(Path(row.picture.path).parent / told)
-    return blob.path, blob.sha256
+    told = row.info.get("mask")
+    return (told["path"], told["sha256"]) if told else ("", "alpha")
 
 
 def _masked(row: Row, cut: Cut, latent: Tensor) -> Tensor:

@@ -90,10 +90,10 @@ class Probe:
     state: Callable[[], Mapping[str, Tensor]]
 
 
-def fly(p: Probe, o: Optimizer, steps: int, looks: float) -> Flight:
+def fly(p: Probe, o: Optimizer, steps: int, looks: float, free: int | None = None) -> Flight:
     """The estimate, for a run that looks at `looks` pictures. ValueError with advice when it cannot fit into memory, which one picture and
-    two show before more are tried."""
-    meter, free = Meter(p.device), memory.free(p.device)
+    two show before more are tried: into `free` bytes, or what the device has left."""
+    meter, free = Meter(p.device), free or memory.free(p.device)
     with _unchanged(p):
         meter.reset()
         before = meter.held()
