@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -100,6 +102,41 @@ def test_what_was_done_is_not_done_again(root: Path, tmp_path: Path) -> None:
     again, notes = run(made, counting, shard=20)
     assert same(whole, again) and notes == ["3 of 8 shards were done before"]
     assert sorted(json.loads(t)[:2] for t in ran) == [[0, 2], [0, 4], [0, 5], [0, 6], [0, 7], [1, 0]]
+
+
+KILLS_ITSELF = """
+import os, signal
+from pathlib import Path
+
+def process_single(row):
+    log = Path("LOG")
+    seen = log.read_text().split() if log.exists() else []
+    with open(log, "a") as f:
+        f.write(f"{row['n']} ")
+    if row["n"] == 83 and "83" not in seen:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return row
+"""
+
+
+@pytest.mark.parametrize("extra", ["", '"more": 1.5, '])
+def test_a_killed_run_goes_on_where_it_stopped(extra: str, tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text(KILLS_ITSELF.replace("LOG", str(tmp_path / "log")))
+    lines = [f'{{"text": "row {n % 90}", {extra if n == 60 else ""}"n": {n}}}' for n in range(120)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    process = f"process: [python_file_mapper: {{file_path: '{tmp_path}/f.py'}}, document_deduplicator: ]"
+    made = recipe(tmp_path, tmp_path / "killed", process)
+    code = ("import sys; from safelight.data.juicer import read_recipe, run_recipe; "
+            "run_recipe(read_recipe(sys.argv[1], allow_code=True), shard=10)")
+    command = [sys.executable, "-c", code, str(tmp_path / "killed" / "one.yaml")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not made.result.exists()
+    assert subprocess.run(command, check=False).returncode == 0
+    seen = (tmp_path / "log").read_text().split()
+    twice = {int(n) for n in seen if seen.count(n) == 2}
+    assert twice == set(range(80, 84)) | set(range(60 if extra else 0))  # row 60 has a column that those before it lack
+    assert same(run_recipe(made), run_recipe(recipe(tmp_path, tmp_path / "calm", process)))
+    assert made.result.read_text().count("\n") == 90
 
 
 def test_another_recipe_or_other_rows_begin_anew(root: Path, tmp_path: Path) -> None:

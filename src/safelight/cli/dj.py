@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.option("--config", required=True, metavar="YAML", help="The recipe.")
 @click.option("--allow-code", is_flag=True, help="Let python_lambda_mapper and python_file_mapper run the code that the recipe names.")
 @click.option("--measure-again", is_flag=True, help="Neither use nor keep what is known of pictures from earlier runs.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: on a cluster, in shards; goes on after a stop.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: on a cluster. Either goes on after a stop.")
 @click.option("--address", metavar="HOST:PORT", help="The Ray cluster to join; without it one is started on this machine for the run.")
 @click.pass_context
 def command(ctx: click.Context, config: str, *, allow_code: bool, measure_again: bool, engine: str, address: str | None) -> None:
@@ -32,25 +32,20 @@ def command(ctx: click.Context, config: str, *, allow_code: bool, measure_again:
     recipe = read_recipe(config, overrides=_overrides(ctx.args), allow_code=allow_code)
     gc.freeze()  # what was imported stays to the end; no collection needs to look through it, the one at the end least of all
     try:
-        outcome = _on_ray(recipe, address) if engine == "ray" else _here(recipe, measure_again)
+        outcome = _run(recipe, address, ray=engine == "ray", measure_again=measure_again)
     except ImportError as error:
         raise click.ClickException(str(error)) from error
     click.echo("\n".join(_told(outcome)))
 
 
-def _here(recipe: Recipe, measure_again: bool) -> Outcome:
-    from safelight.data.juicer import run_recipe
-
-    if measure_again:
-        return run_recipe(recipe)
+def _run(recipe: Recipe, address: str | None, *, ray: bool, measure_again: bool) -> Outcome:
+    from safelight.data.juicer.parts import run_parts
     from safelight.index import home
-
-    return run_recipe(recipe, known=home() / "measures.sqlite")
-
-
-def _on_ray(recipe: Recipe, address: str | None) -> Outcome:
-    from safelight.data.juicer.cluster import run_on_ray
     from safelight.progress import watch
+
+    if not ray:
+        return watch(run_parts(recipe, known=None if measure_again else home() / "measures.sqlite"))
+    from safelight.data.juicer.cluster import run_on_ray
 
     try:
         return watch(run_on_ray(recipe, address=address))

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from safelight.data.juicer.parts import Execute, run_parts
+from safelight.data.juicer.parts import SHARD, Execute, run_parts
 from safelight.data.juicer.recipe import Recipe, sources
-from safelight.data.juicer.run import SHARD, Outcome
+from safelight.data.juicer.results import Outcome
 from safelight.events import Event, Progress
 
 STORE = 256 * 2**20
@@ -35,12 +35,13 @@ def run_on_ray(recipe: Recipe, *, address: str | None = None, shard: int = SHARD
     sources(recipe)  # what is wrong with them is said before Ray starts, which takes seconds
     yield Progress(what="starting Ray" if address is None else f"joining Ray at {address}")
     model = any(s.operator.needs == "model" for s in recipe.steps)
-    with _cluster(address, model=model) as execute:
+    with joined(address, model=model) as execute:
         return (yield from run_parts(recipe, execute, shard=shard))
 
 
 @contextmanager
-def _cluster(address: str | None, *, model: bool) -> Iterator[Execute]:
+def joined(address: str | None, *, model: bool) -> Iterator[Execute]:
+    """Join the cluster at an address, or start one, for as long as the block lasts. ImportError and ValueError as above."""
     _settle(local=address is None)
     if address not in (None, "auto"):
         _knock(address or "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import cache
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,4 +66,7 @@ def code() -> str:
     """Changes when the code does that decides what comes out: the operators', the readers', Python's and Pillow's versions."""
     data, safelight = Path(__file__).parents[1], Path(__file__).parents[2]
     files = [*sorted(data.glob("juicer/*.py")), data / "headers.py", safelight / "pictures.py", safelight / "limits.py"]
-    return digest(*[f.read_bytes() for f in files], str(sys.version_info[:2]), version("pillow"))
+    pillow = find_spec("PIL")
+    assert pillow is not None and pillow.origin is not None
+    files.append(Path(pillow.origin).with_name("_version.py"))  # to ask importlib.metadata takes longer than to start Python
+    return digest(*[f.read_bytes() for f in files], str(sys.version_info[:2]))

@@ -1,14 +1,13 @@
-"""Running a recipe in parts that any process on any machine may do: each reads its slice of the rows and leaves a file and a manifest.
+"""Running a recipe in parts, in this process or in any on any machine: each reads its slice of the rows and leaves a file and a manifest.
 
 A part whose manifest is there is not done again, so a run that was killed goes on where it stopped; at the end the parts are joined in
-order. What comes out is what `run_recipe` makes, byte for byte. The machines share a file system. A part is known by the recipe, the
+order. What comes out is the same wherever they are done. Machines share a file system. A part is known by the recipe, the
 rows' files (path, length, time of change) and the code; that a picture changed between two attempts is not seen.
 """
 from __future__ import annotations
 
 import io
 import json
-import shutil
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import chdir
@@ -21,14 +20,16 @@ from typing import Any, NamedTuple
 from safelight.data.juicer.packing import code, packed, shape_named, shape_text, unpacked
 from safelight.data.juicer.recipe import Recipe, sources
 from safelight.data.juicer.registry import STATS, Sample
-from safelight.data.juicer.rows import Alike, Shape, encoder, merged, parse, shape_among, source
-from safelight.data.juicer.run import SHARD, Outcome, appearing, drop_lines, empty_outcome
+from safelight.data.juicer.results import Outcome, appearing, drop_lines, empty_outcome, removed
+from safelight.data.juicer.rows import Alike, Shape, Uneven, encoder, merged, parse, shape_among, source
 from safelight.data.juicer.shard import Drop, Stage, run_shard, stages
 from safelight.disk import place
 from safelight.events import Event, Note, Progress
 from safelight.locks import acquire, release
 from safelight.values import digest
 
+SHARD = 2000
+"""Rows at a time: what is in memory."""
 TRIES = 5
 """Processes that may be lost over one part."""
 Execute = Callable[[Callable[[str], str], Sequence[str]], Iterator[str]]
@@ -36,13 +37,27 @@ Execute = Callable[[Callable[[str], str], Sequence[str]], Iterator[str]]
 
 
 class Run(NamedTuple):
-    """What all parts have in common: the recipe, the folder for their files, the shape of all rows, the driver's folder and code."""
+    """What all parts have in common: the recipe, the folder for their files, how rows are made alike, the driver's folder and code.
+
+    `known`: the file of kept measures, when all parts are done by one machine.
+    """
 
     recipe: Recipe
     folder: Path
-    shape: Shape
+    alike: Alike
     here: str
     code: str
+    known: Path | None
+
+    def key(self, piece: str) -> str:
+        """Another for other rows, and when rows are made alike in another way."""
+        return digest(piece, shape_text(self.alike.shape) if self.alike.given else "")
+
+    @property
+    def plan(self) -> list[Stage]:
+        """The stages; the last one never picks, so that it can write the results."""
+        found = stages(self.recipe, self.known)
+        return [*found, Stage((), None)] if found[-1].pick else found
 
 
 class Slice(NamedTuple):
@@ -55,7 +70,10 @@ class Slice(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a part's file holds: `sections` by name with their lengths in bytes, in order. Rows read and kept; drops by operator."""
+    """What a part's file holds: `sections` by name with their lengths in bytes, in order. Rows read and kept; drops by operator.
+
+    `shape`: of the rows up to the end of this part, as text, when that of all was not known.
+    """
 
     key: str
     sections: dict[str, int]
@@ -63,10 +81,28 @@ class Manifest(NamedTuple):
     kept: int
     faults: int
     dropped: dict[str, int]
+    shape: str
 
 
-def run_parts(recipe: Recipe, execute: Execute, *, shard: int = SHARD) -> Generator[Event, None, Outcome]:
-    """Run a checked recipe by way of `execute`; yields Progress. ValueError when the data are not there or the result is being written."""
+def run_recipe(recipe: Recipe, *, known: Path | None = None, shard: int = SHARD) -> Outcome:
+    """`run_parts` in this process, without its events."""
+    work = run_parts(recipe, known=known, shard=shard)
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            outcome: Outcome = stop.value
+            return outcome
+
+
+def run_parts(
+    recipe: Recipe, execute: Execute | None = None, *, known: Path | None = None, shard: int = SHARD,
+) -> Generator[Event, None, Outcome]:
+    """Run a checked recipe by way of `execute`, else in this process; yields Progress. `known` is the file of kept measures.
+
+    A row that cannot be read, or whose files cannot, is dropped and listed. ValueError when the data are not there or the result is being
+    written.
+    """
     files, result = sources(recipe), recipe.result
     work = result.with_name(f".{result.stem}.parts")
     work.mkdir(parents=True, exist_ok=True)
@@ -74,28 +110,40 @@ def run_parts(recipe: Recipe, execute: Execute, *, shard: int = SHARD) -> Genera
     if lock is None:
         raise ValueError(f"export_path: {result}: another run is writing it; wait for it, or give another path")
     try:
-        outcome = yield from _run(recipe, files, work, execute, shard)
+        folder = work / _identity(recipe, files, shard)
+        for other in work.iterdir():
+            if other.is_dir() and other != folder:  # of another recipe, or of other rows
+                removed(other)
+        folder.mkdir(exist_ok=True)
+        run = Run(recipe, folder, Alike(), str(Path.cwd()), code(), known)
+        outcome = yield from _run(run, [json.dumps(s) for s in slices(files, shard)], execute)
     finally:
         release(lock)
-    shutil.rmtree(work, ignore_errors=True)
+    removed(work)
     return outcome
 
 
-def _run(recipe: Recipe, files: Sequence[Path], work: Path, execute: Execute, shard: int) -> Generator[Event, None, Outcome]:
-    folder = work / _identity(recipe, files, shard)
-    for other in work.iterdir():
-        if other.is_dir() and other != folder:  # of another recipe, or of other rows
-            shutil.rmtree(other, ignore_errors=True)
-    folder.mkdir(exist_ok=True)
-    pieces = [json.dumps(s) for s in slices(files, shard)]
-    run = Run(recipe, folder, None, str(Path.cwd()), code())
-    shape: Shape = None
-    told = yield from _watched("looking at columns", execute, partial(shape_of_slice, run), [json.dumps(t) for t in enumerate(pieces)])
-    for _, text in sorted(json.loads(t) for t in told):  # columns come in the order of the rows
-        shape = merged(shape, shape_named(text))
-    run = run._replace(shape=shape)
+def _run(run: Run, pieces: Sequence[str], execute: Execute | None) -> Generator[Event, None, Outcome]:
+    told = run.folder / "shape"
+    if execute is None and not told.exists():
+        try:
+            return (yield from _stages(run, pieces, map))  # rows are nearly always alike; to look at all first would take a third more
+        except Uneven:
+            run = run._replace(alike=Alike())
+    if not told.exists():
+        tasks = [json.dumps(t) for t in enumerate(pieces)]
+        shapes = yield from _watched("looking at columns", execute or map, partial(shape_of_slice, run), tasks)
+        shape: Shape = None
+        for _, text in sorted(json.loads(t) for t in shapes):  # columns come in the order of the rows
+            shape = merged(shape, shape_named(text))
+        place(run.folder, told, lambda to: to.write_text(shape_text(shape)))
+    run = run._replace(alike=Alike(shape_named(told.read_text())))
+    return (yield from _stages(run, pieces, execute or map))
+
+
+def _stages(run: Run, pieces: Sequence[str], execute: Execute) -> Generator[Event, None, Outcome]:
     done, left = list[list[Manifest]](), list[list[Drop]]()
-    for number, stage in enumerate(_plan(recipe)):
+    for number, stage in enumerate(run.plan):
         done.append((yield from _stage(run, number, pieces, execute)))
         if stage.pick is not None:
             pieces, rest = _picked(run, number, stage, done[-1])
@@ -109,12 +157,6 @@ def _watched(what: str, execute: Execute, work: Callable[[str], str], texts: Seq
         yield Progress(step=i, total=len(texts), what=what, unit="shard")
         told.append(answer)
     return told
-
-
-def _plan(recipe: Recipe) -> list[Stage]:
-    """The stages; the last one never picks, so that it can write the results."""
-    found = stages(recipe, None)  # one SQLite file cannot be shared by machines
-    return [*found, Stage((), None)] if found[-1].pick else found
 
 
 def _identity(recipe: Recipe, files: Sequence[Path], shard: int) -> str:
@@ -170,12 +212,16 @@ def shape_of_slice(run: Run, task: str) -> str:
 def _stage(run: Run, stage: int, pieces: Sequence[str], execute: Execute) -> Generator[Event, None, list[Manifest]]:
     """Do the parts of a stage that are not done; the manifests of all."""
     tasks = [(stage, part, piece) for part, piece in enumerate(pieces)]
-    todo = [json.dumps(t) for t in tasks if made(run, *t) is None]
+    before = [made(run, *t) for t in tasks]
+    todo = [json.dumps(t) for t, manifest in zip(tasks, before, strict=True) if manifest is None]
     if len(todo) < len(tasks):
         yield Note(text=f"{len(tasks) - len(todo)} of {len(tasks)} shards were done before")
+    for manifest in before:
+        if manifest is not None:
+            run.alike.shape = merged(run.alike.shape, shape_named(manifest.shape))
     for tries in run.folder.glob("*.tries"):
         tries.unlink()
-    for told in (yield from _watched(f"stage {stage + 1} of {len(_plan(run.recipe))}", execute, partial(do, run), todo)):
+    for told in (yield from _watched(f"stage {stage + 1} of {len(run.plan)}", execute, partial(do, run), todo)):
         if told:
             raise RuntimeError(told)
     manifests = [made(run, *t) for t in tasks]
@@ -197,7 +243,7 @@ def made(run: Run, stage: int, part: int, piece: str) -> Manifest | None:
         whole = path.stat().st_size == sum(manifest.sections.values())
     except (OSError, ValueError, TypeError):
         return None
-    return manifest if whole and manifest.key == digest(piece) else None
+    return manifest if whole and manifest.key == run.key(piece) else None
 
 
 def do(run: Run, task: str) -> str:
@@ -210,14 +256,14 @@ def do(run: Run, task: str) -> str:
         if f.tell() >= TRIES:
             return f"shard {part} of stage {number + 1} ended {TRIES} processes that worked on it; a picture or too little memory does that"
         f.write(b"x")
-    stage, faults = _plan(run.recipe)[number], list[Drop]()
+    stage, faults = run.plan[number], list[Drop]()
     with chdir(run.here):
         if number:
             samples = list(_fetched(run, number - 1, piece))
             read = len(samples)
         else:
-            numbered, alike = list(_lines(piece)), Alike(run.shape)
-            samples, found = parse(numbered, source(Path(Slice(*json.loads(piece)).path), run.recipe), alike)
+            numbered = list(_lines(piece))
+            samples, found = parse(numbered, source(Path(Slice(*json.loads(piece)).path), run.recipe), run.alike)
             faults, read = [Drop(f.number, "reading", f.reason, fault=True) for f in found], len(numbered)
         done = run_shard(samples, stage)
     drops = [*faults, *done.drops]
@@ -225,7 +271,8 @@ def do(run: Run, task: str) -> str:
     written = {k: v.encode() for k, v in _written(run.recipe, stage, done.kept, done.keys).items()}
     written["dropped"] = "".join(drop_lines(drops)).encode()
     lengths = {k: len(v) for k, v in written.items()}
-    manifest = Manifest(digest(piece), lengths, read, len(done.kept), sum(d.fault for d in drops), counted)
+    shape = "null" if run.alike.given or number else shape_text(run.alike.shape)
+    manifest = Manifest(run.key(piece), lengths, read, len(done.kept), sum(d.fault for d in drops), counted, shape)
     place(run.folder, path, lambda to: to.write_bytes(b"".join(written.values())))
     place(run.folder, path.with_suffix(".json"), lambda to: to.write_text(json.dumps(manifest._asdict())))
     return ""
@@ -242,11 +289,11 @@ def _written(recipe: Recipe, stage: Stage, kept: Sequence[Sample], keys: Sequenc
             "stats": "".join([encode({STATS: s.stats}) + "\n" for s in kept])}
 
 
-def _section(run: Run, stage: int, part: int, manifest: Manifest, name: str) -> str:
+def _section(run: Run, stage: int, part: int, manifest: Manifest, name: str) -> bytes:
     before = list(manifest.sections).index(name)
     with open(_at(run, stage, part), "rb") as f:
         f.seek(sum(list(manifest.sections.values())[:before]))
-        return f.read(manifest.sections[name]).decode()
+        return f.read(manifest.sections[name])
 
 
 def _picked(run: Run, number: int, stage: Stage, manifests: Sequence[Manifest]) -> tuple[list[str], list[Drop]]:
@@ -296,7 +343,7 @@ def _joined(run: Run, done: Sequence[Sequence[Manifest]], left: Sequence[Sequenc
                 dropped.write(_section(run, number, part, manifest, "dropped"))
             if number < len(left):
                 outcome.dropped.update(d.by for d in left[number])
-                dropped.writelines(drop_lines(left[number]))
+                dropped.write("".join(drop_lines(left[number])).encode())
         for part, manifest in enumerate(done[-1]):
             for name, file in zip(results, told, strict=True):
                 file.write(_section(run, len(done) - 1, part, manifest, name))

@@ -131,7 +131,7 @@ class Alike:
     """Makes rows alike. Without a shape it passes them on as long as they are; then it raises Uneven. Plain data, one a process."""
 
     def __init__(self, shape: Shape = None) -> None:
-        self.shape, self._given, self._seen = shape, shape is not None, set[object]()
+        self.shape, self.given, self._seen = shape, shape is not None, set[object]()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with all columns, in the common order."""
@@ -140,7 +140,7 @@ class Alike:
             return row
         own = shape_of(row)
         if self.shape is not None and not _fits(own, self.shape):
-            if not self._given:
+            if not self.given:
                 raise Uneven
             made: dict[str, Any] = conformed(row, self.shape)
             return made
