@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from fastapi.testclient import TestClient
 
 from safelight.server.app import application
@@ -66,11 +67,12 @@ class Server:
     def __init__(self, home: Path, *options: str, port: int = 0) -> None:
         self.home, self.options = home, options
         environment = {**os.environ, "SAFELIGHT_HOME": str(home / "store"), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from safelight.cli import main; main()", "serve", "--port", str(port), "--dir", str(home / "studio"),
-             "--device", "cpu", *options],
-            stdout=subprocess.PIPE, stderr=open(home / "errors.txt", "ab"), env=environment, text=True, cwd=home,
-        )
+        with open(home / "errors.txt", "ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from safelight.cli import main; main()", "serve", "--port", str(port), "--dir", str(home / "studio"),
+                 "--device", "cpu", *options],
+                stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, cwd=home,
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+", line)
@@ -99,9 +101,8 @@ class Server:
 
     def workers(self) -> list[int]:
         """Process numbers of the workers."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        pids = [int(p) for c in children for p in c.read_text().split()]
-        return [p for p in pids if "safelight.server.worker" in _command(p)]
+        children = psutil.Process(self.process.pid).children() if self.process.poll() is None else []
+        return [c.pid for c in children if "safelight.server.worker" in _command(c.pid)]
 
     def kill(self) -> None:
         self.process.kill()

@@ -43,10 +43,10 @@ def test_pages_of_other_origins_get_nothing_by_http_and_by_socket(tmp_path: Path
             assert (client.get(path, headers=headers).status_code == 403) is not allowed
         assert (client.post("/prompt", json={}, headers=headers).status_code == 403) is not allowed
         if allowed:
-            with client.websocket_connect("/ws", headers=headers) as ws:
+            with client.websocket_connect("ws://127.0.0.1/ws", headers=headers) as ws:
                 assert ws.receive_json()["type"] == "status"
         else:
-            with pytest.raises(WebSocketDisconnect), client.websocket_connect("/ws", headers=headers):
+            with pytest.raises(WebSocketDisconnect), client.websocket_connect("ws://127.0.0.1/ws", headers=headers):
                 pass
 
 
@@ -54,7 +54,7 @@ def test_a_foreign_host_gets_nothing(tmp_path: Path) -> None:
     with still(tmp_path) as client:
         evil = {"Host": "evil.example", "Origin": "http://evil.example"}
         assert client.get("/queue", headers=evil).status_code == 403
-        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/ws", headers=evil):
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("ws://127.0.0.1/ws", headers=evil):
             pass
 
 
@@ -68,9 +68,9 @@ def test_the_token_is_asked_for_everywhere_and_taken_in_four_ways(tmp_path: Path
         basic = base64.b64encode(f"me:{TOKEN}".encode()).decode()
         for header in (f"Bearer {TOKEN}", f"Basic {basic}"):
             assert client.get("/queue", headers={"Authorization": header}).status_code == 200
-        with pytest.raises(WebSocketDisconnect), client.websocket_connect("/ws"):
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect("ws://127.0.0.1/ws"):
             pass
-        with client.websocket_connect(f"/ws?token={TOKEN}") as ws:
+        with client.websocket_connect(f"ws://127.0.0.1/ws?token={TOKEN}") as ws:
             assert ws.receive_json()["type"] == "status"
         answer = client.get("//evil.example/queue", params={"token": TOKEN, "max": "1"}, follow_redirects=False)
         assert answer.status_code == 303 and answer.headers["location"] == "/evil.example/queue?max=1"
@@ -89,6 +89,7 @@ def test_every_answer_keeps_browsers_from_guessing(tmp_path: Path) -> None:
 
 def test_bodies_are_bounded_whether_they_tell_their_length_or_not(tmp_path: Path) -> None:
     def drops(n: int) -> Any:
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         for _ in range(n):
             yield b" " * 2**20
 

@@ -220,16 +220,16 @@ def test_what_was_acknowledged_is_there_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_sockets_hear_the_state_and_a_second_one_takes_over(client: TestClient) -> None:
-    with client.websocket_connect("/ws?clientId=me") as first:
+    with client.websocket_connect("ws://127.0.0.1/ws?clientId=me") as first:
         assert first.receive_json() == {"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 0}}, "sid": "me"}}
         first.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
         assert first.receive_json()["type"] == "feature_flags"
         queue(client, drawing())
         assert first.receive_json()["data"]["status"]["exec_info"]["queue_remaining"] == 1
-        with client.websocket_connect("/api/ws?clientId=me") as second:
+        with client.websocket_connect("ws://127.0.0.1/api/ws?clientId=me") as second:
             assert second.receive_json()["data"]["sid"] == "me"
             first.close()
             client.post("/queue", json={"clear": True})
             assert second.receive_json()["data"]["status"]["exec_info"]["queue_remaining"] == 0
-    with client.websocket_connect("/ws") as nameless:
+    with client.websocket_connect("ws://127.0.0.1/ws") as nameless:
         assert len(nameless.receive_json()["data"]["sid"]) == 32
