@@ -97,7 +97,7 @@ def test_what_leads_nowhere_is_told_by_node(here: Places, name: str, change: Cal
 def test_choices_and_comments_in_a_prompt() -> None:
     last: Callable[[Any], str] = lambda words: str(words[-1])  # noqa: E731
     assert opened("a {red|{dark|light} blue} fox // sly\n/* no\nmore */end", last) == "a light blue fox \nend"
-    assert opened(r"\{kept|so\}", last) == "{kept|so}"
+    assert opened(r"\{kept|so\} {a|b\|c", last) == "{kept|so} b|c"
 
 
 def test_ops_of_ours_are_drawn_and_read_back(here: Places) -> None:

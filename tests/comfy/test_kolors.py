@@ -181,7 +181,8 @@ def test_an_older_file_of_the_editors_runs(here: Places, tmp_path: Path) -> None
         at(5, "VAELoader", [FILES["vae"]], {}, "VAE"),
         at(6, "VAEDecode", [], {"samples": ("LATENT", 4), "vae": ("VAE", 5)}, "IMAGE"),
         at(7, "PreviewImage", [], {"images": ("IMAGE", 6)}),
-    ], "links": [[1, 1, 0, 3, 0, "KOLORSMODEL"], [2, 1, 0, 4, 0, "KOLORSMODEL"], [3, 3, 0, 4, 1, "KOLORS_EMBEDS"], [4, 4, 0, 6, 0, "LATENT"],
+    ], "links": [[1, 1, 0, 3, 0, "KOLORSMODEL"], [2, 1, 0, 4, 0, "KOLORSMODEL"], [3, 3, 0, 4, 1, "KOLORS_EMBEDS"],
+                 [4, 4, 0, 6, 0, "LATENT"],
                  [5, 5, 0, 6, 1, "VAE"], [6, 6, 0, 7, 0, "IMAGE"]]}
     old = drawn(json.loads(json.dumps(convert(drawing, here))), here, tmp_path)
     assert np.array_equal(old, drawn(prompt(), here, tmp_path))

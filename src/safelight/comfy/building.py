@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from safelight.comfy.data import Later
 from safelight.comfy.node import Places
 
 
 @dataclass(frozen=True)
 class Link:
-    """A node of ours by its id: what MODEL, VAE, LATENT, IMAGE, MASK and CONTROL_NET slots hold."""
+    """A node of ours by its id: what MODEL, VAE, LATENT, IMAGE, MASK and CONTROL_NET slots hold. `sampled` are settings that ComfyUI has on
+    a model and we have on the sampler."""
 
     id: str
+    sampled: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,14 @@ class Guider:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What is to be done to a latent: an op and its settings."""
+
+    op: str
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Saved:
     """Something the prompt is run for: a node of ComfyUI's, its class, our node with the pictures, the name they are to have. `kept`
     pictures are results; others are only to be looked at."""
@@ -89,25 +100,32 @@ class Building:
     models: Mapping[str, tuple[str, Mapping[str, str]]] = field(default_factory=dict)
     against: frozenset[str] = frozenset()
     """Ids of the ComfyUI nodes whose condition says only what pictures should not be like."""
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """What nodes of ours said that had to run first, by id."""
     node: str = ""
     class_type: str = ""
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     saved: list[Saved] = field(default_factory=list)
 
-    def add(self, op: str, *, part: str = "", at: str = "", **inputs: Any) -> Link:
-        """A node of ours. Inputs are literals, links or lists of links; what is None is left out. `at`: for another node of ComfyUI's."""
+    def add(self, op: str, *, part: str = "", at: str = "", more: Mapping[str, Any] | None = None, **inputs: Any) -> Link:
+        """A node of ours. Inputs are literals, links or lists of links, those of any name in `more`; what is None is left out. `at`: for
+        another node of ComfyUI's."""
         id = at or (f"{self.node}.{part}" if part else self.node)
-        given = {k: _input(v) for k, v in inputs.items() if v is not None}
+        given = {k: _input(v) for k, v in {**inputs, **(more or {})}.items() if v is not None}
         self.nodes[id] = {"class_type": op, "inputs": given}
         self.origin[id] = self.node
         return Link(id)
+
+    def literal(self, found: Any) -> Any:
+        """What is behind a link, with what a node said in place of what it will say. `Unsaid` when it has not run."""
+        return found.said(self.said) if isinstance(found, Later) else found
 
     def model(self) -> Link:
         """The model that the loader at work belongs to; made when the first of its loaders asks."""
         owner, inputs = self.models[self.node]
         if owner not in self.nodes:
-            self.add("model", at=owner, **inputs)
+            self.add("model", at=owner, more=inputs)
             self.origin[owner] = owner
         return Link(owner)
 
@@ -122,6 +140,15 @@ class Building:
             entry = self.nodes[entry["inputs"]["model"][0]]
         found: Mapping[str, Any] = entry["inputs"]
         return found
+
+    def rebased(self, model: Link, **changes: Any) -> Link:
+        """The same chain of patches on the `model` node with some of its inputs changed."""
+        entry = self.nodes[model.id]
+        if entry["class_type"] == "model":
+            return self.add("model", part="base", **{**entry["inputs"], **changes})
+        below = self.rebased(Link(entry["inputs"]["model"][0]), **changes)
+        kept = {k: v for k, v in entry["inputs"].items() if k != "model"}
+        return self.add(entry["class_type"], part=model.id, model=below, **kept)
 
 
 def _input(value: Any) -> Any:
@@ -145,7 +172,10 @@ def as_port(found: Any) -> Any:
     """What is behind a link as an op of ours takes it. ValueError for what only ComfyUI's nodes can carry."""
     if isinstance(found, Clip):
         return found.model
-    if isinstance(found, Solver | Noise | Guider):
+    if isinstance(found, Link) and found.sampled:
+        told = ", ".join(name for name, _ in found.sampled)
+        raise ValueError(f"this model carries settings for ComfyUI's sampler nodes ({told}); for this op leave RescaleCFG out")
+    if isinstance(found, Solver | Noise | Guider | Change):
         raise ValueError(f"a {type(found).__name__.lower()} goes to ComfyUI's sampler nodes only; give sample_along its settings instead")
     if not isinstance(found, Words):
         return found

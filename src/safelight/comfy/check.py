@@ -76,7 +76,11 @@ def check(prompt: Mapping[str, Any], places: Places, ops: Ops) -> Checked:
 
 def classes(places: Places) -> Mapping[str, NodeClass]:
     """ComfyUI's node classes that there are here, and those of other people that `places` allows. ValueError when one is refused."""
-    return NODES
+    if places.nodes is None:
+        return NODES
+    from safelight.comfy.plugins import plugin_classes
+
+    return {**plugin_classes(places.nodes), **NODES}
 
 
 def _classes(prompt: Mapping[str, Any], places: Places, ops: Ops) -> dict[str, Known]:
@@ -245,11 +249,13 @@ def _fits(wanted: str, got: str) -> bool:
 
 
 def _ranged(i: Input, value: Any, places: Places) -> None:
+    if i.loose:
+        return
     if i.low is not None and value < i.low:
         raise _Wrong("value_smaller_than_min", f"Value {value} smaller than min of {i.low}", i.name, received_value=value)
     if i.high is not None and value > i.high:
         raise _Wrong("value_bigger_than_max", f"Value {value} bigger than max of {i.high}", i.name, received_value=value)
-    if i.options is None or i.loose:
+    if i.options is None:
         return
     names = list(i.options(places))
     if value not in names:

@@ -321,11 +321,16 @@ def _serial(value: Any, options: Json, choose: Choose) -> Any:
 
 
 def opened(text: str, choose: Choose = random.choice) -> str:
-    """A prompt without its comments and with one of each `{a|b}`; a backslash before a brace keeps it."""
+    """A prompt without its comments and with one of each `{a|b}`; a backslash before a brace or bar keeps it. What is not closed ends with
+    the text."""
     text = COMMENT.sub("", text)
-    while found := INNERMOST.search(text):
-        text = text[: found.start()] + choose(found[1].split("|")) + text[found.end() :]
-    return re.sub(r"\\([{}])", r"\1", text)
+    while True:
+        while found := INNERMOST.search(text):
+            chosen = choose(re.split(r"(?<!\\)\|", found[1]))
+            text = text[: found.start()] + chosen.replace("\\|", "|") + text[found.end() :]
+        if not re.search(r"(?<!\\)\{", text):
+            return re.sub(r"\\([{}])", r"\1", text)
+        text += "}"
 
 
 def _is_link(value: Any) -> bool:

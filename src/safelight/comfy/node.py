@@ -104,7 +104,6 @@ class NodeClass:
 def _info(i: Input, places: Places) -> list[Any]:
     told: dict[str, Any] = {"min": i.low, "max": i.high, "step": i.step, "default": i.default, "multiline": i.many_lines or None}
     told["control_after_generate"] = (i.name in ("seed", "noise_seed")) or None
-    told["image_upload"] = i.loose or None
     found = {**{k: v for k, v in told.items() if v is not None}, **i.told}
     kind: Any = i.type if i.options is None else list(i.options(places))
     return [kind, found] if found else [kind]

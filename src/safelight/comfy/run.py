@@ -13,12 +13,16 @@ from typing import Any
 from safelight import embed, engine, parameters
 from safelight.codec import ORIGIN
 from safelight.comfy.building import Saved
+from safelight.comfy.check import Ops
+from safelight.comfy.data import SAYS
 from safelight.comfy.node import Places
+from safelight.comfy.plugins import plugin_ops
 from safelight.comfy.translate import Translation, translate, with_settings
 from safelight.disk import put
 from safelight.events import Event
 from safelight.graph import GraphError, Problem
 from safelight.lineage import trace, versions
+from safelight.op import load_ops
 from safelight.spec import Work
 from safelight.store import Store, current
 from safelight.values import Image, Value
@@ -40,11 +44,15 @@ def run(
     Events and errors name ComfyUI's nodes. PromptError when it cannot run. `workflow` is the editor's graph as JSON, kept in the files.
     `keep` saves in another way than into the folder for results.
     """
-    told = with_settings(prompt, sets)
-    translation = translate(told, places)
+    told, ops, said = with_settings(prompt, sets), known_ops(places), dict[str, Any]()
     at = store or current()
     with at.pin():
-        values = yield from _renamed(engine.run(translation.graph, at, translation.targets), translation)
+        while True:
+            translation = translate(told, places, ops, said)
+            values = yield from _renamed(engine.run(translation.graph, at, translation.targets, ops=ops), translation)
+            if not translation.first:
+                break
+            said[translation.first] = values[translation.first].data
         texts = {"prompt": json.dumps(told), "workflow": workflow}
         if keep is None:
             return {s.node: save(values[s.value.id], s, places.output, texts, at) for s in translation.saved}
@@ -53,8 +61,14 @@ def run(
 
 def problems(prompt: Mapping[str, Any], places: Places, sets: Sequence[str] = ()) -> list[Problem]:
     """What our engine finds wrong with the graph that a prompt becomes. PromptError for what is wrong with the prompt itself."""
-    translation = translate(with_settings(prompt, sets), places)
-    return [dataclasses.replace(p, node=translation.origin.get(p.node, p.node)) for p in engine.check(translation.graph)]
+    ops = known_ops(places)
+    translation = translate(with_settings(prompt, sets), places, ops)
+    return [dataclasses.replace(p, node=translation.origin.get(p.node, p.node)) for p in engine.check(translation.graph, ops)]
+
+
+def known_ops(places: Places) -> Ops:
+    """Every op that a translated prompt may have: ours, those that say what a prompt goes on with, and other people's classes."""
+    return {**load_ops(), **SAYS, **(plugin_ops(places.nodes) if places.nodes else {})}
 
 
 def _renamed(work: Work[Any], translation: Translation) -> Work[Any]:
@@ -83,7 +97,7 @@ def _step(work: Work[Any], answer: Any, origin: Mapping[str, str]) -> tuple[Even
 def save(value: Value, saved: Saved, output: Path, texts: Mapping[str, str], store: Store) -> list[Path]:
     """Save below `output` under the next free names."""
     if not isinstance(value, Image):
-        return value.save(output / saved.prefix)
+        return value.save((output if saved.kept else output / TEMPORARY) / saved.prefix)
     high, wide = value.pixels.shape[1:3]
     root = output if saved.kept else output / TEMPORARY
     folder, name, counter = next_name(root, saved.prefix, (wide, high))

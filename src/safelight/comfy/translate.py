@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import safelight.comfy.nodes  # noqa: F401  fills NODES
 from safelight.comfy.building import Building, Clip, Link, Saved, as_port, as_socket
 from safelight.comfy.check import Checked, Ops, PromptError, check, failed, links, op_outputs
+from safelight.comfy.data import Unsaid
 from safelight.comfy.models import models
 from safelight.comfy.node import NODES, NodeClass, Places
 from safelight.op import load_ops
@@ -22,11 +23,13 @@ class Translation:
     graph: Mapping[str, Any]
     origin: Mapping[str, str]
     saved: Sequence[Saved]
+    first: str = ""
+    """A node that has to run before the rest of the prompt can be translated: what it says is an input of others."""
 
     @property
     def targets(self) -> list[str]:
         """Our nodes whose values are wanted."""
-        return list(dict.fromkeys(s.value.id for s in self.saved))
+        return [self.first] if self.first else list(dict.fromkeys(s.value.id for s in self.saved))
 
 
 def unwrapped(graph: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,15 +43,21 @@ def is_prompt(graph: Mapping[str, Any]) -> bool:
     return any(isinstance(e, Mapping) and e.get("class_type") in NODES for e in graph.values())
 
 
-def translate(prompt: Mapping[str, Any], places: Places, ops: Ops | None = None) -> Translation:
-    """PromptError with all its faults when it cannot run. Nothing is loaded; files are looked for by name, some headers are read."""
+def translate(
+    prompt: Mapping[str, Any], places: Places, ops: Ops | None = None, said: Mapping[str, Any] | None = None
+) -> Translation:
+    """PromptError with all its faults when it cannot run. Nothing is loaded; files are looked for by name, some headers are read. `said` is
+    what those nodes said, by id, that had to run first."""
     known = load_ops() if ops is None else ops
     found = check(prompt, places, known)
-    b = Building(places, models(found, places), against(found))
+    b = Building(places, models(found, places), against(found), said=said or {})
     made: dict[str, tuple[Any, ...]] = {}
     for key, given in found.inputs.items():
         b.node = key
-        made[key] = _made(b, key, found, given, made)
+        try:
+            made[key] = _made(b, key, found, given, made)
+        except Unsaid as e:
+            return Translation(b.nodes, b.origin, (), e.args[0])
     return Translation(b.nodes, b.origin, tuple(b.saved))
 
 
@@ -60,11 +69,13 @@ def _made(b: Building, key: str, found: Checked, given: Mapping[str, Any], made:
     b.class_type = known.name
     kinds = {i.name: i.type for i in known.inputs}
     try:
-        opened = {name: as_socket(kinds[name], made[v[0]][v[1]]) if isinstance(v, tuple) else v for name, v in given.items()}
+        opened = {name: as_socket(kinds[name], b.literal(made[v[0]][v[1]])) if isinstance(v, tuple) else v for name, v in given.items()}
         out = known.make(b, opened)
     except ValueError as e:
         raise PromptError([failed(key, known.name, str(e))]) from e
-    return out if isinstance(out, tuple) else (out,)
+    slots = out if isinstance(out, tuple) else (out,)
+    sampled = next((v.sampled for v in opened.values() if isinstance(v, Link) and v.sampled), ())
+    return tuple(replace(o, sampled=o.sampled or sampled) if k == "MODEL" else o for o, k in zip(slots, known.outputs, strict=False))
 
 
 def _op(b: Building, key: str, found: Checked, given: Mapping[str, Any], made: Mapping[str, tuple[Any, ...]]) -> Link:
@@ -75,7 +86,7 @@ def _op(b: Building, key: str, found: Checked, given: Mapping[str, Any], made: M
     linked = dict(given)
     try:
         for name, (parent, slot) in links(given):
-            linked[name] = _replaced(linked[name], [parent, slot], as_port(made[parent][slot]))
+            linked[name] = _replaced(linked[name], [parent, slot], as_port(b.literal(made[parent][slot])))
     except (ValueError, IndexError) as e:
         raise PromptError([failed(key, b.class_type, str(e))]) from e
     link = b.add(known.spec.name, **linked)

@@ -266,3 +266,65 @@ def set_noise_mask(latent: Latent, mask: Mask | Latent) -> Latent:
     if found is None:
         raise ValueError("set_noise_mask: mask: got a latent without a mask, expected a mask or a latent that has one")
     return dataclasses.replace(latent, mask=found)
+
+
+@op(group="latent", version=1)
+def cut_latent(
+    latent: Latent, *, along: Literal["x", "y"] = "x", start: Annotated[int, Knob(-16384, 16384)] = 0,
+    count: Annotated[int, Knob(1, 16384)] = 1,
+) -> Latent:
+    """Take some columns or rows of cells out of latents, as many as there are.
+
+    Args:
+        along: x takes columns, y rows
+        start: the first one's place, from 0; below 0 from the end
+        count: how many
+    """
+    dim = -1 if along == "x" else -2
+    n = latent.samples.shape[dim]
+    first = min(start, n - 1) if start >= 0 else max(start + n, 0)
+    return dataclasses.replace(latent, samples=latent.samples.narrow(dim, first, min(count, n - first)).clone(), mask=None)
+
+
+@op(group="latent", version=1)
+def sharpen_latent(
+    latent: Latent, *, radius: Annotated[int, Knob(1, 31)] = 9, sigma: Annotated[float, Knob(0.1, 10, step=0.1)] = 1.0,
+    amount: Annotated[float, Knob(0, 5, step=0.01)] = 0.1,
+) -> Latent:
+    """Sharpen the directions of latents' cells and leave their lengths.
+
+    Args:
+        radius: of the blur that is taken away, in cells
+        sigma: of the blur, in radii
+        amount: a tenth of how often it is taken away
+    """
+    import torch
+
+    from safelight.ops.retouch import bell
+
+    x = latent.samples
+    if min(x.shape[-2:]) <= radius:
+        raise ValueError(f"sharpen_latent: radius: got {radius} for {x.shape[-1]} x {x.shape[-2]} cells, expected less than either side")
+    long = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-6
+    weights = bell(radius, sigma) * (amount * -10)
+    weights[radius, radius] += 1.0 - weights.sum()
+    padded = torch.nn.functional.pad(x / long, (radius,) * 4, "reflect")
+    way = torch.nn.functional.conv2d(padded, weights.expand(x.shape[1], 1, -1, -1), groups=x.shape[1])
+    return dataclasses.replace(latent, samples=long * way)
+
+
+@op(group="latent", version=1)
+def tonemap_latent(latent: Latent, *, multiplier: Annotated[float, Knob(0, 100, step=0.01)] = 1.0) -> Latent:
+    """Hold down the longest of latents' cells (Reinhard's curve): what high guidance burns out.
+
+    Args:
+        multiplier: of the length that is never passed, which is the mean plus five standard deviations
+    """
+    import torch
+
+    x = latent.samples
+    long = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10
+    dims = (1, 2, 3)
+    top = (long.std(dim=dims, keepdim=True) * 5 + long.mean(dim=dims, keepdim=True)) * multiplier
+    share = long / top
+    return dataclasses.replace(latent, samples=x / long * (share / (share + 1.0) * top))

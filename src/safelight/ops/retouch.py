@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from safelight.op import Knob, op
@@ -16,7 +17,7 @@ SPREAD = 2 * 256
 """How far a pattern of dots moves a pixel in all, in grey levels times the number of colours; ComfyUI's figure."""
 
 
-def _bell(radius: int, sigma: float) -> Tensor:
+def bell(radius: int, sigma: float) -> Tensor:
     """(2 radius + 1, 2 radius + 1) weights that sum to 1; sigma is in radii."""
     import torch
 
@@ -49,7 +50,7 @@ def blur_image(image: Image, *, radius: Annotated[int, Knob(1, 31)] = 1, sigma: 
         radius: how far around a pixel the others count, in pixels
         sigma: how slowly they count less with distance, in radii
     """
-    return Image(_folded(image, _bell(radius, sigma)), image.info)
+    return Image(_folded(image, bell(radius, sigma)), image.info)
 
 
 @op(group="image", version=1, exact=True)
@@ -66,7 +67,7 @@ def sharpen_image(
     """
     import numpy as np
 
-    weights = _bell(radius, sigma) * -(amount * 10)
+    weights = bell(radius, sigma) * -(amount * 10)
     weights[radius, radius] += 1.0 - weights.sum()
     return Image(np.clip(_folded(image, weights), 0, 1), image.info)
 
@@ -160,3 +161,51 @@ def _blended(a: Tensor, b: Tensor, how: str) -> Tensor:
         bright = torch.where(a <= 0.25, ((16 * a - 12) * a + 4) * a, a.sqrt())
         return torch.where(b <= 0.5, a - (1 - 2 * b) * a * (1 - a), a + (2 * b - 1) * (bright - a))
     return a - b if how == "difference" else b
+
+
+@op(group="image", version=1, exact=True)
+def add_grain(
+    image: Image, *, seed: Annotated[int, Knob(0, 2**64 - 1, draw=True)] = -1, strength: Annotated[float, Knob(0, 1, step=0.01)] = 0.5,
+) -> Image:
+    """Put noise on pictures.
+
+    Args:
+        seed: of the noise; -1 draws one and records it
+        strength: its standard deviation
+    """
+    import numpy as np
+    import torch
+
+    noise = torch.randn(image.pixels.shape, generator=torch.Generator().manual_seed(seed)).numpy()
+    return Image(np.clip(image.pixels + np.float32(strength) * noise, 0, 1), image.info)
+
+
+@op(group="image", version=1, exact=True)
+def morph_image(
+    image: Image, *, how: Literal["erode", "dilate", "open", "close", "gradient", "top_hat", "bottom_hat"] = "erode",
+    size: Annotated[int, Knob(1, 999)] = 3,
+) -> Image:
+    """Let dark or bright places of pictures grow, colour by colour, within squares; beyond the edges there is nothing.
+
+    Args:
+        how: erode: dark grows; dilate: bright grows; open and close: one, then the other; gradient: dilated less eroded; top_hat: what open
+            takes away; bottom_hat: what close adds
+        size: side of the squares, in pixels
+    """
+    import numpy as np
+    from scipy import ndimage
+
+    square = (1, size, size, 1)
+
+    def eroded(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(ndimage.minimum_filter(x, square, mode="constant", cval=np.inf), dtype=np.float32)
+
+    def dilated(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(ndimage.maximum_filter(x, square, mode="constant", cval=-np.inf), dtype=np.float32)
+
+    x = image.pixels
+    made: dict[str, Callable[[], NDArray[np.float32]]] = {
+        "erode": lambda: eroded(x), "dilate": lambda: dilated(x), "open": lambda: dilated(eroded(x)), "close": lambda: eroded(dilated(x)),
+        "gradient": lambda: dilated(x) - eroded(x), "top_hat": lambda: x - dilated(eroded(x)), "bottom_hat": lambda: eroded(dilated(x)) - x,
+    }
+    return Image(made[how](), image.info)

@@ -152,3 +152,28 @@ def add_noise(model: Model, latent: Latent, *, sigmas: Sigmas, seed: Annotated[i
     level = abs(sigmas.levels[0] - sigmas.levels[-1]) if len(sigmas.levels) > 1 else sigmas.levels[0]
     noisy = way.noised(samples, start_noise(samples.shape, seed, latent.rows), level)
     return dataclasses.replace(latent, samples=noisy, family=model.family)
+
+
+@op(group="latent", version=1)
+def extend_sigmas(
+    sigmas: Sigmas, *, steps: Annotated[int, Knob(1, 100)] = 2, start: Annotated[float | None, LEVEL] = None,
+    end: Annotated[float, LEVEL] = 12.0, spacing: Literal["linear", "cosine", "sine"] = "linear",
+) -> Sigmas:
+    """Noise levels with further ones between some of them.
+
+    Args:
+        steps: how many steps each of those becomes
+        start: only below this level; nothing: from the first on
+        end: only down to this level
+        spacing: linear; cosine goes fast first, sine slowly
+    """
+    import math
+
+    def bent(x: float) -> float:
+        return x if spacing == "linear" else math.sin(x * math.pi / 2) if spacing == "cosine" else 1 - math.cos(x * math.pi / 2)
+
+    out: list[float] = []
+    for s, t in zip(sigmas.levels, sigmas.levels[1:], strict=False):
+        inside = end <= s <= (math.inf if start is None else start)
+        out += [s, *((t - s) * bent(i / steps) + s for i in range(1, steps) if inside)]
+    return Sigmas((*out, *sigmas.levels[-1:]))

@@ -177,3 +177,27 @@ def inpaint(b: Building, n: Given) -> Any:
     if n["noise_mask"]:
         latent = b.add("set_noise_mask", part="masked", latent=latent, mask=shown)
     return *sides, latent
+
+
+@node("CLIPTextEncodeSD3", "advanced/conditioning",
+      [*socket("CLIP"), text("clip_l", prompt=True), text("clip_g", prompt=True), text("t5xxl", prompt=True),
+       choice("empty_padding", ("none", "empty_prompt"))], "CONDITIONING")
+def encode_sd3(b: Building, n: Given) -> Any:
+    """A prompt for SD 3's encoders; here it is one for all of them."""
+    said = {n["clip_l"], n["clip_g"], n["t5xxl"]}
+    if len(said) > 1:
+        raise ValueError("clip_l, clip_g, t5xxl: got different texts; expected one text for all, SD 3's encoders read the same prompt here")
+    return encoded(b, n["clip"], said.pop())
+
+
+@node("PairConditioningCombine", "advanced/hooks/cond pair", socket("CONDITIONING", "positive_A", "negative_A", "positive_B", "negative_B"),
+      *SIDES, title="Cond Pair Combine", flags=["experimental"])
+def combine_pairs(b: Building, n: Given) -> Any:
+    """Two pairs of conditions as one."""
+    sides = []
+    for side in ("positive", "negative"):
+        one, other = n[f"{side}_A"], n[f"{side}_B"]
+        if one.steers != other.steers:
+            raise ValueError("its conditions carry different ControlNets; put the ControlNet on the combined ones")
+        sides.append(replace(one, cond=b.add("combine_conds", part=side, conds=[one.cond, other.cond])))
+    return tuple(sides)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from safelight.comfy.building import Building, Guider, Link, Noise, Solver, Words
+from safelight.comfy.data import Later
 from safelight.comfy.node import Given, Input, choice, integer, node, real, seed, socket, switch
 from safelight.comfy.nodes.sampling import ON_GPU, samplers, schedules, steered
 
@@ -25,7 +26,8 @@ def _drawn(b: Building, n: Given, guider: Guider, noise: Noise) -> Any:
     model = steered(b, guider.model, guider.positive, negative or Words(guider.positive.cond))
     given = {
         "model": model, "positive": guider.positive.cond, "negative": negative.cond if negative else None, "latent": n["latent_image"],
-        "sigmas": n["sigmas"], "seed": noise.seed, "add_noise": noise.start, "scale": guider.scale, "guide": "cfg" if negative else "off",
+        "sigmas": n["sigmas"], "seed": noise.seed, "add_noise": noise.start, "scale": guider.scale,
+        **({"guide": "cfg", **dict(guider.model.sampled)} if negative else {"guide": "off"}),
         "sampler": n["sampler"].sampler, "options": list(n["sampler"].options),
     }
     return b.add("sample_along", **given), b.add("sample_along", part="denoised", denoised=True, **given)
@@ -137,6 +139,22 @@ def set_first(b: Building, n: Given) -> Any:
     return b.add("set_first_sigma", sigmas=n["sigmas"], sigma=n["sigma"])
 
 
+@node("ExtendIntermediateSigmas", f"{AT}/sigmas",
+      [*LEVELS, integer("steps", 2, 1, 100), free("start_at_sigma", -1.0, -1, 20000), free("end_at_sigma", 12.0, 0, 20000),
+       choice("spacing", ("linear", "cosine", "sine"))], "SIGMAS")
+def extend(b: Building, n: Given) -> Any:
+    """Further levels between some."""
+    start = None if n["start_at_sigma"] < 0 else n["start_at_sigma"]
+    return b.add("extend_sigmas", sigmas=n["sigmas"], steps=n["steps"], start=start, end=n["end_at_sigma"], spacing=n["spacing"])
+
+
+@node("SamplingPercentToSigma", f"{AT}/sigmas",
+      [*MODEL, real("sampling_percent", 0.0, 0, 1, 0.0001), switch("return_actual_sigma", False)], "sigma_value:FLOAT")
+def at_share(b: Building, n: Given) -> Any:
+    """The noise level at a share of the way."""
+    return Later(b.add("sigma_at", model=n["model"], share=n["sampling_percent"], exact=n["return_actual_sigma"]).id)
+
+
 @node("KSamplerSelect", f"{AT}/samplers", [choice("sampler_name", samplers)], "SAMPLER")
 def select(b: Building, n: Given) -> Any:
     """A sampler by name."""
@@ -172,3 +190,25 @@ def er_sde(b: Building, n: Given) -> Any:
     """ER-SDE, or the reversed chain's own noise times eta, or none."""
     power = {"ER-SDE": 0.0, "ODE": 1.0}.get(n["solver_type"], 1 + n["eta"])
     return Solver("er_sde", (f"stages={n['max_stage']}", f"power={power}", f"s_noise={n['s_noise']}"))
+
+
+@node("SamplerSASolver", f"{AT}/samplers",
+      [*MODEL, free("eta", 1.0, 0, 10), real("sde_start_percent", 0.2, 0, 1, 0.001), real("sde_end_percent", 0.8, 0, 1, 0.001),
+       free("s_noise", 1.0, 0, 100), integer("predictor_order", 3, 1, 6), integer("corrector_order", 4, 0, 6), switch("use_pece", False),
+       switch("simple_order_2", False)], "SAMPLER")
+def sa_solver(b: Building, n: Given) -> Any:
+    """SA-Solver. Its corrector is one order above its predictor."""
+    if n["corrector_order"] != n["predictor_order"] + 1 or n["simple_order_2"]:
+        raise ValueError(f"corrector_order: expected predictor_order + 1 ({n['predictor_order'] + 1}) and simple_order_2 off")
+    told = {"eta": n["eta"], "start": n["sde_start_percent"], "end": n["sde_end_percent"], "s_noise": n["s_noise"],
+            "order": n["predictor_order"]}
+    return Solver("sa_solver_pece" if n["use_pece"] else "sa_solver", tuple(f"{k}={v}" for k, v in told.items()))
+
+
+@node("SamplerEulerCFGpp", "_for_testing", [choice("version", ("regular", "alternative"))], "SAMPLER", title="SamplerEulerCFG++",
+      flags=["experimental"])
+def euler_cfg_pp(b: Building, n: Given) -> Any:
+    """Euler with CFG++."""
+    if n["version"] != "regular":
+        raise ValueError("version: only 'regular' is here")
+    return Solver("euler_cfg_pp")

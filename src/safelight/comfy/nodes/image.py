@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from safelight.comfy.building import Building
-from safelight.comfy.node import Given, Input, Places, choice, integer, node, pixels, real, socket, switch, text
+from safelight.comfy.data import Later
+from safelight.comfy.node import Given, Input, Places, choice, integer, node, pixels, real, seed, socket, switch, text
 from safelight.folders import inside
 
 SCALINGS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")
 TURNS = ("none", "90 degrees", "180 degrees", "270 degrees")
 MIRRORS = {"x-axis: vertically": "upside-down", "y-axis: horizontally": "left-right"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MORPHS = ("erode", "dilate", "open", "close", "gradient", "bottom_hat", "top_hat")
+MODES = ("ADD", "CLEAR", "DARKEN", "DST", "DST_ATOP", "DST_IN", "DST_OUT", "DST_OVER", "LIGHTEN", "MULTIPLY", "OVERLAY", "SCREEN", "SRC",
+         "SRC_ATOP", "SRC_IN", "SRC_OUT", "SRC_OVER", "XOR")
 SIDES = ("left", "top", "right", "bottom")
 AT = [pixels("x", 0, 0, 1), pixels("y", 0, 0, 1)]
 SIZE = [pixels("width", 512, 1, 1), pixels("height", 512, 1, 1)]
@@ -24,7 +28,7 @@ def _pictures(places: Places) -> list[str]:
     return sorted(p.name for p in places.input.glob("*") if p.suffix.lower() in SUFFIXES)
 
 
-PICTURE = Input("image", "COMBO", options=_pictures, loose=True)
+PICTURE = Input("image", "COMBO", options=_pictures, loose=True, told={"image_upload": True})
 """A file by name; names with sub-folders and ` [output]` behind them, which no list has, are taken too."""
 
 WHERE = re.compile(r"^(.*?)\s*\[(input|output|temp)\]$")
@@ -190,3 +194,80 @@ def blend(b: Building, n: Given) -> Any:
 def quantize(b: Building, n: Given) -> Any:
     """Pictures in few colours."""
     return b.add("quantize_image", image=n["image"], colours=n["colors"], dither=n["dither"])
+
+
+@node("RepeatImageBatch", "image/batch", [*IMAGE, integer("amount", 1, 1, 4096)], "IMAGE")
+def repeat(b: Building, n: Given) -> Any:
+    """A batch several times."""
+    return b.add("join_images", images=[n["image"]] * n["amount"])
+
+
+@node("ImageAddNoise", "image", [*IMAGE, seed(), real("strength", 0.5, 0, 1)], "IMAGE")
+def grain(b: Building, n: Given) -> Any:
+    """Noise on pictures."""
+    return b.add("add_grain", image=n["image"], seed=n["seed"], strength=n["strength"])
+
+
+@node("ImageStitch", "image/transform",
+      [*socket("IMAGE", "image1"), choice("direction", ("right", "down", "left", "up"), "right"), switch("match_image_size", True),
+       integer("spacing_width", 0, 0, 1024, 2), choice("spacing_color", ("white", "black", "red", "green", "blue"), "white"),
+       *socket("IMAGE", "image2", optional=True)], "IMAGE", title="Image Stitch")
+def stitch(b: Building, n: Given) -> Any:
+    """Two pictures side by side."""
+    if n.get("image2") is None:
+        return n["image1"]
+    return b.add("stitch_images", image=n["image1"], other=n["image2"], side=n["direction"], fit=n["match_image_size"],
+                 gap=n["spacing_width"], colour=n["spacing_color"])
+
+
+@node("ResizeAndPadImage", "image/transform",
+      [*IMAGE, pixels("target_width", 512, 1, 1), pixels("target_height", 512, 1, 1), choice("padding_color", ("white", "black")),
+       choice("interpolation", ("area", "bicubic", "nearest-exact", "bilinear", "lanczos"))], "IMAGE")
+def frame(b: Building, n: Given) -> Any:
+    """Pictures scaled into a frame."""
+    return b.add("frame_image", image=n["image"], width=n["target_width"], height=n["target_height"], colour=n["padding_color"],
+                 method=n["interpolation"])
+
+
+@node("GetImageSize", "image", IMAGE, "width:INT", "height:INT", "batch_size:INT", title="Get Image Size")
+def size(b: Building, n: Given) -> Any:
+    """A batch's width, height and length."""
+    told = b.add("image_size", image=n["image"])
+    return Later(told.id, 0), Later(told.id, 1), Later(told.id, 2)
+
+
+@node("RebatchImages", "image/batch", [*socket("IMAGE", "images"), integer("batch_size", 1, 1, 4096)], "IMAGE", title="Rebatch Images",
+      flags=["lists"])
+def rebatch(b: Building, n: Given) -> Any:
+    """The same pictures: every node here cuts its batches to what fits by itself."""
+    return n["images"]
+
+
+@node("Canny", "image/preprocessors", [*IMAGE, real("low_threshold", 0.4, 0.01, 0.99), real("high_threshold", 0.8, 0.01, 0.99)], "IMAGE")
+def canny(b: Building, n: Given) -> Any:
+    """Edges, white on black."""
+    return b.add("hint", image=n["image"], by="canny", low=n["low_threshold"], high=n["high_threshold"])
+
+
+@node("Morphology", "image/postprocessing", [*IMAGE, choice("operation", MORPHS), integer("kernel_size", 3, 3, 999)], "IMAGE",
+      title="ImageMorphology")
+def morph(b: Building, n: Given) -> Any:
+    """Dark or bright places grown."""
+    return b.add("morph_image", image=n["image"], how=n["operation"], size=n["kernel_size"])
+
+
+@node("PorterDuffImageComposite", "mask/compositing",
+      [*socket("IMAGE", "source"), *socket("MASK", "source_alpha"), *socket("IMAGE", "destination"), *socket("MASK", "destination_alpha"),
+       choice("mode", MODES, "DST")], "IMAGE", "MASK", title="Porter-Duff Image Composite")
+def compose(b: Building, n: Given) -> Any:
+    """Two pictures with transparency put together."""
+    layers = {"image": n["destination"], "mask": n["destination_alpha"], "over": n["source"], "over_mask": n["source_alpha"]}
+    return b.add("compose_images", how=n["mode"], **layers), b.add("compose_masks", part="mask", how=n["mode"], **layers)
+
+
+@node("SplitImageWithAlpha", "mask/compositing", IMAGE, "IMAGE", "MASK", title="Split Image with Alpha")
+def split(b: Building, n: Given) -> Any:
+    """The picture, and where it is clear: nowhere, pictures have no transparency once they are loaded."""
+    grey = b.add("mask_of", part="grey", image=n["image"])
+    none = b.add("threshold_mask", part="mask", mask=grey, value=1.0)
+    return n["image"], none

@@ -122,7 +122,8 @@ def _noise(b: Building, n: Given, empty: Link, level: float) -> Link:
     return b.add("mix_latents", part="start", latent=noisy, other=noisy, ratio=1.0, scale=whole)
 
 
-@node("LoadKolorsLoRA", AT, [*MODEL, text("lora_path"), real("lora_alpha", 2.0, 0, 4)], "kolors_model:KOLORSMODEL", title="Load Kolors LoRA")
+@node("LoadKolorsLoRA", AT, [*MODEL, text("lora_path"), real("lora_alpha", 2.0, 0, 4)], "kolors_model:KOLORSMODEL",
+      title="Load Kolors LoRA")
 def lora(b: Building, n: Given) -> Any:
     """A LoRA by its name in models/loras or its path there; as strong as alpha over the rank that the file has."""
     if not n["lora_path"] or not n["lora_alpha"]:

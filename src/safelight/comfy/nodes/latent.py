@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safelight.comfy.building import Building
+from safelight.comfy.building import Building, Change
 from safelight.comfy.node import Given, choice, integer, node, pixels, real, socket, switch
 
 SCALINGS = ("nearest-exact", "bilinear", "area", "bicubic", "bislerp")
@@ -182,8 +182,52 @@ def multiply(b: Building, n: Given) -> Any:
     return b.add("mix_latents", latent=n["samples"], other=n["samples"], ratio=1.0, scale=n["multiplier"])
 
 
-@node("LatentConcat", "latent/advanced", [*TWO, choice("dim", ("x", "-x", "y", "-y"))], "LATENT")
+@node("LatentConcat", "latent/advanced", [*TWO, choice("dim", ("x", "-x", "y", "-y", "t", "-t"))], "LATENT")
 def concat(b: Building, n: Given) -> Any:
     """Two latents side by side, or one below the other."""
+    _flat(n["dim"])
     two = [n["samples1"], n["samples2"]]
     return b.add("join_latents", latents=two[::-1] if n["dim"].startswith("-") else two, along=n["dim"][-1])
+
+
+def _flat(dim: str) -> None:
+    if dim.endswith("t"):
+        raise ValueError(f"dim: got {dim!r}, which is time, and latents are of pictures; expected x or y")
+
+
+@node("LatentCut", "latent/advanced",
+      [*SAMPLES, choice("dim", ("x", "y", "t")), integer("index", 0, -16384, 16384), integer("amount", 1, 1, 16384)], "LATENT")
+def cut(b: Building, n: Given) -> Any:
+    """Some columns or rows of a latent's cells."""
+    _flat(n["dim"])
+    return b.add("cut_latent", latent=n["samples"], along=n["dim"], start=n["index"], count=n["amount"])
+
+
+@node("RebatchLatents", "latent/batch", [*socket("LATENT", "latents"), integer("batch_size", 1, 1, 4096)], "LATENT",
+      title="Rebatch Latents", flags=["lists"])
+def rebatch(b: Building, n: Given) -> Any:
+    """The same latents, with their noise: the sampler cuts a batch to what fits by itself."""
+    return n["latents"]
+
+
+OPERATION, LATER = socket("LATENT_OPERATION", "operation"), "latent/advanced/operations"
+
+
+@node("LatentOperationTonemapReinhard", LATER, [real("multiplier", 1.0, 0, 100)], "LATENT_OPERATION", flags=["experimental"])
+def tonemap(b: Building, n: Given) -> Any:
+    """Hold down long cells."""
+    return Change("tonemap_latent", {"multiplier": n["multiplier"]})
+
+
+@node("LatentOperationSharpen", LATER,
+      [integer("sharpen_radius", 9, 1, 31), real("sigma", 1.0, 0.1, 10, 0.1), real("alpha", 0.1, 0, 5)], "LATENT_OPERATION",
+      flags=["experimental"])
+def sharpen(b: Building, n: Given) -> Any:
+    """Sharpen cells' directions."""
+    return Change("sharpen_latent", {"radius": n["sharpen_radius"], "sigma": n["sigma"], "amount": n["alpha"]})
+
+
+@node("LatentApplyOperation", LATER, [*SAMPLES, *OPERATION], "LATENT", flags=["experimental"])
+def apply(b: Building, n: Given) -> Any:
+    """An operation done to a latent."""
+    return b.add(n["operation"].op, latent=n["samples"], **n["operation"].inputs)

@@ -1,15 +1,17 @@
 """Loaders: checkpoints, their parts, LoRAs, ControlNets."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from safelight.comfy.building import Building, Clip, Link
-from safelight.comfy.node import Given, choice, files, integer, node, real, socket
+from safelight.comfy.node import Given, choice, files, integer, node, real, socket, switch
 
 STRENGTH = (1.0, -100.0, 100.0)
 CLIP_TYPES = ("stable_diffusion", "stable_cascade", "sd3", "stable_audio", "mochi", "ltxv", "pixart", "cosmos", "lumina2", "wan", "hidream",
               "chroma", "ace", "omnigen2", "qwen_image", "hunyuan_image")
-DEVICES = ("default", "cpu")
+DEVICE = replace(choice("device", ("default", "cpu"), optional=True), told={"advanced": True})
+PREDICTIONS = {"eps": "eps", "v_prediction": "v"}
 
 
 @node("CheckpointLoaderSimple", "loaders", [choice("ckpt_name", files("checkpoints"))], "MODEL", "CLIP", "VAE", title="Load Checkpoint",
@@ -36,7 +38,7 @@ def unet(b: Building, n: Given) -> Any:
 
 
 @node("CLIPLoader", "advanced/loaders",
-      [choice("clip_name", files("text_encoders")), choice("type", CLIP_TYPES), choice("device", DEVICES, optional=True)], "CLIP",
+      [choice("clip_name", files("text_encoders")), choice("type", CLIP_TYPES), DEVICE], "CLIP",
       title="Load CLIP", parts={"text_encoder": "clip_name"})
 def clip(b: Building, n: Given) -> Any:
     """A text encoder."""
@@ -45,7 +47,7 @@ def clip(b: Building, n: Given) -> Any:
 
 @node("DualCLIPLoader", "advanced/loaders",
       [choice("clip_name1", files("text_encoders")), choice("clip_name2", files("text_encoders")),
-       choice("type", ("sdxl", "sd3", "flux", "hunyuan_video", "hidream", "hunyuan_image")), choice("device", DEVICES, optional=True)],
+       choice("type", ("sdxl", "sd3", "flux", "hunyuan_video", "hidream", "hunyuan_image")), DEVICE],
       "CLIP", parts={"text_encoder": "clip_name1", "text_encoder_2": "clip_name2"})
 def two_clips(b: Building, n: Given) -> Any:
     """Two text encoders."""
@@ -112,3 +114,42 @@ def freeu(b: Building, n: Given) -> Any:
 def freeu_2(b: Building, n: Given) -> Any:
     """FreeU, the second version."""
     return b.add("with_freeu", model=n["model"], b1=n["b1"], b2=n["b2"], s1=n["s1"], s2=n["s2"], method="v2")
+
+
+@node("TripleCLIPLoader", "advanced/loaders", [choice(f"clip_name{i}", files("text_encoders")) for i in (1, 2, 3)], "CLIP",
+      parts={"text_encoder": "clip_name1", "text_encoder_2": "clip_name2", "text_encoder_3": "clip_name3"})
+def three_clips(b: Building, n: Given) -> Any:
+    """SD 3's text encoders, in the order CLIP-L, CLIP-G, T5."""
+    return Clip(b.model())
+
+
+@node("DiffControlNetLoader", "loaders", [*socket("MODEL"), choice("control_net_name", files("controlnet"))], "CONTROL_NET",
+      title="Load ControlNet Model (diff)")
+def control_of(b: Building, n: Given) -> Any:
+    """A ControlNet; of one that is kept as a difference nothing is known here, and reading it says so."""
+    return control(b, n)
+
+
+@node("ModelSamplingDiscrete", "advanced/model",
+      [*socket("MODEL"), choice("sampling", ("eps", "v_prediction", "lcm", "x0", "img_to_img")), switch("zsnr", False)], "MODEL")
+def prediction(b: Building, n: Given) -> Any:
+    """Another word for what the network predicts."""
+    found = PREDICTIONS.get(n["sampling"])
+    if found is None or (n["zsnr"] and found == "eps"):
+        got = f"{n['sampling']!r}{' with zsnr' * n['zsnr']}"
+        raise ValueError(f"sampling: got {got}; eps, v_prediction and v_prediction with zsnr are here")
+    return replace(b.rebased(n["model"], prediction="v-zsnr" if n["zsnr"] else found), sampled=n["model"].sampled)
+
+
+@node("ModelSamplingSD3", "advanced/model", [*socket("MODEL"), real("shift", 3.0, 0, 100)], "MODEL")
+def shift(b: Building, n: Given) -> Any:
+    """SD 3's own shift of its noise levels; another one is not here."""
+    if n["shift"] != 3.0:
+        raise ValueError(f"shift: got {n['shift']:g}; only 3, as SD 3 has it, is here. A schedule of your own goes through SamplerCustom")
+    return n["model"]
+
+
+@node("RescaleCFG", "advanced/model", [*socket("MODEL"), real("multiplier", 0.7, 0, 1)], "MODEL")
+def rescale(b: Building, n: Given) -> Any:
+    """Guidance that keeps the contrast down."""
+    return replace(n["model"], sampled=(("guide", "rescale"), ("rescale", n["multiplier"])))

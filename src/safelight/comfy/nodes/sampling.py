@@ -37,7 +37,7 @@ def _sampled(b: Building, n: Given, noise_seed: int, **more: Any) -> Link:
     return b.add(
         "sample", model=steered(b, n["model"], positive, negative), positive=positive.cond, negative=negative.cond,
         latent=n["latent_image"], seed=noise_seed, steps=n["steps"], scale=n["cfg"],
-        sampler=n["sampler_name"].removesuffix(ON_GPU), schedule=n["scheduler"], **more,
+        sampler=n["sampler_name"].removesuffix(ON_GPU), schedule=n["scheduler"], **dict(n["model"].sampled), **more,
     )
 
 
