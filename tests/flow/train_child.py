@@ -1,6 +1,7 @@
 """A process that trains on request, each time in a child of its own, which may be killed: the imports are paid once.
 
-Reads `HOME MODEL PICTURES` lines; the child prints `pid N`, a line an event, and `done SHA256`; this process then prints `exit STATUS`.
+Reads `HOME MODEL PICTURES` lines; the child prints `pid N`, a line an event, and `done SHA256 RECORD` or `failed ERROR`; then this process
+prints `exit STATUS`.
 """
 import json
 import os
@@ -31,6 +32,9 @@ def run(home: Path, model: str, pictures: str) -> None:
             say(json.dumps(next(work).json()))
         except StopIteration as stop:
             say(f"done {stop.value.weights.sha256} {stop.value.files['record.json'].path}")
+            return
+        except OSError as error:
+            say(f"failed {error}")
             return
 
 

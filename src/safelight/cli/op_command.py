@@ -36,6 +36,8 @@ def op_command(op: Op[..., Any]) -> click.Command:
         params.append(click.Option(["--lora"], multiple=True, metavar="FILE[:STRENGTH]", help="Put a LoRA on the model; may be repeated."))
     if any(Model in p.types for p in spec.ports):
         params += compute.options()
+    if spec.group == "train":
+        params += compute.sharing()
     params += [
         click.Option(["--out", "-o", "out_"], metavar="PATH", help="Save the result here: a file, or a folder."),
         click.Option(["--events", "events_"], type=click.Choice(["jsonl"]), help="Print every event as a line of JSON."),
@@ -47,7 +49,9 @@ def op_command(op: Op[..., Any]) -> click.Command:
         out, events, layout = given.pop("out_"), given.pop("events_"), given.pop("layout_", None)
         loras = given.pop("lora", ())
         store = current()
-        with store.pin():
+        with compute.shared(given) as here, store.pin():
+            if not here:
+                return
             value = follow(_work(op, _given(spec, given, words), loras), events)
             deliver({"": value}, None if out is None else Path(out), events, layout)
 

@@ -10,13 +10,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,7 @@ STOP, STEP, LOOK, SAVE, WEIGH = range(5)
 """What the first process says that all do next."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Finished(Exception):
@@ -57,10 +58,12 @@ def share() -> Share:
 
 @dataclass(frozen=True)
 class _Crew:
-    """`talk` is the group for what the first process says: over the network's own wires, so that no accelerator waits."""
+    """`talk` is the group for what the first process says: over the network's own wires, so that no accelerator waits. `ours`: nobody else
+    had the processes meet."""
 
     share: Share
     talk: Any
+    ours: bool
 
 
 _crew: _Crew | None = None
@@ -72,13 +75,14 @@ def join() -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if not dist.is_initialized():
+    ours = not dist.is_initialized()
+    if ours:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         how = f"file://{os.environ[MEET]}" if MEET in os.environ else "env://"
         wires = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(wires, init_method=how, rank=rank, world_size=world, timeout=PATIENCE)
     talk = dist.new_group(backend="gloo", timeout=PATIENCE)
-    _crew = _Crew(Share(dist.get_rank(), dist.get_world_size(), os.environ.get(SHARD) == "1"), talk)
+    _crew = _Crew(Share(dist.get_rank(), dist.get_world_size(), os.environ.get(SHARD) == "1"), talk, ours)
 
 
 def launched() -> bool:
@@ -139,14 +143,17 @@ def _start(folder: Path, rank: int) -> subprocess.Popen[bytes]:
 
 
 def _fallen(children: Sequence[subprocess.Popen[bytes]], folder: Path, error: RuntimeError) -> None:
-    """Tell of a child that is no longer there."""
-    for rank, child in enumerate(children, 1):
-        if child.poll() is not None:
-            said = (folder / f"said-{rank}").read_text(errors="replace").strip()[-2000:]
-            _end(children, 0)
-            raise ChildProcessError(f"train: process {rank} of {len(children) + 1} ended (status {child.returncode}); the training goes on "
-                                    f"from its last checkpoint when it is started again. It said: {said or 'nothing'}") from error
+    """Tell of a child that is no longer there; its connection breaks a little before it is gone."""
+    end = time.monotonic() + 5
+    while children and not any(dead := [child.poll() is not None for child in children]) and time.monotonic() < end:
+        time.sleep(0.05)
     _end(children, 0)
+    if children and any(dead):
+        rank = dead.index(True) + 1
+        said = (folder / f"said-{rank}").read_text(errors="replace").strip()[-2000:]
+        status = children[rank - 1].returncode
+        raise ChildProcessError(f"train: process {rank} of {len(children) + 1} ended (status {status}); the training goes on from its last "
+                                f"checkpoint when it is started again. It said: {said or 'nothing'}") from error
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
@@ -160,17 +167,17 @@ def _end(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
 
 def _leave() -> None:
     global _crew  # noqa: PLW0603
-    if _crew is not None:
+    if _crew is not None and _crew.ours:
         dist.destroy_process_group()
     _crew = None
 
 
-def together(run: Callable[..., Generator[Any, None, T]], *args: Any) -> Generator[Any, None, T]:
+def together(run: Callable[P, Generator[Any, None, T]], *args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, T]:
     """Begin a recipe in all processes; returns the first one's work. `run` is a function at the top of a module that trains in the run's
     own folder, the one Path among `args`; the others get a folder inside it."""
     if share().world > 1:
-        _tell_order((run.__module__, run.__qualname__, args, str(current().root), str(chosen())))
-    return run(*args)
+        _tell_order((run, args, kwargs, str(current().root), str(chosen())))
+    return run(*args, **kwargs)
 
 
 def _tell_order(order: tuple[Any, ...] | None) -> None:
@@ -188,11 +195,11 @@ def serve() -> None:
     _leave()
 
 
-def _run_along(module: str, name: str, args: Sequence[Any], root: str, where: str) -> None:
+def _run_along(run: Callable[..., Generator[Any, None, Any]], args: Sequence[Any], more: Mapping[str, Any], root: str, where: str) -> None:
     mine = [a / f"rank-{share().rank}" if isinstance(a, Path) else a for a in args]
     here = Computing.read(where)
     with using(Store(root)), computing(here.device, here.dtype, here.compile):
-        for _ in getattr(import_module(module), name)(*mine):
+        for _ in run(*mine, **more):
             pass
 
 
@@ -234,7 +241,7 @@ def mean(tensors: Sequence[Tensor]) -> None:
     """Average tensors of one device and dtype over all processes, in place, as one message. The sum is always taken in the same order."""
     if _crew is None or not tensors:
         return
-    joined = torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].contiguous()
+    joined = torch.cat([t.reshape(-1) for t in tensors])
     dist.all_reduce(joined)
     joined /= _crew.share.world
     for t, part in zip(tensors, joined.split([t.numel() for t in tensors]), strict=True):
