@@ -160,7 +160,7 @@ class Adapter:
         """Nothing to do."""
 
     def file(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights by name as a kohya or LyCORIS file holds them, with one alpha for all layers: diffusers misreads kohya files with more."""
+        """Weights as a kohya or LyCORIS file holds them, with one alpha for all layers: diffusers misreads kohya files of more."""
         made = {n: one.form.file(one.layer, {key: weights[full] for key, full in one.names.items()}) for n, one in self.layers.items()}
         alpha = max(float(tensors["alpha"]) for tensors in made.values())
         out = {}

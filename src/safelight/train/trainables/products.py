@@ -77,14 +77,14 @@ class _Frozen(Function):
     def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
         weight, bias, how = given
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.how = x.shape, how
+        ctx.size, ctx.how = (x.shape, x.stride()), how
         return F.conv2d(x, weight, bias, *how)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), (stride, padding, dilation) = ctx.saved_tensors, ctx.how
-        shaped = grads[0].new_empty(1).expand(ctx.shape)  # only its shape is read
+        shaped = grads[0].new_empty_strided(*ctx.size)  # only that it is of this layout is read
         wanted = (True, False, False)
         x: Tensor = torch.ops.aten.convolution_backward(
             grads[0], shaped, weight, None, stride, padding, dilation, False, (0, 0), 1, wanted
