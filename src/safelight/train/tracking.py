@@ -47,12 +47,12 @@ class Tracker:
         first, self.begun = not self.begun, True
         new = lines(record, self.losses, self.looks)
         if first and self.board:
-            self.board = self.board(self.wanted, purge_step=new[-1]["step"] + 1 if new else None)
+            self.board = self.board(self.wanted, purge_step=0)  # what an earlier process showed is shown anew
         if new or first:
             with open(self.folder / METRICS, "w" if first else "a", encoding="utf-8") as out:
                 out.writelines(json.dumps(line) + "\n" for line in new)
         if self.board:
-            self._show([] if first else new, record.get("samples", ())[self.drawn :])
+            self._show(new, record.get("samples", ())[self.drawn :])
         self.losses, self.looks, self.drawn = len(record["loss"]), len(record["held_out"]), len(record.get("samples", ()))
 
     def _show(self, new: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]]) -> None:
