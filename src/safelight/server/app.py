@@ -6,16 +6,13 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse
 
-from safelight.server import jobs, openai, sdapi, shelving, wire
+from safelight.server import jobs, openai, pages, sdapi, shelving, wire
 from safelight.server.answering import STATUS, failure
 from safelight.server.guard import Guard
 from safelight.server.reading import BODY
-from safelight.server.sockets import FEATURES
+from safelight.server.sockets import UPLOADS
 from safelight.server.studio import Setup, Studio
-
-HOME = "<!doctype html><html lang=en><title>Safelight</title><h1>Safelight</h1><p>The server runs."
 
 
 def application(setup: Setup) -> FastAPI:
@@ -23,7 +20,7 @@ def application(setup: Setup) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        app.state.studio, app.state.options = Studio(setup), dict(sdapi.DEFAULTS)
+        app.state.studio = Studio(setup)
         await app.state.studio.start()
         yield
         await app.state.studio.close()
@@ -32,11 +29,10 @@ def application(setup: Setup) -> FastAPI:
     for prefix in ("", "/api"):
         app.include_router(wire.router, prefix=prefix, include_in_schema=not prefix)
         app.include_router(shelving.router, prefix=prefix, include_in_schema=not prefix)
-    for router in (wire.sockets, jobs.router, openai.router, sdapi.router):
+    for router in (wire.sockets, jobs.router, openai.router, sdapi.router, pages.router):
         app.include_router(router)
-    app.add_api_route("/", lambda: HTMLResponse(HOME), include_in_schema=False)
     kinds: list[type[Exception]] = [HTTPException, *(kind for kind, _ in STATUS)]
     for kind in kinds:
         app.add_exception_handler(kind, failure)
-    app.add_middleware(Guard, rules=setup.rules, body=BODY, uploads=FEATURES["max_upload_size"])
+    app.add_middleware(Guard, rules=setup.rules, body=BODY, uploads=UPLOADS)
     return app

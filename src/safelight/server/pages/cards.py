@@ -1,0 +1,97 @@
+"""A prompt as a card: what was asked, how far it is, what came of it. Whoever sent it."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safelight.server.desk import Job
+from safelight.server.studio import Studio
+from safelight.server.telling import Telling
+
+QUICK = frozenset({"model", "load_lora", "with_lora", "CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "SaveImage", "folder"})
+"""Nodes that take next to no time."""
+
+SHOWN = ("prompt", "text", "model", "lora", "steps", "scale", "sampler", "size", "seed", "name")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a page shows of a job. `form` is what its own page asked for, empty for prompts from elsewhere; `done` is the share of the
+    node at work."""
+
+    id: str
+    state: str
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    form: Mapping[str, Any]
+    pictures: tuple[Mapping[str, str], ...]
+    files: tuple[Mapping[str, str], ...]
+    error: str
+    node: str
+    done: float
+    preview: int
+    seconds: float
+    created: float
+
+    @property
+    def kind(self) -> str:
+        """Which page it is from."""
+        return str(self.form.get("kind", ""))
+
+
+def card(at: Studio, job: Job) -> Card:
+    """A job's card."""
+    graph, extra = json.loads(job.prompt), json.loads(job.extra)
+    form = extra.get("page") if isinstance(extra.get("page"), dict) else {}
+    outputs: Mapping[str, Any] = json.loads(job.outputs)
+    telling = at.tellings.get(job.id)
+    running = telling is not None and job.state == "running"
+    return Card(
+        job.id, job.state, title(graph, form), tuple(facts(form)), form,
+        tuple(p for node in sorted(outputs, key=natural) for p in outputs[node].get("images", ())),
+        tuple(f for ui in outputs.values() for f in ui.get("files", ())),
+        error(job), telling.nodes.get(telling.current, "") if telling else "", share(telling) if telling and running else 0.0,
+        hash(telling.latest[1]) & 0xFFFFFF if telling and telling.latest else 0,
+        (job.ended or 0) - (job.started or job.created) if job.ended else 0.0, job.created,
+    )
+
+
+def share(telling: Telling) -> float:
+    """How much of a run is over, in [0, 1]: node by node, the quick ones left out."""
+    slow = [id for id, kind in telling.nodes.items() if kind not in QUICK] or list(telling.nodes)
+    over = sum(telling.states.get(id, {}).get("state") == "finished" for id in slow)
+    return min((over + (telling.progress if telling.current in slow else 0.0)) / max(len(slow), 1), 1.0)
+
+
+def natural(node: str) -> tuple[int, str]:
+    """Nodes' ids in the order in which people count."""
+    return (int(node), "") if node.isdecimal() else (1 << 30, node)
+
+
+def title(graph: Mapping[str, Any], form: Mapping[str, Any]) -> str:
+    """The longest text among what was asked: a prompt."""
+    if form.get("title"):
+        return str(form["title"])
+    given = [v for entry in graph.values() for v in _texts(entry.get("inputs", {}))]
+    return max(given, key=len, default="") or ", ".join(dict.fromkeys(str(e.get("class_type")) for e in graph.values()))
+
+
+def _texts(inputs: Mapping[str, Any]) -> Iterable[str]:
+    return (v for k, v in inputs.items() if isinstance(v, str) and k in ("prompt", "text", "positive", "text_g"))
+
+
+def facts(form: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """The settings that a card names."""
+    for name in SHOWN[2:]:
+        if form.get(name) not in (None, "", []):
+            yield name, str(form[name])
+
+
+def error(job: Job) -> str:
+    """What went wrong, in one text."""
+    if job.state not in ("failed", "cancelled") or job.messages == "[]":
+        return ""
+    told = json.loads(job.messages)[-1][1]
+    return str(told.get("exception_message", "")).strip()

@@ -1,0 +1,66 @@
+"""What changes while one looks: one stream of server-sent events a page, told apart by what they are about."""
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from safelight.server.answering import studio
+from safelight.server.pages import cards
+from safelight.server.pages.shell import environment, language, translator
+from safelight.server.studio import Studio
+
+router = APIRouter()
+
+PAUSE = 0.3
+"""Seconds between two looks at what runs; a slow reader is looked for less often, and nothing is kept for it."""
+QUIET = 15.0
+"""Seconds after which a stream with nothing new says so, which finds dead readers."""
+
+
+@router.get("/studio/live")
+async def live(request: Request) -> Response:
+    """`queue` (how many wait and run), `job-ID` (a card, whenever something in it changed) and `jobs` (one began or ended)."""
+    return StreamingResponse(_stream(request, studio(request), language(request)), media_type="text/event-stream",
+                             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+
+async def _stream(request: Request, at: Studio, code: str) -> AsyncIterator[str]:
+    seen: dict[str, str] = {}
+    quiet = 0.0
+    while not await request.is_disconnected():
+        now = await _now(at, code, set(seen))
+        changed = [(name, text) for name, text in now.items() if seen.get(name) != hashlib.sha256(text.encode()).hexdigest()]
+        for name, text in changed:
+            yield f"event: {name}\n" + "".join(f"data: {line}\n" for line in text.splitlines() or [""]) + "\n"
+        seen = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in now.items()}
+        quiet = 0.0 if changed else quiet + PAUSE
+        if quiet >= QUIET:
+            yield ": still here\n\n"
+            quiet = 0.0
+        await asyncio.sleep(PAUSE)
+
+
+async def _now(at: Studio, code: str, before: set[str]) -> dict[str, str]:
+    """Every event's text as it is now; jobs that ended since the last look are told of once more."""
+    template, say = environment().get_template("_card.html"), translator(code)
+    ids = list(at.tellings)
+    gone = [name.removeprefix("job-") for name in before if name.startswith("job-") and name.removeprefix("job-") not in at.tellings]
+    told = {"queue": str(at.desk.remaining or ""), "jobs": " ".join(sorted(ids)) + f" {at.desk.remaining}"}
+    for job in [await at.desk.job(id) for id in (*ids, *gone)]:
+        if job is not None:
+            told[f"job-{job.id}"] = template.render(_=say, lang=code, card=cards.card(at, job))
+    return told
+
+
+@router.get("/studio/preview/{id}")
+async def preview(request: Request, id: str) -> Response:
+    """The latest picture of work in progress."""
+    telling = studio(request).tellings.get(id)
+    if telling is None or telling.latest is None:
+        return Response(status_code=404)
+    media, picture = telling.latest
+    return Response(picture, media_type=media, headers={"Cache-Control": "no-store"})

@@ -1,0 +1,137 @@
+"""Generate: a form on the left, what came of it on the right."""
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from safelight.folders import current as folders
+from safelight.op import load_ops
+from safelight.server.answering import studio
+from safelight.server.desk import Full, Wanted
+from safelight.server.pages import cards
+from safelight.server.pages.shell import render
+from safelight.server.studio import Studio
+from safelight.server.validating import Refusal
+
+router = APIRouter()
+
+DEFAULTS: Mapping[str, str] = {
+    "model": "mini", "lora": "", "strength": "1", "prompt": "", "negative": "", "width": "", "height": "", "steps": "20", "scale": "5",
+    "sampler": "", "seed": "-1", "count": "4", "x": "", "x_values": "", "y": "", "y_values": "",
+}
+AXES = ("scale", "steps", "sampler", "seed", "strength", "prompt")
+MOST = 64
+"""Pictures of one grid."""
+PAGE = 12
+STATES = ("pending", "running", "done", "failed")
+
+
+def choices() -> dict[str, list[str]]:
+    """The names to choose from."""
+    found, settings = folders(), {s.name: s for s in load_ops()["generate"].spec.settings}
+    return {
+        "models": ["mini", *found.names("checkpoints"), *found.names("diffusers")], "loras": found.names("loras"),
+        "samplers": list(settings["sampler"].choices or ()),
+    }
+
+
+@router.get("/")
+async def page(request: Request) -> Response:
+    """The page; settings in the address are put into the form."""
+    given = {**DEFAULTS, **{k: v for k, v in request.query_params.items() if k in DEFAULTS}}
+    return render(request, "generate.html", form=given, axes=AXES, **await asyncio.to_thread(choices), **await history(request))
+
+
+@router.get("/studio/history")
+async def more(request: Request) -> Response:
+    """Older ones."""
+    return render(request, "_cards.html", **await history(request))
+
+
+async def history(request: Request) -> dict[str, Any]:
+    """A page of cards, newest first."""
+    at, raw = studio(request), request.query_params.get("from", "0")
+    start = int(raw) if raw.isdecimal() else 0
+    jobs, total = await at.desk.find(Wanted(states=STATES, limit=PAGE, offset=start))
+    return {"cards": [cards.card(at, job) for job in jobs], "next": start + PAGE if start + PAGE < total else 0, "older": "/studio/history"}
+
+
+@router.post("/studio/generate")
+async def generate(request: Request) -> Response:
+    """Queue what the form asks for; its card."""
+    async with request.form() as sent:
+        given = {**DEFAULTS, **{k: v for k, v in sent.items() if isinstance(v, str) and k in DEFAULTS}}
+    try:
+        form, graph = asked(given)
+        job, _ = await submit(studio(request), graph, form)
+    except (Refusal, ValueError, Full) as e:
+        return render(request, "_refused.html", 422, why=said(e))
+    return render(request, "_cards.html", cards=[cards.card(studio(request), job)], next=0, older="")
+
+
+async def submit(at: Studio, graph: Mapping[str, Any], form: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Take a page's graph in, with what its form said."""
+    return await at.submit(graph, extra={"page": form, "preview_method": "auto"})
+
+
+def said(e: Exception) -> str:
+    """Why a prompt was refused, in words."""
+    if not isinstance(e, Refusal):
+        return str(e)
+    told = [x for node in e.answer["node_errors"].values() for x in node["errors"]] or [e.answer["error"]]
+    return "; ".join(f"{x['message']}: {x['details']}" if x["details"] else str(x["message"]) for x in told[:4])
+
+
+def asked(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a form says, with its seed drawn, and the graph of it. ValueError for what is no number, or too many pictures."""
+    if not given["prompt"].strip():
+        raise ValueError("prompt: there is none; say what to draw")
+    seed = int(given["seed"])
+    form: dict[str, Any] = {**given, "kind": "generate", "title": given["prompt"], "seed": secrets.randbelow(2**32) if seed < 0 else seed}
+    if given["width"] and given["height"]:
+        form["size"] = f"{given['width']}x{given['height']}"
+    lines = [_values(given, axis) for axis in "xy"]
+    cells = list(itertools.product(*reversed(lines)))
+    if len(cells) > MOST:
+        raise ValueError(f"grid: {len(lines[0])} x {len(lines[1])} is {len(cells)} pictures; at most {MOST}")
+    if len(cells) > 1:
+        form["grid"] = {"x": [given["x"], lines[0]], "y": [given["y"], lines[1]]}
+    graph: dict[str, Any] = {"model": {"class_type": "model", "inputs": {"name": given["model"]}}}
+    if given["lora"]:
+        graph["lora"] = {"class_type": "load_lora", "inputs": {"path": given["lora"]}}
+    for i, (y, x) in enumerate(cells, 1):
+        cell = {**form, **({given["y"]: y} if y else {}), **({given["x"]: x} if x else {})}
+        _draw(graph, str(i), cell, one=len(cells) > 1)
+    return form, graph
+
+
+def _values(given: Mapping[str, str], axis: str) -> list[str]:
+    name, apart = given[axis], "|" if given[axis] == "prompt" else ","
+    found = [v.strip() for v in given[f"{axis}_values"].split(apart) if v.strip()]
+    if name and name not in AXES:
+        raise ValueError(f"grid: {name!r} is no axis; expected one of {', '.join(AXES)}")
+    return (found or [""]) if name else [""]
+
+
+def _draw(graph: dict[str, Any], node: str, form: Mapping[str, Any], *, one: bool) -> None:
+    """Add one `generate` under the id."""
+    model = ["model", 0]
+    if form["lora"]:
+        graph[f"with {node}"] = {
+            "class_type": "with_lora", "inputs": {"model": model, "lora": ["lora", 0], "strength": float(form["strength"])},
+        }
+        model = [f"with {node}", 0]
+    seed = int(form["seed"])
+    inputs: dict[str, Any] = {
+        "model": model, "prompt": form["prompt"], "seeds": [seed + i for i in range(1 if one else int(form["count"]))],
+        "steps": int(form["steps"]), "scale": float(form["scale"]),
+    }
+    inputs |= {name: form[name] for name in ("negative", "sampler") if form[name]}
+    inputs |= {name: int(form[name]) for name in ("width", "height") if form[name]}
+    graph[node] = {"class_type": "generate", "inputs": inputs}

@@ -1,0 +1,5 @@
+"use strict";
+(() => {
+  const kept = localStorage.getItem("theme");
+  if (kept) document.documentElement.dataset.theme = kept;
+})();
