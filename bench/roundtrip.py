@@ -1,4 +1,4 @@
-"""What other programs make of our files: families x methods x layouts, read by our own reader of ComfyUI's and A1111's names and by diffusers.
+"""What other programs make of our files: families x methods x layouts, read by our own reader of other programs' names and by diffusers.
 
 Small real networks with random weights, an adapter of every method with random weights on every layer it can change. Prints a Markdown
 table: keys used of all, and the largest difference of the networks' outputs from the kohya file merged into the weights.
@@ -48,6 +48,7 @@ def adapter(family: Any, method: str) -> dict[str, Tensor]:
 
 
 def tensors(method: str, weight: Tensor) -> dict[str, Tensor]:
+    """One layer's part of a kohya file."""
     rows, rest = weight.shape[0], tuple(weight.shape[1:])
     columns = weight[0].numel()
     down, up = torch.randn(RANK, *rest) * 0.1, torch.randn(rows, RANK, *[1] * (len(rest) - 1)) * 0.1
@@ -74,25 +75,27 @@ def drained(work: Any) -> Any:
             return stop.value
 
 
-def rows(family: Any, name: str, method: str, folder: Path) -> list[str]:
+def row(family: Any, name: str, method: str, folder: Path) -> str:
+    """A line of the table: every layout as it is read here, the first two as diffusers reads them too."""
     file = folder / f"{name}-{method}-kohya.safetensors"
     lora_file.write(file, adapter(family, method), {})
-    merged = Patch("lora", Blob.of(file))
-    with patch_lora.lora(family, merged):
+    with patch_lora.lora(family, Patch("lora", Blob.of(file))):
         wanted = lora_file.probe(family, PROMPTS)
-    found = []
+    cells = [name, method]
     for layout in portable.LAYOUTS:
         written = folder / f"{name}-{method}-{layout}.{'ckpt' if layout == 'diffsynth' else 'safetensors'}"
         try:
             portable.export(family, file, layout, written)
-        except ValueError as e:
-            found.append(f"| {name} | {method} | {layout} | not written: {str(e).split(': ')[-1].split(';')[0]} | |")
+        except ValueError:
+            cells += ["no names"] * (2 if layout == "diffusers" else 1)
             continue
-        found.append(f"| {name} | {method} | {layout} | {ours(family, written, wanted)} | {theirs(family, written, wanted)} |")
-    return found
+        cells.append(ours(family, written, wanted))
+        cells += [theirs(family, written, wanted)] if layout in ("kohya", "diffusers") else []
+    return f"| {' | '.join(cells)} |"
 
 
 def ours(family: Any, written: Path, wanted: Tensor) -> str:
+    """Keys, and the largest difference, as read here."""
     if written.suffix == ".ckpt":
         held = torch.load(written, weights_only=True)
         written = written.with_suffix(".read.safetensors")
@@ -106,8 +109,7 @@ def ours(family: Any, written: Path, wanted: Tensor) -> str:
 
 
 def theirs(family: Any, written: Path, wanted: Tensor) -> str:
-    if written.suffix == ".ckpt":
-        return "–"
+    """The same as diffusers reads it."""
     try:
         with portable.by_diffusers(family, written) as (used, total):
             return f"{used}/{total}, {float((lora_file.probe(family, PROMPTS) - wanted).abs().max()):.1e}"
@@ -126,11 +128,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = asked.files or Path(place)
         folder.mkdir(parents=True, exist_ok=True)
-        print("| family | method | layout | read by Safelight | read by diffusers |\n| --- | --- | --- | --- | --- |")
+        print("| family | method | kohya | kohya in diffusers | diffusers | diffusers in diffusers | ComfyUI | DiffSynth |")
+        print("| --- " * 8 + "|")
         for name in [asked.family] if asked.family else FAMILIES:
             family = tiny.load(tiny.LAYOUTS[name](Path(place) / name), device=torch.device("cpu"), dtype=torch.float32)
             for method in METHODS:
-                print("\n".join(rows(family, name, method, folder)), flush=True)
+                print(row(family, name, method, folder), flush=True)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ class Hub(ThreadingHTTPServer):
 
     What a test wants otherwise it sets: `breaks` (bytes after which an answer ends, a list per file), `lies` (bytes sent instead), `status`
     per path prefix, `ranges` (whether they are honoured), `cdn` (where large files are redirected to), `replies` (answers by path, the last
-    one again and again), `card` (what the repository says of itself), `hangs` (uploads of files that it hangs up on half-way). Uploads are for
-    who has a token that ends in `_secret`; what came lies in `files`, `made`, `uploads` (by hash) and `commits`.
+    one again and again), `card` (what the repository says of itself), `hangs` (uploads that it hangs up on
+    half-way). Uploads are for who has a token that ends in `_secret`; what came lies in `files`, `made`, `uploads` (by hash), `commits`.
     """
 
     daemon_threads = False  # closing the server waits for the answers that are under way
@@ -90,12 +90,10 @@ class Handler(BaseHTTPRequestHandler):
         resolve = re.fullmatch(r"(?:/datasets)?/o/m/resolve/[^/]+/(.+)", path)
         if re.match("/api/(models|datasets)/o/m/revision/", path):
             self.answer(json.dumps(self.hugging_face()).encode())
-        elif path == "/api/v1/models/o/m" and self.server.made:
-            self.answer(json.dumps({"Code": 200, "Data": {}}).encode())
         elif path == "/api/v1/models/o/m/repo/files":
             rows = self.server.listed or [self.row(n) for n in self.server.files] + [{"Path": "unet", "Type": "tree", "Size": 0}]
             self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": rows}}).encode())
-        elif path == "/api/v1/datasets/o/m":
+        elif path == "/api/v1/datasets/o/m" or (path == "/api/v1/models/o/m" and self.server.made):
             self.answer(json.dumps({"Code": 200, "Data": {"License": str(self.server.card.get("license", ""))}}).encode())
         elif path == "/api/v1/datasets/o/m/repo/tree":
             page, size = (int(asked[k][0]) for k in ("PageNumber", "PageSize"))
@@ -126,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         if refused:
             return self.answer(b"{}", code=refused)
         said = self.put(path, body) if put else self.uploaded(path, body)
-        self.answer(json.dumps(said if path.startswith("/o/m") or "/api/v1" not in path else {"Code": 200, "Message": "", "Data": said}).encode())
+        self.answer(json.dumps({"Code": 200, "Message": "", "Data": said} if "/api/v1" in path else said).encode())
 
     do_PUT = do_POST
 
@@ -143,12 +141,15 @@ class Handler(BaseHTTPRequestHandler):
             server.made[-1] = "o/m" if "o" in server.made[-1].split("/") else server.made[-1]
             return {"url": f"{server.url}/o/m", "id": "o/m"}
         if path.endswith("/preupload/main"):
-            return {"files": [{"path": f["path"], "uploadMode": "lfs" if large(f["path"]) else "regular", "shouldIgnore": False} for f in lines[0]["files"]]}
+            names = [f["path"] for f in lines[0]["files"]]
+            return {"files": [{"path": n, "uploadMode": "lfs" if large(n) else "regular", "shouldIgnore": False} for n in names]}
         if path.endswith("/objects/batch"):
-            at = "/api/v1/put/" if "/api/v1/" in path else "/put/"
-            new = [o for o in lines[0]["objects"]]
-            return {"transfer": "basic", "objects": [
-                {**o, **({} if o["oid"] in server.blobs else {"actions": {"upload": {"href": f"{server.url}{at}{o['oid']}"}}})} for o in new]}
+            at = f"{server.url}{'/api/v1' if '/api/v1/' in path else ''}/put/"
+            asked = lines[0]["objects"]
+            lacks = {o["oid"]: {"actions": {"upload": {"href": at + o["oid"]}}} for o in asked if o["oid"] not in server.blobs}
+            return {"transfer": "basic", "objects": [o | lacks.get(o["oid"], {}) for o in asked]}
+        if "/commit/" not in path:
+            return {}
         server.commits += 1
         for key, value in ((x["key"], x["value"]) for x in lines if "key" in x):
             if key != "header":

@@ -12,7 +12,7 @@ from PIL import Image as Pil
 from safetensors.torch import load_file
 
 from safelight.cli import cli, status
-from safelight.cli.compat import DIFFSYNTH, _diffsynth_job
+from safelight.cli.compat import DIFFSYNTH, diffsynth_job
 from safelight.cli.compat_kohya import DEFAULTS, job
 from safelight.embed import safetensors_texts
 from safelight.op import load_ops
@@ -54,8 +54,8 @@ def kolors(tmp_path: Path) -> list[str]:
 
 def test_diffsynth_from_its_command_to_its_checkpoints(tmp_path: Path, numbered: Path, kolors: list[str]) -> None:
     out = tmp_path / "models"
-    words = ["compat", "diffsynth-kolors-lora", *kolors, *SMALL, "--lora_alpha", "4.0", "--dataset_path", str(numbered), "--output_path", str(out),
-             "--max_epochs", "2", "--center_crop", "--use_gradient_checkpointing"]
+    words = ["compat", "diffsynth-kolors-lora", *kolors, *SMALL, "--lora_alpha", "4.0", "--dataset_path", str(numbered),
+             "--output_path", str(out), "--max_epochs", "2", "--center_crop", "--use_gradient_checkpointing"]
     assert run(*words) == 0
     folder = out / "lightning_logs" / "version_0" / "checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == ["epoch=0-step=2.ckpt", "epoch=1-step=4.ckpt"]
@@ -78,18 +78,18 @@ def test_diffsynth_from_its_command_to_its_checkpoints(tmp_path: Path, numbered:
 
 
 def test_the_steps_of_diffsynth(numbered: Path) -> None:
-    usual = _diffsynth_job(DIFFSYNTH | {"center_crop": True})
+    usual = diffsynth_job(DIFFSYNTH | {"center_crop": True})
     assert not usual.problems
     k = usual.knobs
     assert (k["steps"], k["batch"], k["rank"], k["alpha"], k["lr"], k["size"], k["targets"]) == (500, 1, 4, 4.0, 1e-4, 1024, "attention")
     assert (k["betas"], k["clip"], k["decay"], k["prior"], k["drop"], k["text_encoder"]) == ([0.9, 0.999], 0.0, "constant", 0.0, 0.0, False)
-    more = _diffsynth_job(DIFFSYNTH | {"accumulate_grad_batches": 4, "max_epochs": 3, "batch_size": 2})
+    more = diffsynth_job(DIFFSYNTH | {"accumulate_grad_batches": 4, "max_epochs": 3, "batch_size": 2})
     assert (more.knobs["steps"], more.knobs["batch"], more.every) == (375, 8, 125)
     assert "center_crop" in " ".join(more.notes) and more.knobs["crops"] > 1
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["--lora_rnk", "4"], "unknown argument --lora_rnk; did you mean 'lora_rank'"),
+    (["--lora_rnk", "4"], "argument --lora_rnk is unknown; did you mean 'lora_rank'"),
     (["--lora_rank", "four"], "invalid int value: 'four'"),
     (["--height", "512"], "--height 512: other than --width"),
     (["--lora_target_modules", "to_q"], "--lora_target_modules to_q"),
@@ -123,8 +123,9 @@ KOHYA = ["--resolution", "64", "--network_dim", "2", "--network_alpha", "1", "--
 
 def test_kohya_from_its_folders_to_its_files(tmp_path: Path, folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.sd1(tmp_path / "m")
-    words = ["compat", "kohya", "--pretrained_model_name_or_path", str(model), "--train_data_dir", str(folders), "--output_dir", str(tmp_path / "out"),
-             "--output_name", "fox", *KOHYA, "--network_args", "conv_dim=2", "conv_alpha=1", "--train_batch_size", "2", "--max_train_epochs", "2",
+    words = ["compat", "kohya", "--pretrained_model_name_or_path", str(model), "--train_data_dir", str(folders), "--output_dir",
+             str(tmp_path / "out"), "--output_name", "fox", *KOHYA, "--network_args", "conv_dim=2", "conv_alpha=1",
+             "--train_batch_size", "2", "--max_train_epochs", "2",
              "--save_every_n_epochs", "1", "--seed", "3", "--xformers", "--enable_bucket", "--shuffle_caption", "--keep_tokens", "1"]
     assert run(*words) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["fox-000001.safetensors", "fox.safetensors"]
@@ -148,11 +149,12 @@ def test_kohya_by_its_toml_files(tmp_path: Path, folders: Path) -> None:
         f'  [[datasets.subsets]]\n  image_dir = "{folders}/2_red fox"\n  num_repeats = 5\n  class_tokens = "sks fox"\n')
     (tmp_path / "run.toml").write_text(
         f'pretrained_model_name_or_path = "{model}"\ndataset_config = "{tmp_path}/data.toml"\noutput_dir = "{tmp_path}/out"\n'
-        '[network]\nnetwork_module = "networks.lora"\nnetwork_dim = 2\nnetwork_train_unet_only = true\n[more]\nmax_train_steps = 3\nseed = 1\n'
-        'optimizer_type = "AdamW"\noptimizer_args = ["weight_decay=0.1", "betas=0.9,0.99"]\nlr_scheduler = "cosine"\nlearning_rate = 0.01\n')
+        '[network]\nnetwork_module = "networks.lora"\nnetwork_dim = 2\nnetwork_train_unet_only = true\n[more]\nmax_train_steps = 3\n'
+        'seed = 1\noptimizer_type = "AdamW"\noptimizer_args = ["weight_decay=0.1", "betas=0.9,0.99"]\nlr_scheduler = "cosine"\n'
+        'learning_rate = 0.01\n')
     assert run("compat", "kohya", "--config_file", str(tmp_path / "run.toml"), "--max_train_steps", "2") == 0
     told = safetensors_texts(tmp_path / "out" / "last.safetensors")
-    assert (told["ss_steps"], told["ss_total_batch_size"], told["ss_lr_scheduler"], told["ss_text_encoder_lr"]) == ("2", "3", "cosine", "None")
+    assert [told[f"ss_{k}"] for k in ("steps", "total_batch_size", "lr_scheduler", "text_encoder_lr")] == ["2", "3", "cosine", "None"]
     assert json.loads(told["ss_dataset_dirs"]) == {"5_pictures": {"n_repeats": 5, "img_count": 3}}
     assert next(iter(json.loads(told["ss_tag_frequency"]).values())) == {"not read": 1, "sks fox": 2}
     assert json.loads(told["safelight.settings"])["optimizer"]["weight_decay"] == 0.1
@@ -165,21 +167,22 @@ def test_what_kohya_takes_and_we_do_not_is_one_list(folders: Path, tmp_path: Pat
     said = capsys.readouterr().err
     assert all(word in said for word in ("clip_skip = 2", "resolution = '32,48'", "conv_dim=9", "rank_dropout=0.1"))
     assert run(*words, "--network_dimm", "2") == 1
-    assert "unknown argument --network_dimm; did you mean 'network_dim'" in capsys.readouterr().err
+    assert "argument --network_dimm is unknown; did you mean 'network_dim'" in capsys.readouterr().err
     (tmp_path / "x.toml").write_text("learning_rat = 1")
     assert run("compat", "kohya", "--config_file", str(tmp_path / "x.toml")) == 1
-    assert "unknown setting 'learning_rat'" in capsys.readouterr().err
+    assert "setting 'learning_rat' is unknown; did you mean 'learning_rate'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("asked", "knob", "value"), [
     ({"optimizer_type": "Prodigy", "learning_rate": 1.0}, "kind", "prodigy"), ({"use_8bit_adam": True}, "kind", "adamw8bit"),
     ({"lr_scheduler": "cosine_with_restarts"}, "decay", "restarts"), ({"lr_warmup_steps": 0.1}, "warmup", 160),
     ({"min_snr_gamma": 5.0}, "min_snr", 5.0), ({"noise_offset": 0.05}, "noise_offset", 0.05), ({"max_timestep": 500}, "highest", 0.5),
-    ({"network_dim": None}, "rank", 4), ({"text_encoder_lr": 0.0}, "text_encoder", False), ({"unet_lr": 1e-4, "text_encoder_lr": 1e-4}, "lr", 1e-4),
+    ({"network_dim": None}, "rank", 4), ({"text_encoder_lr": 0.0}, "text_encoder", False),
+    ({"unet_lr": 1e-4, "text_encoder_lr": 1e-4}, "lr", 1e-4),
     ({"network_module": "lycoris.kohya", "network_args": ["algo=loha"]}, "method", "loha"), ({"max_train_epochs": 2}, "steps", 20),
     ({"resolution": [64, 64]}, "size", 64), ({"gradient_accumulation_steps": 4}, "batch", 4), ({"max_grad_norm": 0.5}, "clip", 0.5),
 ])
 def test_kohya_settings_one_by_one(asked: dict[str, object], knob: str, value: object) -> None:
     found = job(DEFAULTS | asked, 10, {})
-    assert found["knobs"][knob] == value and not found["problems"]
-    assert found["knobs"].keys() <= {*load_ops()["train_lora"].spec.setting}
+    assert found.knobs[knob] == value and not found.problems
+    assert found.knobs.keys() <= {*load_ops()["train_lora"].spec.setting}

@@ -44,6 +44,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(fetching, "PAUSE", 0.0)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
         yield server
         server.shutdown()
         thread.join()
@@ -137,7 +138,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Patch
 
 def test_a_card_has_what_a_hub_reads(trained: tuple[Path, Path, Patch, Dataset], tmp_path: Path) -> None:
     assert status(lambda: cli.main(
-        ["push", "hf:o/m", str(trained[1]), "--dry-run", str(tmp_path / "d"), "--base", "a/b", "--licence", "mit"], standalone_mode=False)) == 0
+        ["push", "hf:o/m", str(trained[1]), "--dry-run", str(tmp_path / "d"), "--base", "a/b", "--licence", "mit"],
+        standalone_mode=False)) == 0
     names = sorted(p.relative_to(tmp_path / "d").as_posix() for p in (tmp_path / "d").rglob("*") if p.is_file())
     assert names == ["README.md", "held-out.png", "images/0.png", "ink.safetensors"]
     _, head, body = (tmp_path / "d" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
@@ -191,7 +193,9 @@ def test_verify_knows_the_pictures_and_what_was_tampered_with(
     assert "1 pictures were trained on and are not here: 2.png" in said and "1 pictures are here and were not trained on: 9.png" in said
 
 
-def test_verify_knows_a_changed_file(trained: tuple[Path, Path, Patch, Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_knows_a_changed_file(
+    trained: tuple[Path, Path, Patch, Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures, file = trained[:2]
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OWN = {
     "develop": "develop:develop_command", "run": "commands:run_command", "ops": "commands:ops_command", "models": "models:models_command",
-    "pull": "pull:pull_command", "push": "push:push_command", "export-lora": "push:export_command", "export-card": "push:card_command",
+    "pull": "pull:pull_command", "push": "push:push_command", "export-lora": "push:export_command",
     "compat": "compat:compat_group", "dj": "dj:command", "why": "commands:why_command", "reproduce": "commands:reproduce_command",
     "store": "commands:store_group", "dataset": "dataset:dataset_group",
 }

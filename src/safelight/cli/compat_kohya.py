@@ -5,7 +5,11 @@ import ast
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from safelight.values import Blob
 
 FOLDER = re.compile(r"(\d+)_(.+)")
 
@@ -16,9 +20,10 @@ DEFAULTS: dict[str, Any] = {
     "text_encoder_lr": None, "lr_scheduler": "constant", "lr_warmup_steps": 0, "lr_scheduler_num_cycles": 1, "lr_scheduler_power": 1.0,
     "optimizer_type": "", "use_8bit_adam": False, "use_lion_optimizer": False, "optimizer_args": [], "max_grad_norm": 1.0,
     "network_module": "networks.lora", "network_dim": None, "network_alpha": 1.0, "network_args": [], "network_train_unet_only": False,
-    "seed": None, "mixed_precision": "no", "gradient_checkpointing": False, "gradient_accumulation_steps": 1, "caption_extension": ".caption",
-    "caption_extention": None, "shuffle_caption": False, "keep_tokens": 0, "caption_dropout_rate": 0.0, "caption_tag_dropout_rate": 0.0,
-    "flip_aug": False, "random_crop": False, "enable_bucket": False, "min_snr_gamma": None, "debiased_estimation_loss": False,
+    "seed": None, "mixed_precision": "no", "gradient_checkpointing": False, "gradient_accumulation_steps": 1,
+    "caption_extension": ".caption", "shuffle_caption": False, "keep_tokens": 0, "caption_dropout_rate": 0.0,
+    "caption_tag_dropout_rate": 0.0, "flip_aug": False, "random_crop": False, "enable_bucket": False,
+    "min_snr_gamma": None, "debiased_estimation_loss": False,
     "noise_offset": None, "ip_noise_gamma": None, "multires_noise_discount": 0.3, "multires_noise_iterations": None, "loss_type": "l2",
     "huber_c": 0.1, "huber_schedule": "snr", "min_timestep": None, "max_timestep": None, "masked_loss": False, "prior_loss_weight": 1.0,
     "v_parameterization": False, "zero_terminal_snr": False, "clip_skip": None,
@@ -31,32 +36,26 @@ KINDS: dict[str, Any] = dict.fromkeys(
 ) | dict.fromkeys(("unet_lr", "text_encoder_lr", "min_snr_gamma", "noise_offset", "ip_noise_gamma"), float)
 """Types of arguments that have no default."""
 
-HARMLESS = (
-    "xformers", "sdpa", "mem_eff_attn", "cache_latents", "cache_latents_to_disk", "vae_batch_size", "cache_text_encoder_outputs",
-    "cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers", "persistent_data_loader_workers", "lowram", "highvram",
-    "logging_dir", "log_with", "log_prefix", "log_tracker_name", "wandb_api_key", "save_model_as", "save_precision", "training_comment",
-    "no_metadata", "v2", "max_token_length", "no_half_vae", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps",
-    "save_last_n_epochs", "save_state", "sample_every_n_epochs", "sample_every_n_steps", "sample_prompts", "sample_sampler", "metadata_title",
-    "metadata_author", "metadata_description", "metadata_license", "metadata_tags", "dynamo_backend", "torch_compile", "console_log_level",
-)
-"""What changes how it runs, or what is written about it, and not what is learned; buckets' bounds are our own table's."""
+HARMLESS = tuple("""
+xformers sdpa mem_eff_attn cache_latents cache_latents_to_disk vae_batch_size cache_text_encoder_outputs cache_text_encoder_outputs_to_disk
+max_data_loader_n_workers persistent_data_loader_workers lowram highvram logging_dir log_with log_prefix log_tracker_name wandb_api_key
+save_model_as save_precision training_comment no_metadata v2 max_token_length no_half_vae bucket_no_upscale min_bucket_reso max_bucket_reso
+bucket_reso_steps save_last_n_epochs save_state sample_every_n_epochs sample_every_n_steps sample_prompts sample_sampler metadata_title
+metadata_author metadata_description metadata_license metadata_tags dynamo_backend torch_compile console_log_level
+""".split())  # noqa: SIM905, a table
+"""What changes how it runs, or what is written about it, and not what is learned; buckets have our own table's bounds."""
 
-REFUSED = (
-    "network_weights", "base_weights", "base_weights_multiplier", "dim_from_weights", "network_dropout", "network_train_text_encoder_only",
-    "scale_weight_norms", "color_aug", "face_crop_aug_range", "token_warmup_min", "token_warmup_step", "caption_prefix", "caption_suffix",
-    "secondary_separator", "keep_tokens_separator", "enable_wildcard", "weighted_captions", "caption_dropout_every_n_epochs", "in_json",
-    "adaptive_noise_scale", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss", "full_fp16", "full_bf16", "fp8_base", "resume",
-    "initial_epoch", "initial_step", "lr_scheduler_type", "lr_scheduler_args", "alpha_mask", "conditioning_data_dir", "tokenizer_cache_dir",
-    "train_text_encoder", "stop_text_encoder_training", "block_lr", "deepspeed",
-)
+REFUSED = tuple("""
+network_weights base_weights base_weights_multiplier dim_from_weights network_dropout network_train_text_encoder_only scale_weight_norms
+color_aug face_crop_aug_range token_warmup_min token_warmup_step caption_prefix caption_suffix secondary_separator keep_tokens_separator
+enable_wildcard weighted_captions caption_dropout_every_n_epochs in_json metadata_file adaptive_noise_scale v_pred_like_loss full_fp16
+scale_v_pred_loss_like_noise_pred full_bf16 fp8_base resume initial_epoch initial_step lr_scheduler_type lr_scheduler_args alpha_mask
+conditioning_data_dir train_text_encoder stop_text_encoder_training deepspeed
+""".split())  # noqa: SIM905, a table
 """What changes the result and is not here; an error when it is asked for."""
 
-SUBSET = ("num_repeats", "class_tokens", "caption_extension", "shuffle_caption", "keep_tokens", "caption_dropout_rate", "flip_aug",
-          "caption_tag_dropout_rate", "random_crop", "caption_prefix", "caption_suffix", "color_aug")
-"""What a folder of a dataset's TOML may have of its own in that program."""
-
-SAME = ("shuffle_caption", "keep_tokens", "caption_dropout_rate", "caption_tag_dropout_rate", "flip_aug", "random_crop")
-"""What here holds for the whole run."""
+ALONE = ("image_dir", "num_repeats", "class_tokens", "caption_extension", "is_reg")
+"""What a folder of a dataset's TOML may have of its own; the rest holds for the whole run."""
 
 OPTIMIZERS = {"": "adamw", "adamw": "adamw", "adamw8bit": "adamw8bit", "lion": "lion", "prodigy": "prodigy", "adafactor": "adafactor",
               "adamwschedulefree": "schedulefree"}
@@ -65,31 +64,48 @@ SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "cosine
 METHODS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
 
 
+@dataclass
+class Job:
+    """A translated command: settings of train_lora by flat name, the seed, steps between kept files (0: none), the dtype (empty: chosen),
+    and what is to be told of what was asked."""
+
+    knobs: dict[str, Any]
+    seed: int = 0
+    every: int = 0
+    dtype: str = ""
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def kept(files: Mapping[str, Blob]) -> list[tuple[int, Blob]]:
+    """The weights a training kept on the way, by step."""
+    return [(int(Path(name).stem.removeprefix("step-")), blob) for name, blob in sorted(files.items()) if name.startswith("steps/")]
+
+
 def parts(a: Mapping[str, Any]) -> dict[str, str]:
     """Settings of `model` beside the name."""
     v = "v-zsnr" if a["zero_terminal_snr"] else "v"
     return ({"vae": a["vae"]} if a["vae"] else {}) | ({"prediction": v} if a["v_parameterization"] else {})
 
 
-def job(a: Mapping[str, Any], count: int, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What a Job is made of, for `count` pictures with their repeats."""
-    problems = [f"{name} = {a[name]!r}: it is not done here" for name in REFUSED if a.get(name)]
-    batch = int(a["train_batch_size"]) * int(a["gradient_accumulation_steps"])
-    epoch = math.ceil(count / batch)
+def job(a: Mapping[str, Any], count: int, plain: Mapping[str, Any]) -> Job:
+    """Arguments as settings, for `count` pictures with their repeats."""
+    batch, one = int(a["train_batch_size"]) * int(a["gradient_accumulation_steps"]), int(a["train_batch_size"])
+    epoch, problems = math.ceil(count / batch), [f"{name} = {a[name]!r}: it is not done here" for name in REFUSED if a.get(name)]
     steps = epoch * int(a["max_train_epochs"]) if a["max_train_epochs"] else int(a["max_train_steps"])
-    knobs = {**plain, **_shape(a, problems), **_optimizer(a, steps, problems), **_objective(a, problems), "steps": steps, "batch": batch,
-             "at_once": int(a["train_batch_size"]) if batch != a["train_batch_size"] else 0, "size": _side(a["resolution"], problems),
-             "drop": float(a["caption_dropout_rate"]), "buckets": bool(a["enable_bucket"]), "crops": 16 if a["random_crop"] else 1,
-             "flip": bool(a["flip_aug"]), "shuffle": bool(a["shuffle_caption"]), "keep": int(a["keep_tokens"]),
-             "drop_parts": float(a["caption_tag_dropout_rate"])}
-    every = int(a["save_every_n_steps"] or 0) or epoch * int(a["save_every_n_epochs"] or 0)
+    knobs = {
+        **plain, **_shape(a, problems), **_optimizer(a, steps, problems), **_objective(a, problems), "steps": steps, "batch": batch,
+        "at_once": one if batch > one else 0, "size": _side(a["resolution"], problems), "drop": float(a["caption_dropout_rate"]),
+        "buckets": bool(a["enable_bucket"]), "crops": 16 if a["random_crop"] else 1, "flip": bool(a["flip_aug"]),
+        "shuffle": bool(a["shuffle_caption"]), "keep": int(a["keep_tokens"]), "drop_parts": float(a["caption_tag_dropout_rate"]),
+    }
     notes = [f"{name}: it changes nothing that is learned here" for name in HARMLESS if a.get(name)]
     notes += ["seed: 0, since none is given; that program draws one"] if a["seed"] is None else []
-    dtype = {"bf16": "bfloat16", "no": "float32"}.get(a["mixed_precision"], "")
     notes += ["mixed_precision fp16: the LoRA is float32 over the model in the device's own type"] if a["mixed_precision"] == "fp16" else []
     if a["reg_data_dir"]:
-        problems.append("reg_data_dir: pictures of the class are drawn by the model itself; see train-dreambooth")
-    return {"knobs": knobs, "seed": int(a["seed"] or 0), "every": every, "dtype": dtype, "notes": notes, "problems": problems}
+        problems.append(f"reg_data_dir = {a['reg_data_dir']!r}: here the model draws the pictures of the class; see train-dreambooth")
+    every = int(a["save_every_n_steps"] or 0) or epoch * int(a["save_every_n_epochs"] or 0)
+    return Job(knobs, int(a["seed"] or 0), every, {"bf16": "bfloat16", "no": "float32"}.get(a["mixed_precision"], ""), notes, problems)
 
 
 def _pairs(a: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -103,18 +119,18 @@ def _shape(a: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     algorithm, dora = args.pop("algo", "lora"), args.pop("dora_wd", "").lower() == "true"
     conv, conv_alpha = args.pop("conv_dim", ""), args.pop("conv_alpha", "")
     plus = float(args.pop("loraplus_lr_ratio", 1.0))
-    if a["network_module"] not in ("networks.lora", "lycoris.kohya") or algorithm not in METHODS or (dora and algorithm not in ("lora", "locon")):
-        problems.append(f"network_module = {a['network_module']!r}, algo {algorithm}: expected networks.lora, or lycoris.kohya with lora, "
-                        "locon, loha, lokr")
+    if not (lycoris or a["network_module"] == "networks.lora") or (dora and METHODS.get(algorithm) != "lora") or algorithm not in METHODS:
+        problems.append(f"network_module = {a['network_module']!r}, algo {algorithm}: expected networks.lora, or lycoris.kohya with one of "
+                        f"{', '.join(METHODS)}")
     if conv and (int(conv) != rank or float(conv_alpha or 1) != (alpha or rank)):
-        problems.append(f"network_args conv_dim={conv}, conv_alpha={conv_alpha or 1}: expected network_dim {rank} and network_alpha {alpha:g}")
+        problems.append(f"network_args conv_dim={conv}, conv_alpha={conv_alpha or 1}: expected network_dim {rank}, network_alpha {alpha:g}")
     problems += [f"network_args {name}={value}: it is not done here" for name, value in args.items()]
-    rates = {name: float(_first(a[name]) if a[name] is not None else a["learning_rate"]) for name in ("unet_lr", "text_encoder_lr")}
-    text = not a["network_train_unet_only"] and rates["text_encoder_lr"] > 0
-    if text and rates["text_encoder_lr"] != rates["unet_lr"]:
-        problems.append(f"text_encoder_lr = {rates['text_encoder_lr']:g}: expected the U-Net's {rates['unet_lr']:g}, or 0, which does not train it")
+    lr, tower = (float(a["learning_rate"] if a[name] is None else _first(a[name])) for name in ("unet_lr", "text_encoder_lr"))
+    text = not a["network_train_unet_only"] and tower > 0
+    if text and tower != lr:
+        problems.append(f"text_encoder_lr = {tower:g}: expected the U-Net's {lr:g}, or 0, which does not train it")
     return {"rank": rank, "alpha": alpha or float(rank), "targets": "full" if conv or lycoris else "transformer", "text_encoder": text,
-            "method": "dora" if dora else METHODS.get(algorithm, "lora"), "plus": plus, "lr": rates["unet_lr"]}
+            "method": "dora" if dora else METHODS.get(algorithm, "lora"), "plus": plus, "lr": lr}
 
 
 def _first(value: Any) -> Any:
@@ -130,8 +146,8 @@ def _optimizer(a: Mapping[str, Any], steps: int, problems: list[str]) -> dict[st
         else:
             problems.append(f"optimizer_args {name}={value}: expected weight_decay or betas")
     if named not in OPTIMIZERS or a["lr_scheduler"] not in SCHEDULES:
-        problems.append(f"optimizer_type = {named!r}, lr_scheduler = {a['lr_scheduler']!r}: expected one of {', '.join(filter(None, OPTIMIZERS))} "
-                        f"and of {', '.join(SCHEDULES)}")
+        problems.append(f"optimizer_type = {named!r}, lr_scheduler = {a['lr_scheduler']!r}: expected one of "
+                        f"{', '.join(filter(None, OPTIMIZERS))} and of {', '.join(SCHEDULES)}")
     warmup = float(a["lr_warmup_steps"] or 0)
     return {"kind": OPTIMIZERS.get(named, "adamw"), "weight_decay": told["weight_decay"], "betas": list(told["betas"]),
             "clip": float(a["max_grad_norm"]), "decay": SCHEDULES.get(a["lr_scheduler"], "constant"),

@@ -2,7 +2,7 @@
 hub alone and into no message.
 
 Hugging Face is huggingface_hub's own upload. ModelScope is what its public client does over HTTP: the repository is made, the hub is asked
-which large files it lacks, these are put where it says, and one commit names all files; small ones travel inside the commit.
+which large files it lacks, these are put where it says, and one commit names all files; small texts travel inside the commit.
 """
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from safelight.pulling.hubs import ModelScope, hf_endpoint
 from safelight.pulling.names import ID, Wanted
 from safelight.spec import Work
 
-LARGE = 2**20
-"""Bytes from which ModelScope wants a file apart from the commit; binary files go apart at any size."""
+LARGE, TEXTS = 2**20, (".md", ".json", ".yaml", ".txt")
+"""ModelScope wants what is no text, or has more bytes, apart from the commit."""
 
-TEXTS = (".md", ".json", ".yaml", ".txt")
 PUBLIC, PRIVATE = 5, 1
 """What ModelScope calls them."""
 
@@ -36,76 +35,78 @@ def target(name: str) -> Wanted:
     return Wanted(hub, id)
 
 
-def push(to: Wanted, folder: Path, *, private: bool = True, message: str = "Upload by Safelight") -> Work[str]:
-    """Upload every file below the folder, one commit; the page's address. What the hub already has is not sent again.
+def push(to: Wanted, folder: Path, *, private: bool = True) -> Work[str]:
+    """Upload every file below the folder, hidden ones not, in one commit; the page's address. What the hub has is not sent again.
 
     ValueError when the hub refuses (no token, a wrong one, no right to write there), OSError when the connection breaks too often: nothing
     is half there then, since the commit comes last.
     """
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    names = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    files = {name.as_posix(): folder / name for name in names if not any(part.startswith(".") for part in name.parts)}
     if not files:
         raise ValueError(f"push: there is no file in {folder}")
-    yield Note(text=f"push: {len(files)} files, {sum(p.stat().st_size for p in files) / 2**20:.1f} MB to {to.hub}:{to.id}")
-    yield Progress(what="upload")
-    return _hugging_face(to.id, folder, files, private, message) if to.hub == "hf" else (
-        yield from _model_scope(ModelScope(to.id, "master"), folder, files, private=private, message=message))
+    yield Note(text=f"push: {len(files)} files, {sum(p.stat().st_size for p in files.values()) / 2**20:.1f} MB to {to.hub}:{to.id}")
+    if to.hub == "hf":
+        yield Progress(what="upload")
+        return _hugging_face(to.id, folder, list(files), private)
+    return (yield from _model_scope(ModelScope(to.id, "master"), files, PRIVATE if private else PUBLIC))
 
 
-def _hugging_face(id: str, folder: Path, files: list[Path], private: bool, message: str) -> str:
+def _hugging_face(id: str, folder: Path, names: list[str], private: bool) -> str:
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    endpoint = hf_endpoint()
-    hub = HfApi(endpoint=endpoint, library_name="safelight")
+    hub = HfApi(endpoint=hf_endpoint(), library_name="safelight")
     try:
         hub.create_repo(id, private=private, exist_ok=True)
-        allowed = [p.relative_to(folder).as_posix() for p in files]
-        hub.upload_folder(repo_id=id, folder_path=folder, commit_message=message, allow_patterns=allowed)
+        hub.upload_folder(repo_id=id, folder_path=folder, commit_message="Upload by Safelight", allow_patterns=names)
     except LocalTokenNotFoundError as e:
         raise ValueError("push: Hugging Face wants a token that may write; set HF_TOKEN or run `hf auth login`") from e
     except HfHubHTTPError as e:
-        raise _denied(f"hf:{id}", e.response.status_code, "HF_TOKEN") from e
-    except (httpx.TransportError, RuntimeError) as e:  # RuntimeError is what uploads through xet raise
+        raise _denied(f"hf:{id}", Refused(str(e).partition("\n")[0], e.response.status_code), "HF_TOKEN") from e
+    except (httpx.TransportError, RuntimeError) as e:  # RuntimeError is what uploads of single files raise
         raise OSError(f"push hf:{id}: the connection broke ({e}); nothing was committed, push again") from e
-    return f"{endpoint}/{id}"
+    return f"{hf_endpoint()}/{id}"
 
 
-def _model_scope(hub: ModelScope, folder: Path, files: list[Path], *, private: bool, message: str) -> Work[str]:
-    http, at = hub.http, f"{hub.http.endpoint}/api/v1"
-    if "Authorization" not in http.headers:
+def _model_scope(hub: ModelScope, files: Mapping[str, Path], visibility: int) -> Work[str]:
+    if "Authorization" not in hub.http.headers:
         raise ValueError("push: ModelScope wants a token; set MODELSCOPE_API_TOKEN (modelscope.cn, account, access tokens)")
+    repository = f"/repos/models/{hub.id}"
+    apart = {name: hashlib.sha256(p.read_bytes()).hexdigest() for name, p in files.items()
+             if p.suffix not in TEXTS or p.stat().st_size > LARGE}
+    wanted = [{"oid": sha, "size": files[name].stat().st_size} for name, sha in apart.items()]
     try:
-        _made(hub, at, PRIVATE if private else PUBLIC)
-        apart = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.suffix not in TEXTS or p.stat().st_size > LARGE}
-        wanted = [{"oid": sha, "size": p.stat().st_size} for p, sha in apart.items()]
-        asked = json.dumps({"operation": "upload", "objects": wanted}).encode()
-        told = _data(http.send(f"{at}/repos/models/{hub.id}/info/lfs/objects/batch", asked))["objects"] if wanted else []
+        _made(hub, visibility)
+        told = _send(hub, f"{repository}/info/lfs/objects/batch", {"operation": "upload", "objects": wanted}).get("objects", [])
         places = {str(o["oid"]): str(o["actions"]["upload"]["href"]) for o in told if o.get("actions", {}).get("upload")}
-        for i, (path, sha) in enumerate(apart.items()):
-            yield Progress(step=i, total=len(apart), what=f"upload {path.name}", unit="file")
+        for i, (name, sha) in enumerate(apart.items()):
+            yield Progress(step=i, total=len(apart), what=f"upload {name}", unit="file")
             if sha in places:
-                _data(http.send(places[sha], path, method="PUT", headers=_login(hub, places[sha])))
-        actions = [_action(p, p.relative_to(folder).as_posix(), apart.get(p, "")) for p in files]
-        commit = json.dumps({"commit_message": message, "actions": actions}).encode()
-        _data(http.send(f"{at}/repos/models/{hub.id}/commit/{hub.revision}", commit))
+                _held(hub.http.send(places[sha], files[name], method="PUT", headers=_login(hub, places[sha])))
+        actions = [_action(name, p, apart.get(name, "")) for name, p in files.items()]
+        _send(hub, f"{repository}/commit/{hub.revision}", {"commit_message": "Upload by Safelight", "actions": actions})
     except Refused as e:
-        raise _denied(f"ms:{hub.id}", e.status, "MODELSCOPE_API_TOKEN", str(e)) from e
+        raise _denied(f"ms:{hub.id}", e, "MODELSCOPE_API_TOKEN") from e
     except OSError as e:
         raise OSError(f"push ms:{hub.id}: {e}; nothing was committed, push again") from e
-    return f"{http.endpoint}/models/{hub.id}"
+    return f"{hub.http.endpoint}/models/{hub.id}"
 
 
-def _made(hub: ModelScope, at: str, visibility: int) -> None:
+def _made(hub: ModelScope, visibility: int) -> None:
     """Make the repository when it is not there."""
     try:
-        hub.http.json(f"{at}/models/{hub.id}")
+        hub.http.json(f"{hub.http.endpoint}/api/v1/models/{hub.id}")
     except Refused as e:
         if e.status != 404:
             raise
         owner, _, name = hub.id.partition("/")
-        body = {"Path": owner, "Name": name, "ChineseName": name, "Visibility": visibility, "License": "", "OriginalModelId": ""}
-        _data(hub.http.send(f"{at}/models", json.dumps(body).encode()))
+        _send(hub, "/models", {"Path": owner, "Name": name, "ChineseName": name, "Visibility": visibility, "License": ""})
+
+
+def _send(hub: ModelScope, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _held(hub.http.send(f"{hub.http.endpoint}/api/v1{path}", json.dumps(body).encode()))
 
 
 def _login(hub: ModelScope, url: str) -> dict[str, str]:
@@ -115,22 +116,20 @@ def _login(hub: ModelScope, url: str) -> dict[str, str]:
     return {"Content-Type": "application/octet-stream"} | ({k: v for k, v in hub.http.headers.items() if k != "User-Agent"} if ours else {})
 
 
-def _action(path: Path, name: str, sha: str) -> dict[str, Any]:
+def _action(name: str, path: Path, sha: str) -> dict[str, Any]:
     content = "" if sha else base64.b64encode(path.read_bytes()).decode()
     told = {"type": "lfs", "encoding": ""} if sha else {"type": "normal", "encoding": "base64"}
     return {"action": "create", "path": name, "size": path.stat().st_size, "sha256": sha, "content": content, **told}
 
 
-def _data(answer: Any) -> Mapping[str, Any]:
+def _held(answer: Any) -> Mapping[str, Any]:
     """What an answer of ModelScope holds. Refused when it says that it did nothing."""
-    if not isinstance(answer, dict) or answer.get("Code") != 200:
-        said = answer if isinstance(answer, dict) else {}
-        raise Refused(f"the hub answers {str(said.get('Message'))[:200]!r}", int(said.get("Code") or 0))
-    held = answer.get("Data")
-    return held if isinstance(held, dict) else {}
+    said = answer if isinstance(answer, dict) else {}
+    if said.get("Code") != 200:
+        raise Refused(f"it answers {str(said.get('Message'))[:200]!r}", int(said.get("Code") or 0))
+    return said["Data"] if isinstance(said.get("Data"), dict) else {}
 
 
-def _denied(name: str, status: int, variable: str, said: str = "") -> ValueError:
-    why = {401: f"the token in {variable} is missing, wrong or expired", 403: f"the token in {variable} may not write there",
-           404: "there is no such owner, or it is not yours"}.get(status, said or f"it answers {status}")
-    return ValueError(f"push {name}: the hub refuses: {why}; nothing was committed")
+def _denied(name: str, why: Refused, variable: str) -> ValueError:
+    told = {401: f"the token in {variable} is missing, wrong or expired", 403: f"the token in {variable} may not write there"}
+    return ValueError(f"push {name}: the hub refuses: {told.get(why.status, str(why))}; nothing was committed")

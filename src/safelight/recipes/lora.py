@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from safelight import provenance
 from safelight.data import summary
 from safelight.embed import LINEAGE
 from safelight.events import Note, Progress
@@ -55,7 +56,8 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
             trained = yield from train(replace(task, evolving=net, rates=adapter.rates))
             tensors = adapter.file(trained.weights)
         notes = lora_notes.metadata(family, model, lesson=lesson, plan=plan, trained=trained, samples=samples)
-    notes = lora_notes.closed(notes | {LINEAGE: lineage}, data, plan, lora_file.tensor_hash(tensors))
+    sha = lora_file.tensor_hash(tensors)
+    notes |= {LINEAGE: lineage, "sshs_model_hash": sha, provenance.TENSORS: f"0x{sha}", **provenance.notes(data, plan)}
     lora_file.write(file, tensors, notes)
     yield Progress(what="read the file back")
     proof, readers = yield from prove(model, file, plan, trained, [lesson.learn.kept[0].captions[0], ""])

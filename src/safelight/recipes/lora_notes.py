@@ -4,20 +4,18 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image as Pil
 
-from safelight import provenance
 from safelight.reporting.model_card import hub_name
 from safelight.train import lora_file
 from safelight.train.captions import frequencies
 from safelight.train.lessons import Lesson
 from safelight.train.loop import Trained
-from safelight.values import Dataset, Model, canonical
+from safelight.values import Model, canonical
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -28,73 +26,59 @@ OPTIMIZERS = {
     "schedulefree": "schedulefree.adamw_schedulefree.AdamWScheduleFree", "adafactor": "transformers.optimization.Adafactor",
     "lion": "lion_pytorch.lion_pytorch.Lion",
 }
-SCHEDULES = {"restarts": "cosine_with_restarts"}
-ALGORITHMS = {"loha": "loha", "lokr": "lokr", "dora": "lora"}
-THUMBNAIL = 256
-TAGS = 8
+LYCORIS = {"loha": {"algo": "loha"}, "lokr": {"algo": "lokr"}, "dora": {"algo": "lora", "dora_wd": "True"}}
+THUMBNAIL, TAGS = 256, 8
 
 
 def metadata(family: Family, model: Model, *, lesson: Lesson, plan: Plan, trained: Trained, samples: Path) -> dict[str, str]:
-    """kohya's names, as far as they are known, then modelspec's, then ours; all strings. `samples` is the folder they were drawn into."""
-    shape, opt, seen = plan.shape, plan.optimizer, plan.batches
+    """kohya's names, as far as they are known, then modelspec's, then ours. `samples` is the folder that samples were drawn into."""
+    shape, opt, seen, aim = plan.shape, plan.optimizer, plan.batches, plan.objective
     alpha = shape.rank if shape.alpha is None else shape.alpha
-    conv = {} if shape.targets != "full" else {"conv_dim": str(shape.rank), "conv_alpha": f"{alpha:g}"}
-    method = str(getattr(shape, "method", "lora"))
-    algorithm = {"algo": ALGORITHMS[method]} | ({"dora_wd": "True"} if method == "dora" else {}) if method in ALGORITHMS else {}
+    args = LYCORIS.get(shape.method, {}) | ({"conv_dim": str(shape.rank), "conv_alpha": f"{alpha:g}"} if shape.targets == "full" else {})
     kohya = {
-        "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora", "ss_network_dim": shape.rank,
-        "ss_network_alpha": f"{alpha:g}", "ss_network_args": json.dumps(algorithm | conv),
+        "ss_network_module": "lycoris.kohya" if shape.method in LYCORIS else "networks.lora", "ss_network_args": json.dumps(args),
+        "ss_network_dim": shape.rank, "ss_network_alpha": f"{alpha:g}", "ss_output_name": lesson.trigger or "lora", "ss_seed": plan.seed,
         "ss_base_model_version": lora_file.base_version(family), "ss_v2": lora_file.base_version(family) == "sd_v2",
-        "ss_sd_model_name": Path(model.source).name, "ss_sd_model_hash": model.fingerprint, "ss_seed": plan.seed,
+        "ss_sd_model_name": Path(model.source).name, "ss_sd_model_hash": model.fingerprint, "ss_optimizer": OPTIMIZERS[opt.kind],
         "ss_learning_rate": f"{opt.lr:g}", "ss_unet_lr": f"{opt.lr:g}", "ss_text_encoder_lr": f"{opt.lr:g}" if shape.text_encoder else None,
-        "ss_optimizer": OPTIMIZERS[opt.kind], "ss_lr_scheduler": SCHEDULES.get(opt.decay, opt.decay), "ss_lr_warmup_steps": opt.warmup,
-        "ss_max_grad_norm": f"{opt.clip:g}", "ss_max_train_steps": seen.steps, "ss_steps": trained.step,
-        "ss_min_snr_gamma": plan.objective.min_snr or None, "ss_caption_dropout_rate": seen.drop,
-        "ss_noise_offset": plan.objective.noise_offset, "ss_prior_loss_weight": plan.objective.prior_weight,
-        "ss_gradient_checkpointing": opt.checkpointing, "ss_output_name": lesson.trigger or "lora", **_data(family, lesson, plan),
+        "ss_lr_scheduler": {"restarts": "cosine_with_restarts"}.get(opt.decay, opt.decay), "ss_lr_warmup_steps": opt.warmup,
+        "ss_max_grad_norm": f"{opt.clip:g}", "ss_max_train_steps": seen.steps, "ss_steps": trained.step, "ss_total_batch_size": seen.batch,
+        "ss_min_snr_gamma": aim.min_snr or None, "ss_noise_offset": aim.noise_offset, "ss_prior_loss_weight": aim.prior_weight,
+        "ss_caption_dropout_rate": seen.drop, "ss_gradient_checkpointing": opt.checkpointing, "ss_shuffle_caption": seen.shuffle,
+        "ss_keep_tokens": seen.keep, "ss_enable_bucket": seen.buckets, "ss_resolution": f"({lesson.side}, {lesson.side})",
+        "ss_num_train_images": len(lesson.learn), "ss_num_reg_images": 0, **_data(family, lesson, plan),
     }
-    title = f"{lesson.trigger or 'LoRA'} for {Path(model.source).name}"
-    spec = lora_file.modelspec(family, title, lesson.side) | _look(trained, samples)
     said = Counter(tag for k in lesson.learn.kept for tag in frequencies(k.captions[:1]))
-    spec |= {"modelspec.tags": ", ".join(tag for tag, _ in said.most_common(TAGS)), "modelspec.trigger_phrase": lesson.trigger}
+    spec = lora_file.modelspec(family, f"{lesson.trigger or 'LoRA'} for {Path(model.source).name}", lesson.side) | {
+        "modelspec.tags": ", ".join(tag for tag, _ in said.most_common(TAGS)), "modelspec.trigger_phrase": lesson.trigger,
+        "modelspec.thumbnail": _look(trained, samples), "safelight.base": hub_name(model.source)}
     own = {"safelight.trigger": lesson.trigger, "safelight.settings": canonical(plan)}
-    own |= {"safelight.base": name} if (name := hub_name(model.source)) else {}
     return {k: str(v) for k, v in kohya.items()} | {k: v for k, v in spec.items() if v} | own
 
 
-def closed(notes: Mapping[str, str], data: Dataset, plan: Plan, tensors: str) -> dict[str, str]:
-    """The notes with what seals them: hashes of the data, the settings and the tensors (`tensors`, hex)."""
-    return {**notes, **provenance.notes(data, plan), "sshs_model_hash": tensors, provenance.TENSORS: f"0x{tensors}"}
+def _data(family: Family, lesson: Lesson, plan: Plan) -> dict[str, str]:
+    """The pictures that are learned as kohya tells of them, as JSON: one dataset with one folder."""
+    kept, batches = lesson.learn.kept, plan.batches
+    repeats, shapes = max(k.repeats for k in kept), sorted(Counter(k.shape for k in kept).items())
+    folder, tags = f"{repeats}_{lesson.trigger or 'pictures'}", frequencies([k.captions[0] for k in kept])
+    sizes = {str(i): {"resolution": [w * family.factor, h * family.factor], "count": n} for i, ((h, w), n) in enumerate(shapes)}
+    buckets = {"buckets": sizes, "mean_img_ar_error": 0} if batches.buckets else None
+    subset = {"img_count": len(kept), "num_repeats": repeats, "image_dir": folder, "is_reg": False, "keep_tokens": batches.keep,
+              "shuffle_caption": batches.shuffle, "flip_aug": batches.flip}
+    whole = {"is_dreambooth": True, "batch_size_per_device": batches.batch, "num_train_images": sum(k.repeats for k in kept),
+             "num_reg_images": 0, "resolution": [lesson.side, lesson.side], "enable_bucket": batches.buckets, "bucket_info": buckets,
+             "subsets": [subset], "tag_frequency": {folder: tags}}
+    told: dict[str, Any] = {"ss_datasets": [whole], "ss_dataset_dirs": {folder: {"n_repeats": repeats, "img_count": len(kept)}},
+                            "ss_tag_frequency": {folder: tags}, "ss_bucket_info": buckets}
+    return {k: json.dumps(v, ensure_ascii=False) for k, v in told.items()}
 
 
-def _data(family: Family, lesson: Lesson, plan: Plan) -> dict[str, Any]:
-    """The pictures that are learned as kohya tells of them: one dataset with one folder."""
-    kept, side = lesson.learn.kept, f"({lesson.side}, {lesson.side})"
-    repeats = max(k.repeats for k in kept)
-    folder, shapes = f"{repeats}_{lesson.trigger or 'pictures'}", sorted(Counter(k.shape for k in kept).items())
-    buckets = {str(i): {"resolution": [w * family.factor, h * family.factor], "count": n} for i, ((h, w), n) in enumerate(shapes)}
-    bucketed = {"buckets": buckets, "mean_img_ar_error": 0} if plan.batches.buckets else None
-    tags = {folder: frequencies([k.captions[0] for k in kept])}
-    some = {"img_count": len(kept), "num_repeats": repeats, "image_dir": folder, "is_reg": False,
-            "keep_tokens": plan.batches.keep, "shuffle_caption": plan.batches.shuffle, "flip_aug": plan.batches.flip}
-    whole = {"is_dreambooth": True, "batch_size_per_device": plan.batches.batch, "num_train_images": sum(k.repeats for k in kept),
-             "num_reg_images": 0, "resolution": [lesson.side, lesson.side], "enable_bucket": plan.batches.buckets,
-             "bucket_info": bucketed, "subsets": [some], "tag_frequency": tags}
-    told = {"ss_datasets": [whole], "ss_dataset_dirs": {folder: {"n_repeats": repeats, "img_count": len(kept)}},
-            "ss_tag_frequency": tags, "ss_bucket_info": bucketed}
-    return {k: json.dumps(v, ensure_ascii=False) for k, v in told.items()} | {
-        "ss_num_train_images": len(kept), "ss_num_reg_images": 0, "ss_resolution": side, "ss_total_batch_size": plan.batches.batch,
-        "ss_enable_bucket": plan.batches.buckets, "ss_keep_tokens": plan.batches.keep, "ss_shuffle_caption": plan.batches.shuffle,
-    }
-
-
-def _look(trained: Trained, samples: Path) -> dict[str, str]:
+def _look(trained: Trained, samples: Path) -> str:
     """A sample of the step that was kept, small, as modelspec's thumbnail; nothing when none was drawn."""
-    drawn = [s for s in trained.record.get("samples", []) if s["step"] == trained.step]
+    drawn, held = [s for s in trained.record.get("samples", []) if s["step"] == trained.step], BytesIO()
     if not drawn:
-        return {}
-    held = BytesIO()
+        return ""
     with Pil.open(samples / Path(drawn[0]["file"]).name) as picture:
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         picture.save(held, "JPEG", quality=85)
-    return {"modelspec.thumbnail": f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}"}
+    return f"data:image/jpeg;base64,{base64.b64encode(held.getvalue()).decode()}"

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from safelight.disk import place
 from safelight.patches import lora as patch_lora
 from safelight.patches import preserved
-from safelight.patches.lora.file import CONFIG, opened
-from safelight.patches.lora.kinds import Change, Dora, Factor, Full, Kind, Loha, Lokr, Lora
+from safelight.patches.lora.file import ASIDE, CONFIG, opened, split
+from safelight.patches.lora.kinds import Change, Dora, Kind, Lora
 from safelight.patches.lora.names import CLIP, COMFY_TEXT, DENOISERS, LDM_INNER, LDM_TOP, Place, block_names, kohya_name
 from safelight.runtime import lease
 from safelight.sampling.draw import Shot, draw, starts
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from safelight.families import Family
 
 LAYOUTS = ("kohya", "diffusers", "comfyui", "diffsynth")
+KOHYA = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight", "magnitude": "dora_scale"}
+"""Ends of keys where they are no roles of our reader."""
+
 LARGEST = 32
 """Cells of a latent's side in the pictures that are compared."""
 
@@ -129,17 +133,24 @@ def export(family: Family, file: Path, layout: str, to: Path) -> list[str]:
     the file's own notes. ValueError when it does not fit the model, or the layout cannot hold its kind."""
     if layout not in LAYOUTS:
         raise ValueError(f"export: layout: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
-    fits = [fit for some in patch_lora.match(family, patch_lora.read(str(file)), str(file)).values() for fit in some]
-    name, tensors = _namer(family, layout), dict[str, Tensor]()
-    for at, change in fits:
-        for end, t in (_peft_ends if layout in ("diffusers", "diffsynth") else _kohya_ends)(change, layout).items():
-            own = layout == "diffusers" and at.part not in DENOISERS and end == "lora_magnitude_vector"
-            tensors[f"{name(at)}.{end}" + (".weight" if own else "")] = t.contiguous()  # transformers wants the parameter's own name
+    where = patch_lora.match(family, patch_lora.read(str(file)), str(file))
+    fits = [fit for some in where.values() for fit in some]
+    name, header = _namer(family, layout), opened(str(file))
+    if layout in ("diffusers", "diffsynth"):
+        tensors = {f"{name(at)}.{end}": t.contiguous() for at, change in fits for end, t in _peft(at, change, layout).items()}
+    elif any(len(some) > 1 for some in where.values()):
+        raise ValueError(f"export: {file} changes several layers as one; take the diffusers layout")
+    else:
+        held = load_file(file)
+        named = {flat: name(some[0][0]) for flat, some in where.items()}
+        told = {key: split(str(file), key) for key in header.tensors if not key.startswith(ASIDE)}
+        tensors = {f"{named[layer.replace('.', '_')]}.{KOHYA.get(role, role)}": held[key] for key, (layer, role) in told.items()}
+        scaled = {f"{name(at)}.alpha": torch.tensor(k.scale * (k.factor.rank or 1)) for at, c in fits if isinstance(k := _pair(c), Lora)}
+        tensors = scaled | tensors
     if layout == "diffsynth":
         place(to.parent, to, lambda new: torch.save({k: t.float().clone() for k, t in tensors.items()}, new))
         return list(tensors)
-    notes = {k: v for k, v in opened(str(file)).metadata.items() if k != CONFIG}
-    sha = lora_file.tensor_hash(tensors)
+    sha, notes = lora_file.tensor_hash(tensors), {k: v for k, v in header.metadata.items() if k != CONFIG}
     notes |= {k: v for k, v in {"sshs_model_hash": sha, "modelspec.hash_sha256": f"0x{sha}"}.items() if k in notes}
     lora_file.write(to, tensors, notes | ({CONFIG: json.dumps(_settings(fits), sort_keys=True)} if layout == "diffusers" else {}))
     return list(tensors)
@@ -149,46 +160,18 @@ def _pair(change: Change) -> Kind | None:
     return change.weight.moved if isinstance(change.weight, Dora) else change.weight
 
 
-def _peft_ends(change: Change, layout: str) -> dict[str, Tensor]:
+def _peft(at: Place, change: Change, layout: str) -> dict[str, Tensor]:
     kind, dora = _pair(change), change.weight if isinstance(change.weight, Dora) else None
-    if (
-        not isinstance(kind, Lora) or kind.factor.b is None or kind.factor.core is not None or change.bias is not None
-        or (dora is not None and layout == "diffsynth")
-    ):
+    plain = isinstance(kind, Lora) and kind.factor.b is not None and kind.factor.core is None and change.bias is None
+    if not plain or (dora is not None and layout == "diffsynth"):
         raise ValueError(f"export: the {layout} layout has no names for {change.weight and change.weight.name}; take kohya or comfyui")
+    assert isinstance(kind, Lora) and kind.factor.b is not None
     middle = ".default" if layout == "diffsynth" else ""
     found = {f"lora_A{middle}.weight": kind.factor.b, f"lora_B{middle}.weight": kind.factor.a}
-    if dora is not None:
-        found["lora_magnitude_vector"] = dora.magnitude.flatten().view(*([-1] if kind.factor.b.ndim == 2 else [1, -1, 1, 1]))
+    if dora is not None:  # transformers, which loads text encoders, wants the parameter's own name
+        end = "lora_magnitude_vector" + (".weight" if at.part not in DENOISERS else "")
+        found[end] = dora.magnitude.flatten().view(*([-1] if kind.factor.b.ndim == 2 else [1, -1, 1, 1]))
     return found
-
-
-def _kohya_ends(change: Change, layout: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor | None] = {"diff_b": change.bias}
-    if isinstance(change.weight, Dora):
-        found["dora_scale"] = change.weight.magnitude
-    match _pair(change):
-        case Lora(f, scale):
-            up = f.a if f.core is None else f.a.T
-            found |= {"lora_down.weight": f.b, "lora_up.weight": up, "lora_mid.weight": f.core, "alpha": _alpha(scale, f)}
-        case Loha(first, second, scale):
-            for n, f in enumerate((first, second), 1):
-                found |= {f"hada_w{n}_a": f.a, f"hada_w{n}_b": f.b, f"hada_t{n}": f.core, "alpha": _alpha(scale, first)}
-        case Lokr(small, large, scale):
-            for n, f in enumerate((small, large), 1):
-                found |= {f"lokr_w{n}": f.a} if f.b is None else {f"lokr_w{n}_a": f.a, f"lokr_w{n}_b": f.b, f"lokr_t{n}": f.core}
-            found["alpha"] = _alpha(scale, small if large.rank is None else large)
-        case Full(difference):
-            found["diff"] = difference
-        case None:
-            pass
-        case kind:
-            raise ValueError(f"export: a {kind.name} that is cut out of several layers' has no names of its own in {layout}")
-    return {end: t for end, t in found.items() if t is not None}
-
-
-def _alpha(scale: float, factor: Factor) -> Tensor | None:
-    return torch.tensor(scale * factor.rank) if factor.rank else None
 
 
 def _namer(family: Family, layout: str) -> Callable[[Place], str]:
@@ -222,16 +205,14 @@ def _ldm(path: str, blocks: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _settings(fits: Sequence[tuple[Place, Change]]) -> Mapping[str, Any]:
-    """peft's settings of every network: the layers by their paths, rank and alpha by pattern where they are not those of most layers."""
+    """peft's settings of every network: the layers by their paths, rank and alpha by pattern where they are not those of the first."""
     out: dict[str, Any] = {}
     for part in sorted({at.part for at, _ in fits}):
-        pairs = {at.path: (change, kind) for at, change in fits if at.part == part and isinstance(kind := _pair(change), Lora)}
-        ranks = {path: kind.factor.rank or 1 for path, (_, kind) in pairs.items()}
-        alphas = {path: kind.scale * ranks[path] for path, (_, kind) in pairs.items()}
-        told: dict[str, Any] = {"peft_type": "LORA", "target_modules": sorted(ranks),
-                                "use_dora": any(isinstance(change.weight, Dora) for change, _ in pairs.values())}
-        for name, pattern, values in (("r", "rank_pattern", ranks), ("lora_alpha", "alpha_pattern", alphas)):
-            most = max(sorted(set(values.values())), key=list(values.values()).count)
-            told |= {name: most, pattern: {path: v for path, v in values.items() if v != most}}
+        ranks = {at.path: k.factor.rank or 1 for at, c in fits if at.part == part and isinstance(k := _pair(c), Lora)}
+        alphas = {at.path: k.scale * ranks[at.path] for at, c in fits if at.part == part and isinstance(k := _pair(c), Lora)}
+        dora, rank, alpha = isinstance(fits[0][1].weight, Dora), next(iter(ranks.values())), next(iter(alphas.values()))
+        told = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(ranks), "use_dora": dora,
+                "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
+                "alpha_pattern": {path: a for path, a in alphas.items() if a != alpha}}
         out |= {f"{part}.{name}": value for name, value in told.items()}
     return out
