@@ -10,7 +10,9 @@ from safelight.server.desk import Job
 from safelight.server.studio import Studio
 from safelight.server.telling import Telling
 
-QUICK = frozenset({"model", "load_lora", "with_lora", "CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "SaveImage", "folder"})
+QUICK = frozenset({
+    "model", "load_lora", "with_lora", "folder", "CheckpointLoaderSimple", "CLIPTextEncode", "EmptyLatentImage", "SaveImage",
+})
 """Nodes that take next to no time."""
 
 SHOWN = ("prompt", "text", "model", "lora", "steps", "scale", "sampler", "size", "seed", "name")
@@ -61,8 +63,9 @@ def card(at: Studio, job: Job) -> Card:
 def share(telling: Telling) -> float:
     """How much of a run is over, in [0, 1]: node by node, the quick ones left out."""
     slow = [id for id, kind in telling.nodes.items() if kind not in QUICK] or list(telling.nodes)
-    over = sum(telling.states.get(id, {}).get("state") == "finished" for id in slow)
-    return min((over + (telling.progress if telling.current in slow else 0.0)) / max(len(slow), 1), 1.0)
+    over: int = sum(telling.states.get(id, {}).get("state") == "finished" for id in slow)
+    current: float = telling.progress if telling.current in slow else 0.0
+    return min((over + current) / max(len(slow), 1), 1.0)
 
 
 def natural(node: str) -> tuple[int, str]:

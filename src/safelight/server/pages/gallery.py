@@ -61,7 +61,8 @@ def steps(graph: Mapping[str, Any]) -> Iterable[tuple[str, str, list[tuple[str, 
     for key, entry in graph.items():
         if not isinstance(entry, dict):
             continue
-        inputs = entry.get("inputs") if isinstance(entry.get("inputs"), dict) else {}
+        found = entry.get("inputs")
+        inputs: dict[str, Any] = found if isinstance(found, dict) else {}
         plain = [(k, str(v)) for k, v in inputs.items() if not _linked(v)]
         yield key, str(entry.get("class_type") or entry.get("op") or ""), plain, [str(v[0]) for v in inputs.values() if _linked(v)]
 

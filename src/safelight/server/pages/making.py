@@ -32,7 +32,7 @@ PAGE = 12
 STATES = ("pending", "running", "done", "failed")
 
 
-def choices() -> dict[str, list[str]]:
+def choices() -> dict[str, Any]:
     """The names to choose from."""
     found, settings = folders(), {s.name: s for s in load_ops()["generate"].spec.settings}
     return {
@@ -45,7 +45,7 @@ def choices() -> dict[str, list[str]]:
 async def page(request: Request) -> Response:
     """The page; settings in the address are put into the form."""
     given = {**DEFAULTS, **{k: v for k, v in request.query_params.items() if k in DEFAULTS}}
-    return render(request, "generate.html", form=given, axes=AXES, **await asyncio.to_thread(choices), **await history(request))
+    return render(request, "generate.html", form=given, axes=AXES, **{**await asyncio.to_thread(choices), **await history(request)})
 
 
 @router.get("/studio/history")
@@ -84,7 +84,8 @@ def said(e: Exception) -> str:
     """Why a prompt was refused, in words."""
     if not isinstance(e, Refusal):
         return str(e)
-    told = [x for node in e.answer["node_errors"].values() for x in node["errors"]] or [e.answer["error"]]
+    answer: dict[str, Any] = e.answer
+    told = [x for node in answer["node_errors"].values() for x in node["errors"]] or [answer["error"]]
     return "; ".join(f"{x['message']}: {x['details']}" if x["details"] else str(x["message"]) for x in told[:4])
 
 
@@ -96,12 +97,12 @@ def asked(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     form: dict[str, Any] = {**given, "kind": "generate", "title": given["prompt"], "seed": secrets.randbelow(2**32) if seed < 0 else seed}
     if given["width"] and given["height"]:
         form["size"] = f"{given['width']}x{given['height']}"
-    lines = [_values(given, axis) for axis in "xy"]
-    cells = list(itertools.product(*reversed(lines)))
+    across, down = _values(given, "x"), _values(given, "y")
+    cells = list(itertools.product(down, across))
     if len(cells) > MOST:
-        raise ValueError(f"grid: {len(lines[0])} x {len(lines[1])} is {len(cells)} pictures; at most {MOST}")
+        raise ValueError(f"grid: {len(across)} x {len(down)} is {len(cells)} pictures; at most {MOST}")
     if len(cells) > 1:
-        form["grid"] = {"x": [given["x"], lines[0]], "y": [given["y"], lines[1]]}
+        form["grid"] = {"x": [given["x"], across], "y": [given["y"], down]}
     graph: dict[str, Any] = {"model": {"class_type": "model", "inputs": {"name": given["model"]}}}
     if given["lora"]:
         graph["lora"] = {"class_type": "load_lora", "inputs": {"path": given["lora"]}}

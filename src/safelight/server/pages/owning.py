@@ -26,7 +26,8 @@ async def page(request: Request) -> Response:
 
 
 def _listed(wanted: str) -> dict[str, Any]:
-    found, shelves = folders(), []
+    found = folders()
+    shelves: list[dict[str, Any]] = []
     for kind, heading in KINDS:
         rows = []
         for name, entry in found.walk(kind):

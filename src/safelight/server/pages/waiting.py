@@ -1,6 +1,8 @@
 """Queue: what runs, what waits and in which order, what ended."""
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -26,7 +28,7 @@ async def listed(request: Request) -> Response:
 
 async def _shown(request: Request, template: str) -> Response:
     at = studio(request)
-    found = {}
+    found: dict[str, Any] = {}
     for name, wanted in (
         ("running", Wanted(states=["running"], by="queue", newest=False)),
         ("pending", Wanted(states=["pending"], by="queue", newest=False, limit=100)),
@@ -59,5 +61,5 @@ async def pause(request: Request) -> Response:
     """Hand nothing out, or go on."""
     at = studio(request)
     await at.desk.pause(not at.desk.paused)
-    at.pool.feed()
+    at.pool.hungry.set()
     return await _shown(request, "_queue.html")
