@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from safelight.data import buckets
 from safelight.data.augment import Ways
+from safelight.computing import chosen
 from safelight.events import Note, Preview
 from safelight.families.sources import TEXT, open_model
 from safelight.runtime import choose_device, choose_dtype
@@ -41,8 +42,9 @@ CHECKPOINT_SECONDS = 15.0
 
 
 def training_dtype() -> torch.dtype:
-    """The device's own, but never float16, whose gradients vanish without a scale."""
-    dtype = choose_dtype(choose_device())
+    """As it was said, else the device's own; but never float16, whose gradients vanish without a scale."""
+    said = chosen().dtype
+    dtype: torch.dtype = getattr(torch, said) if said else choose_dtype(choose_device())
     return torch.float32 if dtype == torch.float16 else dtype
 
 

@@ -265,7 +265,7 @@ def shard(network: nn.Module) -> None:
         if isinstance(module, nn.ModuleList):
             for block in module:
                 fully_shard(block)
-    fully_shard(network)
+    fully_shard(network, reshard_after_forward=True)  # said, or a look's weights would still be there in the next step
 
 
 def local(t: Tensor) -> Tensor:
