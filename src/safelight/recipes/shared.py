@@ -14,9 +14,9 @@ import torch
 from PIL import Image as Pil
 from torch import Tensor, nn
 
+from safelight.computing import chosen
 from safelight.data import buckets
 from safelight.data.augment import Ways
-from safelight.computing import chosen
 from safelight.events import Note, Preview
 from safelight.families.sources import TEXT, open_model
 from safelight.runtime import choose_device, choose_dtype
