@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from safelight.events import Event, Progress
-from safelight.train import batches
+from safelight.train import batches, loop, parallel
 from safelight.train.checkpoints import Checkpoints
 from safelight.train.loop import Reading, Trained, Training, rate, train
 from safelight.train.settings import Optimizer
+from tests import tiny
 
 # The loop.
 
@@ -209,3 +210,145 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
     store.save(3, {"a": torch.zeros(1)}, {})
     store.save(9, {"a": torch.zeros(1)}, {})
     assert [p.name for p in tmp_path.iterdir()] == ["000000002"]
+
+
+# What stops it, and what does not.
+
+
+def changed(line: Line, **more: Any) -> Training:
+    return Training(**{**vars(line.training), **more})
+
+
+def test_the_gradient_is_clipped_and_its_length_before_is_noted() -> None:
+    """The length after clipping is read off in front of the optimizer; the first length is that of a gradient computed by hand."""
+    line, after = Line(optimizer={"clip": 0.25}, steps=8), list[float]()
+
+    class Reader:
+        def buffers(self) -> dict[str, Tensor]:
+            return {}
+
+        def before_step(self, step: int, steps: int) -> None:
+            assert line.layer.weight.grad is not None
+            after.append(float(line.layer.weight.grad.norm()))
+
+        def after_step(self, step: int, steps: int) -> None:
+            pass
+
+    (wanted,) = torch.autograd.grad(sum(line.losses(0), torch.zeros(())), [line.layer.weight])
+    norms = [n for _, n in last(train(changed(line, evolving=Reader()))).record["norm"]]
+    assert norms[0] == pytest.approx(float(wanted.norm()), rel=1e-5)
+    assert min(norms) > 0.25
+    assert after == pytest.approx([0.25] * 8, rel=1e-4)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "weights"])
+def test_what_is_no_number_stops_it_and_is_not_saved(tmp_path: Path, where: str) -> None:
+    line = Line(tmp_path, steps=20)
+
+    def losses(step: int) -> Iterator[Tensor]:
+        for part in line.losses(step):
+            if step == 7 and where == "weights":
+                line.layer.weight.data[0, 0] = math.inf
+                yield (line.layer.weight[1:] ** 2).sum()
+            elif step == 7:
+                yield part * math.nan if where == "loss" else part + (line.layer.weight.sum() * 0).abs().sqrt()
+            else:
+                yield part
+
+    broken = changed(line, losses=losses, items=lambda step: [f"{step}.png", "b.png"])
+    with pytest.raises(ValueError, match=r"step (7|8) \(batch: (7|8)\.png, b\.png\).*last checkpoint, of step 7,.*lower learning rate"):
+        last(train(broken))
+    saved = Checkpoints(tmp_path).load()
+    assert saved is not None
+    assert saved.step == 7
+    assert all(t.isfinite().all() for t in saved.tensors.values())
+
+
+def test_a_loss_that_explodes_stops_it() -> None:
+    line = Line(steps=200)
+
+    def losses(step: int) -> Iterator[Tensor]:
+        yield from ((part * (1e6 if step >= 100 else 1)) for part in line.losses(step))
+
+    with pytest.raises(ValueError, match=r"the loss explodes, from .* at step 109"):
+        last(train(changed(line, losses=losses)))
+    assert last(train(Line(steps=200).training)).step == 200
+
+
+def test_looks_that_bring_nothing_better_end_it(tmp_path: Path) -> None:
+    """Step 20 is best by the judge: three looks later it is over, also when it was stopped in between."""
+    line = Line(tmp_path, steps=90)
+    judge = Judge(line)
+    trained = last(train(changed(line, watch=judge, patience=3)))
+    assert judge.asked == [0, 10, 20, 30, 40, 50]
+    assert trained.step == 20
+    assert trained.record["loss"][-1][0] == 49
+    again = Line(tmp_path, steps=90)
+    assert torch.equal(last(train(changed(again, watch=Judge(again), patience=3))).weights["weight"], trained.weights["weight"])
+    assert len(again.norms) == 0
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    work = train(Line(tmp_path).training)
+    next(work)
+    work.close()
+    with pytest.raises(ValueError, match=r"of other settings \(lr 0\.05, now 0\.01; steps 30, now 31\)"):
+        last(train(Line(tmp_path, steps=31, optimizer={"lr": 0.01}).training))
+    assert last(train(Line(tmp_path).training)).step == 30
+
+
+def test_a_batch_is_too_small_for_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "share", lambda: parallel.Share(0, 4))
+    with pytest.raises(ValueError, match="a batch of 3 for 4 processes"):
+        next(train(changed(Line(), pictures=3)))
+
+
+def test_checkpoints_take_one_percent_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of our own: a step takes a second, a checkpoint four."""
+    now, kept = [0.0], list[int]()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    class Slow(Checkpoints):
+        def save(self, step: int, *args: Any) -> None:
+            now[0] += 4
+            kept.append(step)
+            super().save(step, *args)
+
+    line = Line(steps=1000, seconds=15.0)
+
+    def losses(step: int) -> Iterator[Tensor]:
+        now[0] += 1
+        yield from line.losses(step)
+
+    last(train(changed(line, losses=losses, checkpoints=Slow(tmp_path), seconds=15.0)))
+    assert kept == [15, 415, 815, 1000]
+
+
+def test_track_sees_the_record_whenever_it_has_grown() -> None:
+    seen: list[tuple[int, int]] = []
+    line = Line(steps=20)
+    last(train(changed(line, watch=Judge(line), track=lambda record: seen.append((len(record["loss"]), len(record["held_out"]))))))
+    assert seen[0] == (0, 0)
+    assert seen[-1] == (20, 3)
+    assert len(seen) == 1 + 20 + 3
+
+
+def test_activations_computed_anew_give_the_same_gradient() -> None:
+    """diffusers' own switch, on for the training alone."""
+    ends, calls = [], list[bool]()
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        net = tiny.unet(4, 8)
+        o = Optimizer(lr=1e-3, checkpointing=checkpointing)
+
+        def losses(step: int, net: Any = net) -> Iterator[Tensor]:
+            calls.append(net.is_gradient_checkpointing)
+            g = batches.generator("x", step)
+            x = torch.randn(2, net.config.in_channels, 8, 8, generator=g)
+            text = torch.randn(2, 4, net.config.cross_attention_dim, generator=g)
+            yield net(x, torch.tensor([3, 500]), text).sample.square().mean()
+
+        ends.append(last(train(Training(dict(net.named_parameters()), losses, 2, o, networks=(net,)))).weights)
+        assert not net.is_gradient_checkpointing
+    assert calls == [False] * 2 + [True] * 2
+    assert all(torch.allclose(ends[0][n], ends[1][n], atol=1e-6) for n in ends[0])
