@@ -33,4 +33,14 @@ CHINESE = {
     "Text encoders": "文本编码器", "Denoisers": "去噪网络", "comes with Safelight": "Safelight 自带",
     "The small model that is always there: 64 to 128 pixels, offline, on any laptop.": "随时可用的小模型：离线运行，普通笔记本即可。",
     "This could not be done": "无法完成", "grid": "网格", "Preview": "预览", "Result": "结果", "folder": "文件夹",
+    "Path of a folder": "文件夹路径", "Look": "查看", "pictures": "张图片", "No pictures found": "没有找到图片", "files": "个文件",
+    "Put a folder of pictures below one of these, or start the server with --data FOLDER.":
+    "把图片文件夹放到下面的位置，或用 --data 文件夹 启动服务。",
+    "Check": "体检", "Train on these": "用这些训练", "Show": "显示", "pictures that stay": "保留的图片", "pictures left out": "剔除的图片",
+    "Nothing is deleted: what is left out stays where it is, and is named with its reason.": "不会删除任何文件：剔除的图片留在原处，并注明原因。",
+    "Shorter side, pixels": "短边像素", "Longest shape, ratio": "最大长宽比", "Least contrast": "最低对比度", "Least sharpness": "最低清晰度",
+    "Look-alikes, bits": "相似判定（位）", "Sharpness": "清晰度", "Contrast": "对比度", "stay": "保留", "without a caption": "没有描述",
+    "too small": "太小", "odd shape": "比例异常", "blank": "空白", "blurred": "模糊", "duplicate": "重复", "near duplicate": "近似重复",
+    "unreadable": "无法读取", "Taken for the same": "视为相同", "More": "更多", "Caption of": "描述：", "no caption": "没有描述",
+    "layers": "层", "human": "人工", "machine": "机器", "source": "原始", "Nothing found.": "没有发现问题。",
 }

@@ -32,6 +32,12 @@
   });
   document.addEventListener("change", (e) => { if (e.target.matches(".pick input")) recount(); });
   document.addEventListener("input", (e) => {
+    const slide = e.target.closest(".slide");
+    if (slide) slide.querySelector("output").value = e.target.value;
+    if (e.target.closest("#sort")) {
+      const link = document.getElementById("to-train");
+      link.href = "/studio/train?" + new URLSearchParams(new FormData(e.target.form));
+    }
     if (e.target.matches("[data-divides]"))
       e.target.parentElement.querySelector(".top").style.clipPath = `inset(0 ${100 - e.target.value}% 0 0)`;
   });
