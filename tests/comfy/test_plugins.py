@@ -153,7 +153,7 @@ def test_is_changed_and_lists(here: Places, tmp_path: Path) -> None:
 
 def test_what_it_says_of_itself(here: Places) -> None:
     told = object_info(here)["Split"]
-    assert told["input"]["required"]["at"] == ["FLOAT", {"min": 0.0, "max": 1.0, "step": 0.1, "default": 0.5}]
+    assert told["input"]["required"]["at"] == ["FLOAT", {"step": 0.1, "default": 0.5, "min": 0.0, "max": 1.0}]
     assert told["output"] == ["IMAGE", "MASK", "INT", "STRING"] and told["output_name"] == ["left", "bright", "half", "said"]
     assert told["description"] == "Halves of a picture." and told["python_module"].startswith("custom_nodes.")
     assert told["input"]["required"]["side"][0] == ["left", "right"] and object_info(here)["Show"]["output_node"]

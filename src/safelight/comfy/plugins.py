@@ -21,8 +21,9 @@ from typing import Any
 from safelight.comfy.building import Building, Link
 from safelight.comfy.data import Data, Later
 from safelight.comfy.fence import packages, refused
-from safelight.comfy.node import WIDGETS, Given, Input, NodeClass
+from safelight.comfy.node import WIDGETS, Given, Input, NodeClass, Places
 from safelight.comfy.sockets import LITERALS, VALUES, given_as, taken_as
+from safelight.folders import Folders
 from safelight.op import Op, Spec
 from safelight.spec import REQUIRED, Kind, Port, Setting
 from safelight.values import Value, canonical, digest
@@ -32,6 +33,7 @@ KINDS: Mapping[str, Kind] = {"INT": "int", "FLOAT": "float", "STRING": "str", "B
 HIDDEN = ("UNIQUE_ID",)
 RECENT = 4
 """Calls whose results are kept for the other slots of the same node."""
+_NOWHERE = Places(Folders({}), Path(), Path())
 _calls: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
 
 
@@ -134,8 +136,8 @@ def _plugin(name: str, cls: Any, files: str) -> Plugin:
     if not callable(getattr(cls, str(cls.FUNCTION), None)):
         raise ValueError(f"it has no function {cls.FUNCTION}")
     free = _checked_by_itself(cls)
-    loose = [replace(i, loose=free(i.name)) for i in inputs]
-    return Plugin(name, cls, files, tuple(loose), dict(told.get("hidden") or {}), outputs)
+    checked = tuple(_unchecked(i) if free(i.name) else i for i in inputs)
+    return Plugin(name, cls, files, checked, dict(told.get("hidden") or {}), outputs)
 
 
 def _checked_by_itself(cls: Any) -> Callable[[str], bool]:
@@ -157,6 +159,13 @@ def _input(name: str, spec: Sequence[Any], *, optional: bool) -> Input:
         name, str(kind) if fixed is None else "COMBO", default, low, high, step, None if fixed is None else lambda _: fixed or (), optional,
         many_lines=many, told={k: v for k, v in told.items() if k != "options"},
     )
+
+
+def _unchecked(i: Input) -> Input:
+    """The same to the editor; what may be given is not looked at here."""
+    names = {"options": list(i.options(_NOWHERE))} if i.options else {}
+    told = {k: v for k, v in {"min": i.low, "max": i.high, **names}.items() if v is not None}
+    return replace(i, low=None, high=None, options=None, told={**i.told, **told})
 
 
 def _node_class(p: Plugin) -> NodeClass:
