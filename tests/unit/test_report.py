@@ -74,6 +74,9 @@ def story(folder: Path) -> Story:
         "settings": {"shape": {"rank": 16, "targets": ["to_q", EVIL]}, "seed": 0, "note": ""}, "kept_step": 1000, "seconds": 62.0,
         "loss": [[i, 1 / i] for i in range(1, 1300)], "held_out": [[0, 1.0, 0.9, 1.1], [1000, 0.4, 0.3, 0.5]],
         "lr": [[1, 0.0], [2, 1e-3], [1300, 1e-4]], "pictures_per_second": 24.5,
+        "bands": [[s, sigma, 0.5, 0.4, 0.6] for s in (0, 1000) for sigma in (0.27, 31.7)],
+        "hard": [[0, "old.png", "", 9.0, 1], [1000, "2.png", EVIL, 1.8, 40], [1000, "elsewhere.png", "", 1.2, 41]],
+        "preflight": {"peak": 3 * 2**30, "before": 2**30, "free": 2**34, "step": 0.1, "look": 1.0, "seconds": 70.0},
         "proof": {"max_difference": 0.0, "matched": 4, "total": 4}}
     samples = tuple(Sample(s, EVIL, rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for s in (0, 1000))
     compared = (Compared("CLIP score", 20, 25, 3, 7, 3, 3, "fit"), Compared("style", None, 80.0))
@@ -91,6 +94,7 @@ def test_the_page_is_whole_and_closed_to_the_outside(tmp_path: Path) -> None:
     assert len(seen.ids) == len(set(seen.ids)) and {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
     assert all(i["alt"] is not None and i["width"] and i["height"] for i in seen.images)
     for said in ("3 of 5", "unreadable", "not there", "names no picture", "kept: step 1000", "4 of 4 layers", "5 kB", "3 of 3", "1 min 2 s",
+                 "σ 31.7", "1.80 times, 2.png", "1.20 times, elsewhere.png", "Expected beforehand: 1 min 10 s, 3.22 GB of memory",
                  "Before and after", "Samples over time", "Left out", "Lineage", "+5", "+3 to +7"):
         assert said in " ".join(seen.said), said
 

@@ -114,7 +114,7 @@ def test_preflight_alone_trains_nothing(family: Family, tmp_path: Path) -> None:
 
 
 def test_what_cannot_fit_is_refused_with_advice(family: Family, tmp_path: Path) -> None:
-    gb, refuse = 2**30, preflight._refuse
+    gb, refuse = 10**9, preflight._refuse
     refuse([3 * gb, 4 * gb], gb, before=gb, free=12 * gb, at_once=8)  # 3 + 7 of 12
     with pytest.raises(ValueError, match=r"takes about 10.00 GB, and 9.00 GB are free; try at_once 6, or"):
         refuse([3 * gb, 4 * gb], gb, before=gb, free=9 * gb, at_once=8)  # 3 + 5 <= 0.95 * 9

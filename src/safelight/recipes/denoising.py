@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from safelight.disk import put
 from safelight.events import Note, Progress
 from safelight.families.joining import join, repeats
 from safelight.recipes import shared
@@ -22,9 +23,8 @@ from safelight.spec import Work
 from safelight.store import current
 from safelight.train import cache, held_out, objectives, parallel, preflight
 from safelight.train.captions import captioned, found_trigger, without
-from safelight.train.checkpoints import Checkpoints
 from safelight.train.lessons import Course, Lesson, Part, Slot
-from safelight.train.loop import Reading, Trained, Watcher, recomputing, train
+from safelight.train.loop import Reading, Trained, Training, Watcher, recomputing, train
 from safelight.train.pictures import Ahead, Cut, Kept, Pictures
 from safelight.train.settings import Objective
 from safelight.train.tracking import Tracker
@@ -260,19 +260,23 @@ def learn(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mappin
     """Train it: preflight, the loop with its looks, metrics.jsonl and sample pictures in the run's own folder `work`. ValueError when it
     cannot fit into memory, and after the preflight when that is all that was asked for. `rates`: see `Training`."""
     plan, told = net.plan, work / "preflight.json"
-    if net.rank == 0 and Checkpoints(work / "checkpoints").load() is None:
+    if net.rank == 0 and not told.exists():
         flight = expected(net)
         yield Note(text=f"train: {flight.text()}")
         if plan.watch.preflight:
             raise ValueError(f"train: {flight.text()}; that was the preflight, nothing was trained")
-        told.write_text(json.dumps(vars(flight)), encoding="utf-8")
-    watcher = watcher or Watching(net, work / "samples")
-    task = shared.training(net.trainable.parameters, net.losses, watcher, plan=plan, work=work)
-    track = Tracker(work, plan.watch.tensorboard) if net.rank == 0 else None
-    networks = tuple(net.family.trainable().values())
-    task = replace(task, evolving=net, items=net.items, networks=networks, track=track, rates=rates or {})
-    trained = yield from train(task)
+        put(told, json.dumps(vars(flight)).encode())
+    trained = yield from train(task(net, work, watcher=watcher, rates=rates))
     return replace(trained, record={**trained.record, "preflight": json.loads(told.read_text(encoding="utf-8"))})
+
+
+def task(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mapping[str, float] | None = None) -> Training:
+    """What the loop is given."""
+    watcher = watcher or Watching(net, work / "samples")
+    given = shared.training(net.trainable.parameters, net.losses, watcher, plan=net.plan, work=work)
+    track = Tracker(work, net.plan.watch.tensorboard) if net.rank == 0 else None
+    networks = tuple(net.family.trainable().values())
+    return replace(given, evolving=net, items=net.items, networks=networks, track=track, rates=rates or {})
 
 
 def expected(net: Net) -> preflight.Flight:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safelight.reporting.charts import Line, chart, smoothed, thinned
-from safelight.reporting.html import Markup, el, join, number
+from safelight.reporting.html import Markup, duration, el, join, number, size
+from safelight.reporting.pictures import thumb
 from safelight.reporting.story import Story
 
 
@@ -29,7 +30,46 @@ def training(story: Story) -> Markup:
     charts = [chart("Loss", lines, x_name="step", mark=mark)]
     if len({y for _, y in rate}) > 1:
         charts.append(chart("Learning rate", [Line("learning rate", "rate", thinned(rate))], x_name="step"))
-    return join([el("div", charts, cls="charts" if len(charts) > 1 else "charts one"), _proof(record)])
+    return join([el("div", charts, cls="charts" if len(charts) > 1 else "charts one"), _levels(record), _hard(story), _expected(record),
+                 _proof(record)])
+
+
+def _levels(record: Mapping[str, Any]) -> Markup:
+    """Held-out loss by noise level, a small chart each."""
+    levels: dict[float, list[Sequence[float]]] = {}
+    for step, sigma, *reading in record.get("bands") or ():
+        levels.setdefault(float(sigma), []).append((float(step), *map(float, reading)))
+    if not any(len(readings) > 1 for readings in levels.values()):
+        return Markup("")
+    small = []
+    for sigma, found in sorted(levels.items()):
+        line = Line("held out", "held", tuple((r[0], r[1]) for r in found), tuple((r[2], r[3]) for r in found), dots=True)
+        small.append(chart(f"σ {number(sigma)}", [line], x_name="step"))
+    said = "The same pictures under the same noise, from little noise to much, each with the 95 % interval of its change."
+    return el("div", el("h3", "Held-out loss by noise level"), el("p", said, cls="advice"), el("div", small, cls="levels"), cls="kind")
+
+
+def _hard(story: Story) -> Markup:
+    """The pictures whose loss was furthest above what is usual, as the last look found them."""
+    found: Sequence[Sequence[Any]] = story.record.get("hard") or ()
+    latest = [h for h in found if h[0] == found[-1][0]]
+    if not latest:
+        return Markup("")
+    rows = {row.name: row for row in story.data.kept} if story.data is not None else {}
+    frames = [el("li", el("figure", thumb(rows[name]) if name in rows else "",
+                          el("figcaption", el("b", f"{factor:.2f} times, {name}"), caption or "no caption")))
+              for _, name, caption, factor, _ in latest]
+    said = ("Pictures whose loss was furthest above what is usual at the noise they were shown under. A caption that does not fit, or a "
+            "picture that does not belong, is often among the first.")
+    return el("div", el("h3", "Hardest to learn"), el("p", said, cls="advice"), el("ol", frames, cls="thumbs"), cls="kind")
+
+
+def _expected(record: Mapping[str, Any]) -> Markup:
+    flight, spent = record.get("preflight"), record.get("seconds")
+    if not flight:
+        return Markup("")
+    peak = f", {size(flight['peak'])} of memory" if flight.get("peak") else ""
+    return el("p", f"Expected beforehand: {duration(flight['seconds'])}{peak}. The steps took {duration(float(spent or 0))}.", cls="small")
 
 
 def _proof(record: Mapping[str, Any]) -> Markup:

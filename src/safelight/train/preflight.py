@@ -24,6 +24,9 @@ SPARE = 0.95
 ENDLESS = 2**62
 """Bytes of what ran out of memory."""
 
+clock = time.monotonic
+"""What tells seconds."""
+
 Losses = Callable[[int], Iterable[Tensor]]
 
 
@@ -41,7 +44,7 @@ class Flight:
 
     def text(self) -> str:
         """In one line, with the time it will end."""
-        peak = "" if self.peak is None else f"{self.peak / 2**30:.2f} GB at most, "
+        peak = "" if self.peak is None else f"{self.peak / 1e9:.2f} GB at most, "
         end = datetime.now() + timedelta(seconds=self.seconds)
         return f"about {peak}{self.step:.3g} s a step, {timedelta(seconds=round(self.seconds))} in all, until {end:%a %H:%M}"
 
@@ -119,8 +122,8 @@ def _refuse(taken: Sequence[int | None], state: int, *, before: int | None, free
         return
     fitting = int((room - first) / each) + 1
     less = f"at_once {fitting}" if 0 < fitting < at_once else "a smaller size, fewer or narrower layers, or another optimizer"
-    much = "more memory than there is" if needs >= ENDLESS else f"about {needs / 2**30:.2f} GB"
-    raise ValueError(f"train: this takes {much}, and {free / 2**30:.2f} GB are free; try {less}, or checkpointing")
+    much = "more memory than there is" if needs >= ENDLESS else f"about {needs / 1e9:.2f} GB"
+    raise ValueError(f"train: this takes {much}, and {free / 1e9:.2f} GB are free; try {less}, or checkpointing")
 
 
 def _tried(p: Probe, meter: Meter, n: int) -> int | None:
@@ -141,11 +144,11 @@ def _backward(losses: Iterable[Tensor]) -> None:
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:
-    begun = time.monotonic()
+    begun = clock()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.monotonic() - begun
+    return clock() - begun
 
 
 def _optimizer(p: Probe, o: Optimizer) -> tuple[float, int]:
