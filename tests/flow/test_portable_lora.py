@@ -58,8 +58,8 @@ def test_diffusers_reads_our_file_to_the_same_output(tmp_path: Path, layout: str
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers", "comfyui"])
-@pytest.mark.parametrize("method", ["LoCon", "DoRA", "LoHa", "LoKr", "full"])
-@pytest.mark.parametrize("name", ["sd2", "sdxl", "kolors", "sd3"])
+@pytest.mark.parametrize("method", ["LoCon", "DoRA", "LoKr"])
+@pytest.mark.parametrize("name", ["sdxl", "kolors", "sd3"])
 def test_every_layout_reads_back(families: Any, tmp_path: Path, name: str, method: str, layout: str) -> None:
     family = families(name)
     file, written = tmp_path / "kohya.safetensors", tmp_path / "written.safetensors"

@@ -226,3 +226,13 @@ def test_other_readers_find_the_notes(trained: tuple[Path, Path, Patch, Dataset]
     assert datasets[0]["num_train_images"] == sum(datasets[0]["tag_frequency"]["1_in ink"][t] for t in ("in ink",))
     proof = {p["reader"]: p for p in json.loads(notes["safelight.proof"])}
     assert all(p["matched"] == p["total"] and p["max_difference"] <= 1e-5 for p in proof.values()) and len(proof) == 2
+
+
+def test_export_lora_writes_another_layout(trained: tuple[Path, Path, Patch, Dataset], tmp_path: Path) -> None:
+    out, words = tmp_path / "new" / "x.safetensors", ["export-lora", str(trained[1]), "--model", str(trained[1].parent / "m")]
+    assert status(lambda: cli.main([*words, "--layout", "diffusers", "--out", str(out)], standalone_mode=False)) == 0
+    notes = safetensors_texts(out)
+    assert json.loads(notes["lora_adapter_metadata"])["unet.lora_alpha"] == 2.0
+    assert notes["modelspec.hash_sha256"] == f"0x{provenance.tensors(out)}" != safetensors_texts(trained[1])["modelspec.hash_sha256"]
+    assert not provenance.problems(out, trained[3]), "the other layout says the same of what it was trained on"
+    assert status(lambda: cli.main([*words, "--layout", "kohia", "--out", str(out)], standalone_mode=False)) == 1

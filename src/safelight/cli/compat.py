@@ -21,12 +21,12 @@ from safelight.store import current
 from safelight.values import Caption, Dataset, Model, Patch, Row
 
 DIFFSYNTH: dict[str, Any] = {
-    "pretrained_unet_path": None, "pretrained_text_encoder_path": None, "pretrained_fp16_vae_path": None, "dataset_path": None,
+    "pretrained_unet_path": "", "pretrained_text_encoder_path": "", "pretrained_fp16_vae_path": "", "dataset_path": "",
     "lora_target_modules": "to_q,to_k,to_v,to_out", "output_path": "./", "steps_per_epoch": 500, "height": 1024, "width": 1024,
     "center_crop": False, "random_flip": False, "batch_size": 1, "dataloader_num_workers": 0, "precision": "16-mixed",
     "learning_rate": 1e-4, "lora_rank": 4, "lora_alpha": 4.0, "init_lora_weights": "kaiming", "use_gradient_checkpointing": False,
-    "accumulate_grad_batches": 1, "training_strategy": "auto", "max_epochs": 1, "modelscope_model_id": None,
-    "modelscope_access_token": None, "pretrained_lora_path": None, "use_swanlab": False, "swanlab_mode": None,
+    "accumulate_grad_batches": 1, "training_strategy": "auto", "max_epochs": 1, "modelscope_model_id": "",
+    "modelscope_access_token": "", "pretrained_lora_path": "", "use_swanlab": False, "swanlab_mode": "",
 }
 """train_kolors_lora.py's arguments of 2024 and their defaults; the first four are required."""
 
@@ -58,12 +58,12 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{self.prog}: {message}")
 
 
-def read(prog: str, known: Mapping[str, Any], words: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given of `known` arguments, which have their defaults' types or those of `kinds`. ValueError for one nobody knows."""
+def read(prog: str, known: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """What was given of `known` arguments, by name their default or their type. ValueError for one nobody knows."""
     parser = _Parser(prog, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     how: Mapping[Any, dict[str, Any]] = {bool: {"action": "store_true"}, list: {"nargs": "*"}, object: {"nargs": "?", "const": True}}
     for name, default in known.items():
-        kind = kinds.get(name, str if default is None else type(default))
+        kind = default if isinstance(default, type) else type(default)
         parser.add_argument(f"--{name}", **how.get(kind, {"type": kind}))
     found, left = parser.parse_known_args(list(words))
     if left:
@@ -87,7 +87,7 @@ def diffsynth_command(words: tuple[str, ...]) -> None:
 
     Writes lightning_logs/version_N/checkpoints/epoch=E-step=S.ckpt under --output_path as that script does, and kolors-lora.safetensors.
     """
-    a = DIFFSYNTH | read("diffsynth-kolors-lora", DIFFSYNTH, words, {})
+    a = DIFFSYNTH | read("diffsynth-kolors-lora", DIFFSYNTH, words)
     needed = list(DIFFSYNTH)[:4]
     if missing := [f"--{name}" for name in needed if not a[name]]:
         raise ValueError("diffsynth-kolors-lora: required: " + ", ".join(missing))
@@ -129,7 +129,8 @@ def diffsynth_job(a: Mapping[str, Any]) -> kohya.Job:
         "use_swanlab": a["use_swanlab"] and "curves are in the record",
     }
     notes = [f"--{name}: {why}" for name, why in other.items() if why]
-    notes.append("every picture is shown once an epoch of the data, not drawn with replacement; the seed, which is not set there, is 0")
+    notes += ["every picture is shown once an epoch of the data, not drawn with replacement; the seed, which is not set there, is 0",
+              "the network is told each picture's own size and what was cut off, not the size after the cut"]
     problems = [f"--{name} {a[name]}: {why}" for name, why in wrong.items() if why]
     return kohya.Job(knobs, 0, steps, {"32": "float32", "bf16": "bfloat16"}.get(a["precision"], ""), notes, problems)
 
@@ -160,11 +161,8 @@ def kohya_command(words: tuple[str, ...]) -> None:
     Folders as `10_name` under --train_data_dir, or --dataset_config x.toml. Writes OUTPUT_NAME.safetensors, and with --save_every_n_epochs
     OUTPUT_NAME-000001.safetensors and so on.
     """
-    free = dict.fromkeys((*kohya.HARMLESS, *kohya.REFUSED), object)
-    known = kohya.DEFAULTS | dict.fromkeys(free)
-    typed = read("kohya", known, words, kohya.KINDS | free)
-    a = kohya.DEFAULTS | (_flat(Path(typed["config_file"]), known) if "config_file" in typed else {}) | typed
-    subsets, a = _subsets(a, known)
+    typed = read("kohya", kohya.KNOWN, words)
+    subsets, a = _subsets(kohya.DEFAULTS | (_flat(Path(typed["config_file"])) if "config_file" in typed else {}) | typed)
     if not a["pretrained_model_name_or_path"] or not subsets:
         raise ValueError("kohya: required: --pretrained_model_name_or_path, and --train_data_dir or --dataset_config")
     rows = [row for s in subsets for row in _rows(s)]
@@ -179,16 +177,16 @@ def kohya_command(words: tuple[str, ...]) -> None:
     click.echo(str(patch.save(out / f"{name}.safetensors")[0]))
 
 
-def _flat(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(path: Path) -> dict[str, Any]:
     """A TOML file of arguments, whatever tables they are in. ValueError for one nobody knows."""
     told = tomllib.loads(path.read_text(encoding="utf-8"))
     flat = {k: v for name, value in told.items() for k, v in (value.items() if isinstance(value, dict) else [(name, value)])}
-    for name in flat.keys() - known.keys():
-        _unknown(f"kohya: {path}: setting {name!r}", name, known)
+    for name in flat.keys() - kohya.KNOWN.keys():
+        _unknown(f"kohya: {path}: setting {name!r}", name, kohya.KNOWN)
     return flat
 
 
-def _subsets(a: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _subsets(a: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The folders with what holds for each alone, and the arguments with what --dataset_config says for all of them."""
     if not a["dataset_config"]:
         folders = sorted(p for p in Path(a["train_data_dir"]).iterdir() if p.is_dir()) if a["train_data_dir"] else []
@@ -201,12 +199,12 @@ def _subsets(a: dict[str, Any], known: Mapping[str, Any]) -> tuple[list[dict[str
     whole |= {"train_batch_size": whole.pop("batch_size")} if "batch_size" in whole else {}
     subsets = [{"caption_extension": a["caption_extension"], **whole, **s} for s in told["datasets"][0].get("subsets", [])]
     for name in sorted({k for s in subsets for k in s} - set(kohya.ALONE)):
-        if name not in known:
-            _unknown(f"kohya: {path}: setting {name!r}", name, known | dict.fromkeys(kohya.ALONE))
+        if name not in kohya.KNOWN:
+            _unknown(f"kohya: {path}: setting {name!r}", name, kohya.KNOWN | dict.fromkeys(kohya.ALONE))
         if any(s.get(name) != subsets[0].get(name) for s in subsets):
             raise ValueError(f"kohya: {path}: {name} is not the same for all subsets; expected one value for the run")
     regular = {"reg_data_dir": next((s["image_dir"] for s in subsets if s.get("is_reg")), a["reg_data_dir"])}
-    return subsets, a | {k: v for s in subsets[:1] for k, v in s.items() if k in known} | regular
+    return subsets, a | {k: v for s in subsets[:1] for k, v in s.items() if k in kohya.KNOWN} | regular
 
 
 def _rows(subset: Mapping[str, Any]) -> list[Row]:

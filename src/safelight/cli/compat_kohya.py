@@ -13,28 +13,21 @@ from safelight.values import Blob
 
 FOLDER = re.compile(r"(\d+)_(.+)")
 
-DEFAULTS: dict[str, Any] = {
-    "config_file": None, "dataset_config": None, "pretrained_model_name_or_path": None, "vae": None, "train_data_dir": None,
-    "reg_data_dir": None, "output_dir": None, "output_name": None, "resolution": None, "train_batch_size": 1, "max_train_steps": 1600,
-    "max_train_epochs": None, "save_every_n_epochs": None, "save_every_n_steps": None, "learning_rate": 2e-6, "unet_lr": None,
-    "text_encoder_lr": None, "lr_scheduler": "constant", "lr_warmup_steps": 0, "lr_scheduler_num_cycles": 1, "lr_scheduler_power": 1.0,
-    "optimizer_type": "", "use_8bit_adam": False, "use_lion_optimizer": False, "optimizer_args": [], "max_grad_norm": 1.0,
-    "network_module": "networks.lora", "network_dim": None, "network_alpha": 1.0, "network_args": [], "network_train_unet_only": False,
-    "seed": None, "mixed_precision": "no", "gradient_checkpointing": False, "gradient_accumulation_steps": 1,
-    "caption_extension": ".caption", "shuffle_caption": False, "keep_tokens": 0, "caption_dropout_rate": 0.0,
-    "caption_tag_dropout_rate": 0.0, "flip_aug": False, "random_crop": False, "enable_bucket": False,
-    "min_snr_gamma": None, "debiased_estimation_loss": False,
-    "noise_offset": None, "ip_noise_gamma": None, "multires_noise_discount": 0.3, "multires_noise_iterations": None, "loss_type": "l2",
-    "huber_c": 0.1, "huber_schedule": "snr", "min_timestep": None, "max_timestep": None, "masked_loss": False, "prior_loss_weight": 1.0,
-    "v_parameterization": False, "zero_terminal_snr": False, "clip_skip": None,
+ARGUMENTS: dict[str, Any] = {
+    "config_file": str, "dataset_config": str, "pretrained_model_name_or_path": str, "vae": str, "train_data_dir": str, "reg_data_dir": str,
+    "output_dir": str, "output_name": str, "resolution": str, "train_batch_size": 1, "max_train_steps": 1600, "max_train_epochs": int,
+    "save_every_n_epochs": int, "save_every_n_steps": int, "learning_rate": 2e-6, "unet_lr": float, "text_encoder_lr": float,
+    "lr_scheduler": "constant", "lr_warmup_steps": 0, "lr_scheduler_num_cycles": 1, "lr_scheduler_power": 1.0, "optimizer_type": "",
+    "use_8bit_adam": False, "use_lion_optimizer": False, "optimizer_args": [], "max_grad_norm": 1.0, "network_module": "networks.lora",
+    "network_dim": int, "network_alpha": 1.0, "network_args": [], "network_train_unet_only": False, "seed": int, "mixed_precision": "no",
+    "gradient_checkpointing": False, "gradient_accumulation_steps": 1, "caption_extension": ".caption", "shuffle_caption": False,
+    "keep_tokens": 0, "caption_dropout_rate": 0.0, "caption_tag_dropout_rate": 0.0, "flip_aug": False, "random_crop": False,
+    "enable_bucket": False, "min_snr_gamma": float, "debiased_estimation_loss": False, "noise_offset": float, "ip_noise_gamma": float,
+    "multires_noise_discount": 0.3, "multires_noise_iterations": int, "loss_type": "l2", "huber_c": 0.1, "huber_schedule": "snr",
+    "min_timestep": int, "max_timestep": int, "masked_loss": False, "prior_loss_weight": 1.0, "v_parameterization": False,
+    "zero_terminal_snr": False, "clip_skip": int,
 }
-"""What is honoured, with that program's defaults."""
-
-KINDS: dict[str, Any] = dict.fromkeys(
-    ("network_dim", "max_train_epochs", "save_every_n_epochs", "save_every_n_steps", "seed", "min_timestep", "max_timestep",
-     "multires_noise_iterations", "clip_skip"), int
-) | dict.fromkeys(("unet_lr", "text_encoder_lr", "min_snr_gamma", "noise_offset", "ip_noise_gamma"), float)
-"""Types of arguments that have no default."""
+"""What is honoured, with that program's defaults, or the type of what has none."""
 
 HARMLESS = tuple("""
 xformers sdpa mem_eff_attn cache_latents cache_latents_to_disk vae_batch_size cache_text_encoder_outputs cache_text_encoder_outputs_to_disk
@@ -56,6 +49,9 @@ conditioning_data_dir train_text_encoder stop_text_encoder_training deepspeed
 
 ALONE = ("image_dir", "num_repeats", "class_tokens", "caption_extension", "is_reg")
 """What a folder of a dataset's TOML may have of its own; the rest holds for the whole run."""
+
+KNOWN = ARGUMENTS | dict.fromkeys((*HARMLESS, *REFUSED), object)
+DEFAULTS = {name: None if isinstance(value, type) else value for name, value in ARGUMENTS.items()}
 
 OPTIMIZERS = {"": "adamw", "adamw": "adamw", "adamw8bit": "adamw8bit", "lion": "lion", "prodigy": "prodigy", "adafactor": "adafactor",
               "adamwschedulefree": "schedulefree"}
