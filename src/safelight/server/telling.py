@@ -3,10 +3,14 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from safelight.server.desk import Job
 from safelight.server.sockets import Sockets, now
+
+MEASURED = 2000
+"""Numbers that are kept of one prompt."""
 
 
 class Telling:
@@ -23,6 +27,9 @@ class Telling:
         self.preview: Mapping[str, Any] | None = None
         self.latest: tuple[str, bytes] | None = None
         self.progress = 0.0
+        self.measured: list[tuple[float, dict[str, float]]] = []
+        """Numbers that work on the way told of, by step: losses, rates."""
+        self.notes: list[str] = []
         self.ran = True
         self._keep("execution_start")
 
@@ -51,10 +58,12 @@ class Telling:
         elif kind in ("cached", "done"):
             self._finish(node)
         elif kind == "progress" and event.get("total"):
+            self._measure(event)
             self._progress(node, event)
         elif kind == "preview":
             self.preview = event
         elif kind == "note" and event.get("text"):
+            self.notes = [*self.notes[-4:], event["text"]]
             self._post("notification", value=event["text"], id=node)
 
     def _tell_cached(self, ran: str = "") -> None:
@@ -83,6 +92,13 @@ class Telling:
             told = {"node_id": node, "prompt_id": self.id, "display_node_id": node, "parent_node_id": None, "real_node_id": node}
             self.sockets.preview(media, picture, told, self.client or None)
         self._post("progress", value=value, max=most, prompt_id=self.id, node=node)
+
+    def _measure(self, event: Mapping[str, Any]) -> None:
+        if values := dict(event.get("values") or ()):
+            self.measured.append((event["step"], values))
+            if len(self.measured) > MEASURED:  # every other one of the older half
+                half = len(self.measured) // 2
+                self.measured = [*self.measured[:half:2], *self.measured[half:]]
 
     def _finish(self, node: str) -> None:
         if node in self.states and self.states[node]["state"] != "finished":
@@ -141,9 +157,9 @@ class Telling:
         self._post("executing", node=None, prompt_id=self.id)
 
 
-def entry(item: str, outputs: str, messages: str, state: str) -> str:
+def entry(job: Job) -> str:
     """A prompt in the history, as JSON text."""
-    status = {"status_str": "success" if state == "done" else "error", "completed": state == "done", "messages": json.loads(messages)}
-    nodes: Sequence[str] = json.loads(outputs)
-    meta = {n: {"node_id": n, "display_node": n, "parent_node": None, "real_node_id": n} for n in nodes}
-    return f'{{"prompt":{item},"outputs":{outputs},"status":{json.dumps(status)},"meta":{json.dumps(meta)}}}'
+    good = job.state == "done"
+    status = {"status_str": "success" if good else "error", "completed": good, "messages": json.loads(job.messages)}
+    meta = {n: {"node_id": n, "display_node": n, "parent_node": None, "real_node_id": n} for n in json.loads(job.outputs)}
+    return f'{{"prompt":{job.item},"outputs":{job.outputs},"status":{json.dumps(status)},"meta":{json.dumps(meta)}}}'

@@ -26,26 +26,34 @@ DEFAULTS: Mapping[str, str] = {
     "sampler": "", "seed": "-1", "count": "4", "x": "", "x_values": "", "y": "", "y_values": "",
 }
 AXES = ("scale", "steps", "sampler", "seed", "strength", "prompt")
+RESULT = " [output]"
 MOST = 64
 """Pictures of one grid."""
 PAGE = 12
 STATES = ("pending", "running", "done", "failed")
 
 
-def choices() -> dict[str, Any]:
-    """The names to choose from."""
+def choices(at: Studio) -> dict[str, Any]:
+    """The names to choose from; LoRAs that were trained here are marked as results."""
     found, settings = folders(), {s.name: s for s in load_ops()["generate"].spec.settings}
     return {
-        "models": ["mini", *found.names("checkpoints"), *found.names("diffusers")], "loras": found.names("loras"),
+        "models": ["mini", *found.names("checkpoints"), *found.names("diffusers")], "loras": [*found.names("loras"), *own_loras(at)],
         "samplers": list(settings["sampler"].choices or ()),
     }
+
+
+def own_loras(at: Studio) -> list[str]:
+    """Weights among the results, the newest first: `NAME [output]`."""
+    root = at.shelves.output.path
+    found = sorted(root.rglob("*.safetensors"), key=lambda p: -p.stat().st_mtime)[:100]
+    return [f"{p.relative_to(root).as_posix()}{RESULT}" for p in found if p.relative_to(root).parts[0][0] != "."]
 
 
 @router.get("/")
 async def page(request: Request) -> Response:
     """The page; settings in the address are put into the form."""
     given = {**DEFAULTS, **{k: v for k, v in request.query_params.items() if k in DEFAULTS}}
-    return render(request, "generate.html", form=given, axes=AXES, **{**await asyncio.to_thread(choices), **await history(request)})
+    return render(request, "generate.html", form=given, axes=AXES, **{**await asyncio.to_thread(choices, studio(request)), **await history(request)})
 
 
 @router.get("/studio/history")
@@ -69,6 +77,9 @@ async def generate(request: Request) -> Response:
         given = {**DEFAULTS, **{k: v for k, v in sent.items() if isinstance(v, str) and k in DEFAULTS}}
     try:
         form, graph = asked(given)
+        if form["lora"].endswith(RESULT):
+            file = studio(request).shelves.output.find(form["lora"].removesuffix(RESULT))
+            graph["lora"]["inputs"]["path"] = str(file)
         job, _ = await submit(studio(request), graph, form)
     except (Refusal, ValueError, Full) as e:
         return render(request, "_refused.html", 422, why=said(e))

@@ -41,6 +41,8 @@ def environment() -> Environment:
     made.filters["picture"] = picture_url
     made.filters["ago"] = lambda seconds: f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     made.filters["size"] = size
+    made.filters["place"] = lambda told: "/".join(x for x in (told.get("subfolder"), told["filename"]) if x)
+    made.tests["match"] = lambda text, end: str(text).endswith(end)
     return made
 
 

@@ -43,4 +43,12 @@ CHINESE = {
     "too small": "太小", "odd shape": "比例异常", "blank": "空白", "blurred": "模糊", "duplicate": "重复", "near duplicate": "近似重复",
     "unreadable": "无法读取", "Taken for the same": "视为相同", "More": "更多", "Caption of": "描述：", "no caption": "没有描述",
     "layers": "层", "human": "人工", "machine": "机器", "source": "原始", "Nothing found.": "没有发现问题。",
+    "What to teach": "学什么", "a style or a thing (LoRA)": "一种风格或事物（LoRA）", "one subject (DreamBooth)": "一个主体（DreamBooth）",
+    "Words that call it": "触发词", "The subject's prompt": "主体提示词", "Its class": "所属类别", "Captions": "描述", "beside the pictures": "图片旁的文件",
+    "Method": "方法", "Batch": "批大小", "Rank": "秩", "More settings": "更多设置", "Learning rate": "学习率", "Optimizer": "优化器",
+    "Side, pixels": "边长像素", "own": "默认", "Held out": "留出比例", "Stop after looks without progress (0: never)": "几次无进展后停止（0：不停）",
+    "What will it take?": "需要多少资源？", "Runs": "训练记录", "Nothing trained yet": "还没有训练",
+    "Ten to fifty pictures of one style or thing are enough. Look them over under Datasets first: what is left out there is left out here.":
+    "十到五十张同一风格或事物的图片就够了。先在“数据集”里检查：那里剔除的这里也会剔除。",
+    "loss": "损失", "held-out loss": "留出损失", "step": "步",
 }

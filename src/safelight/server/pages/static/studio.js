@@ -17,10 +17,10 @@
     const at = (s) => e.target.closest(s);
     if (at("[data-closes]")) sheet.close();
     if (e.target === sheet) sheet.close();
-    const again = at("[data-form]"), form = document.getElementById("ask");
+    const again = at("[data-form]"), form = document.getElementById("ask") || document.getElementById("teach");
     if (again && form) {
       const given = JSON.parse(again.dataset.form);
-      for (const field of form.elements) if (field.name && field.name in given) field.value = given[field.name];
+      for (const field of form.elements) if (field.name && field.name in given) field.value = field.name === "kind" ? given.what : given[field.name];
       if ("vary" in again.dataset) form.elements.seed.value = -1;
       form.requestSubmit();
       form.scrollIntoView({ block: "start" });
