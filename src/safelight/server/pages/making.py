@@ -53,7 +53,8 @@ def own_loras(at: Studio) -> list[str]:
 async def page(request: Request) -> Response:
     """The page; settings in the address are put into the form."""
     given = {**DEFAULTS, **{k: v for k, v in request.query_params.items() if k in DEFAULTS}}
-    return render(request, "generate.html", form=given, axes=AXES, **{**await asyncio.to_thread(choices, studio(request)), **await history(request)})
+    told = {**await asyncio.to_thread(choices, studio(request)), **await history(request)}
+    return render(request, "generate.html", form=given, axes=AXES, **told)
 
 
 @router.get("/studio/history")
