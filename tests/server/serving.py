@@ -1,4 +1,5 @@
 """Servers for tests: one in this process without workers, one as users start it, with a worker that draws with the embedded model."""
+
 from __future__ import annotations
 
 import json
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +32,9 @@ def still(home: Path, **more: Any) -> Iterator[TestClient]:
     """A server without workers: what is queued stays queued."""
     rules = more.pop("rules", Rules())
     headers = {"Authorization": f"Bearer {rules.token}"} if rules.token else {}
-    with TestClient(application(Setup(Shelves.below(home), rules, devices=(), **more)), base_url=f"http://{HOST}", headers=headers) as client:
+    with TestClient(
+        application(Setup(Shelves.below(home), rules, devices=(), **more)), base_url=f"http://{HOST}", headers=headers
+    ) as client:
         yield client
 
 
@@ -53,8 +55,17 @@ def nodes(seed: int = 7, steps: int = 3, **more: Any) -> dict[str, Any]:
         "3": node("CLIPTextEncode", text="", clip=["1", 1]),
         "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
         "5": node(
-            "KSampler", model=["1", 0], seed=seed, cfg=4.0, sampler_name="euler", scheduler="normal", positive=["2", 0], negative=["3", 0],
-            latent_image=["4", 0], denoise=1.0, **{"steps": steps, **more},
+            "KSampler",
+            model=["1", 0],
+            seed=seed,
+            cfg=4.0,
+            sampler_name="euler",
+            scheduler="normal",
+            positive=["2", 0],
+            negative=["3", 0],
+            latent_image=["4", 0],
+            denoise=1.0,
+            **{"steps": steps, **more},
         ),
         "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
         "7": node("SaveImage", images=["6", 0], filename_prefix="shot"),
@@ -69,9 +80,24 @@ class Server:
         environment = {**os.environ, "SAFELIGHT_HOME": str(home / "store"), "OMP_NUM_THREADS": "1"}
         with open(home / "errors.txt", "ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from safelight.cli import main; main()", "serve", "--port", str(port), "--dir", str(home / "studio"),
-                 "--device", "cpu", *options],
-                stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, cwd=home,
+                [
+                    sys.executable,
+                    "-c",
+                    "from safelight.cli import main; main()",
+                    "serve",
+                    "--port",
+                    str(port),
+                    "--dir",
+                    str(home / "studio"),
+                    "--device",
+                    "cpu",
+                    *options,
+                ],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                text=True,
+                cwd=home,
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

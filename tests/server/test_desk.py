@@ -1,4 +1,5 @@
 """The queue: order, states, what survives an end, and a full disk."""
+
 from __future__ import annotations
 
 import asyncio
@@ -121,7 +122,12 @@ def test_the_history_is_searched_by_words_and_time(tmp_path: Path) -> None:
         for id in ("red_fox", "red hen", "blue hen"):
             await desk.finish(id, "failed" if id == "blue hen" else "done", "[]")
         assert [ids((await desk.find(Wanted(words=w)))[0]) for w in ("HEN", "red hen", "d_f", "%", "cow")] == [
-            ["blue hen", "red hen"], ["red hen"], ["red_fox"], [], []]
+            ["blue hen", "red hen"],
+            ["red hen"],
+            ["red_fox"],
+            [],
+            [],
+        ]
         assert ids((await desk.find(Wanted(["failed"])))[0]) == ["blue hen"]
         found, total = await desk.find(Wanted(newest=False, limit=1, offset=1))
         assert ids(found) == ["red hen"] and total == 3

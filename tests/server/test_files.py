@@ -1,4 +1,5 @@
 """Names that come from outside, pictures that come from outside, and what users keep."""
+
 from __future__ import annotations
 
 import io
@@ -16,7 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 from safelight.server.files import Names, Outside, Root
 from tests.server.serving import still
 
-PARTS = st.sampled_from(["..", ".", "", "a", "b.png", "link", "%2e%2e", "..\\", "C:", "\0", "~", "con", "a" * 300, "é", "\n", "/"]) | st.text(max_size=8)
+PARTS = st.sampled_from(
+    ["..", ".", "", "a", "b.png", "link", "%2e%2e", "..\\", "C:", "\0", "~", "con", "a" * 300, "é", "\n", "/"]
+) | st.text(max_size=8)
 
 
 def png(colour: str = "red", side: int = 8, mode: str = "RGB", **texts: str) -> bytes:
@@ -29,7 +32,7 @@ def png(colour: str = "red", side: int = 8, mode: str = "RGB", **texts: str) -> 
 
 
 @given(st.lists(PARTS, min_size=1, max_size=6))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 def test_no_name_leads_out_of_its_folder(tmp_path: Path, parts: list[str]) -> None:
     inner = tmp_path / "root"
     inner.mkdir(exist_ok=True)
@@ -48,7 +51,9 @@ def client(tmp_path: Path) -> TestClient:
         yield client
 
 
-def send(client: TestClient, content: bytes, name: str = "a.png", path: str = "/upload/image", **fields: str) -> tuple[int, dict[str, str]]:
+def send(
+    client: TestClient, content: bytes, name: str = "a.png", path: str = "/upload/image", **fields: str
+) -> tuple[int, dict[str, str]]:
     answer = client.post(path, files={"image": (name, content)}, data=fields)
     return answer.status_code, answer.json()
 
@@ -61,7 +66,10 @@ def test_uploads_are_decoded_first_and_never_overwrite_by_chance(client: TestCli
     assert send(client, blue)[1]["name"] == "a (1).png"
     assert send(client, blue, overwrite="true")[1]["name"] == "a.png"
     assert send(client, red, "c:\\x\\b.png", subfolder="pasted/today", path="/api/upload/image")[1] == {
-        "name": "b.png", "subfolder": "pasted/today", "type": "input"}
+        "name": "b.png",
+        "subfolder": "pasted/today",
+        "type": "input",
+    }
     assert (tmp_path / "input" / "pasted" / "today" / "b.png").read_bytes() == red
     for bad in (b"", b"<svg onload=alert(1)>", red[:40], b"GIF89a" + b"\0" * 20, b"%PDF-1.4"):
         status, told = send(client, bad)
@@ -95,7 +103,9 @@ def test_pictures_are_attachments_or_made_anew(client: TestClient, tmp_path: Pat
     send(client, content)
     plain = client.get("/view", params={"filename": "a.png", "type": "input", "rand": "0.3"})
     assert plain.content == content and plain.headers["content-disposition"] == 'attachment; filename="a.png"'
-    assert plain.headers["content-type"] == "image/png" and plain.headers["x-content-type-options"] == "nosniff" and "etag" in plain.headers
+    assert (
+        plain.headers["content-type"] == "image/png" and plain.headers["x-content-type-options"] == "nosniff" and "etag" in plain.headers
+    )
     assert client.get("/api/view", params={"filename": "a.png [input]"}).content == content
     for preview, form in (("webp;75", "WEBP"), ("jpeg;80", "JPEG"), ("x", "WEBP")):
         seen = client.get("/view", params={"filename": "a.png", "type": "input", "preview": preview})
@@ -111,8 +121,18 @@ def test_pictures_are_attachments_or_made_anew(client: TestClient, tmp_path: Pat
 def test_nothing_outside_is_shown(client: TestClient, tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png())
     os.symlink(tmp_path / "secret.png", tmp_path / "output" / "link.png")
-    wanted = {"../secret.png": 403, "/etc/passwd": 403, "..\\secret.png": 403, "link.png": 403, "a/../../secret.png": 403, "none.png": 404, "": 404,
-              "C:\\x.png": 403, "../user/settings.json": 403, "a" * 999: 403}
+    wanted = {
+        "../secret.png": 403,
+        "/etc/passwd": 403,
+        "..\\secret.png": 403,
+        "link.png": 403,
+        "a/../../secret.png": 403,
+        "none.png": 404,
+        "": 404,
+        "C:\\x.png": 403,
+        "../user/settings.json": 403,
+        "a" * 999: 403,
+    }
     assert {n: client.get("/view", params={"filename": n}).status_code for n in wanted} == wanted
     assert client.get("/view", params={"filename": "secret.png", "subfolder": ".."}).status_code == 403
     assert client.get("/view", params={"filename": "secret.png", "type": "home"}).status_code == 400
@@ -138,7 +158,10 @@ def test_users_keep_files_and_settings(client: TestClient, tmp_path: Path) -> No
     assert client.post("/settings/Comfy.C", content=b'"x"').status_code == 200
     assert client.get("/api/settings").json() == {"Comfy.A": 1, "b": [2], "Comfy.C": "x"} and client.get("/settings/none").json() is None
     for path in ("..%2Fsettings.json", "%2Fetc%2Fpasswd", "..%2F..%2Fqueue.sqlite"):
-        assert client.get(f"/userdata/{path}").status_code in (403, 404) and client.post(f"/userdata/{path}", content=b"x").status_code == 403
+        assert (
+            client.get(f"/userdata/{path}").status_code in (403, 404)
+            and client.post(f"/userdata/{path}", content=b"x").status_code == 403
+        )
     assert (tmp_path / "user" / "settings.json").is_file()
 
 
@@ -151,6 +174,12 @@ def test_free_names_count_up_for_each_prefix(tmp_path: Path) -> None:
         made.append(names.free(tmp_path, staged))
         made[-1].touch()
     assert [p.relative_to(tmp_path).as_posix() for p in made] == [
-        "shot_00008_.png", "shot_00009_.png", "sub/shot_00001_.png", "other_00001_.png", "page.html", "page_00001_.html"]
+        "shot_00008_.png",
+        "shot_00009_.png",
+        "sub/shot_00001_.png",
+        "other_00001_.png",
+        "page.html",
+        "page_00001_.html",
+    ]
     (tmp_path / "shot_00010_.png").touch()
     assert names.free(tmp_path, "shot_00001_.png").name == "shot_00011_.png"

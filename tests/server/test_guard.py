@@ -1,4 +1,5 @@
 """Who comes in, and what browsers are told."""
+
 from __future__ import annotations
 
 import base64
@@ -22,21 +23,42 @@ def test_beyond_this_machine_only_with_a_token() -> None:
     Rules("0.0.0.0", TOKEN)
 
 
-@pytest.mark.parametrize(("rules", "host", "allowed"), [
-    (Rules(), "127.0.0.1:8188", True), (Rules(), "localhost", True), (Rules(), "[::1]:8188", True), (Rules(), "LOCALHOST:1", True),
-    (Rules(), "evil.example", False), (Rules(), "127.0.0.1.evil.example", False), (Rules(), "192.168.1.5", False), (Rules(), "", False),
-    (Rules(names=("studio.lan",)), "studio.lan:8188", True), (Rules("0.0.0.0", TOKEN), "192.168.1.5:8188", True),
-    (Rules("0.0.0.0", TOKEN), "evil.example", False), (Rules(), "localhost@evil.example", False), (Rules(), "[::1].evil", False),
-])
+@pytest.mark.parametrize(
+    ("rules", "host", "allowed"),
+    [
+        (Rules(), "127.0.0.1:8188", True),
+        (Rules(), "localhost", True),
+        (Rules(), "[::1]:8188", True),
+        (Rules(), "LOCALHOST:1", True),
+        (Rules(), "evil.example", False),
+        (Rules(), "127.0.0.1.evil.example", False),
+        (Rules(), "192.168.1.5", False),
+        (Rules(), "", False),
+        (Rules(names=("studio.lan",)), "studio.lan:8188", True),
+        (Rules("0.0.0.0", TOKEN), "192.168.1.5:8188", True),
+        (Rules("0.0.0.0", TOKEN), "evil.example", False),
+        (Rules(), "localhost@evil.example", False),
+        (Rules(), "[::1].evil", False),
+    ],
+)
 def test_hosts(rules: Rules, host: str, allowed: bool) -> None:
     assert rules.host_allowed(host) is allowed
 
 
-@pytest.mark.parametrize(("headers", "allowed"), [
-    ({}, True), ({"Origin": "http://127.0.0.1"}, True), ({"Origin": "http://127.0.0.1:8080"}, False), ({"Origin": "null"}, False),
-    ({"Origin": "https://evil.example"}, False), ({"Origin": ""}, False), ({"Sec-Fetch-Site": "cross-site"}, False),
-    ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, True), ({"Sec-Fetch-Site": "same-origin"}, True),
-])
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),
+        ({"Origin": "http://127.0.0.1"}, True),
+        ({"Origin": "http://127.0.0.1:8080"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": ""}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, True),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+    ],
+)
 def test_pages_of_other_origins_get_nothing_by_http_and_by_socket(tmp_path: Path, headers: dict[str, str], allowed: bool) -> None:
     with still(tmp_path) as client:
         for path in ("/queue", "/api/queue", "/v1/models", "/nowhere"):
@@ -61,7 +83,17 @@ def test_a_foreign_host_gets_nothing(tmp_path: Path) -> None:
 def test_the_token_is_asked_for_everywhere_and_taken_in_four_ways(tmp_path: Path) -> None:
     with still(tmp_path, rules=Rules(token=TOKEN)) as client:
         client.headers.pop("Authorization")
-        paths = ["/", "/prompt", "/api/queue", "/v1/models", "/sdapi/v1/options", "/view?filename=x", "/nowhere", "/openapi.json", "/internal/files/input"]
+        paths = [
+            "/",
+            "/prompt",
+            "/api/queue",
+            "/v1/models",
+            "/sdapi/v1/options",
+            "/view?filename=x",
+            "/nowhere",
+            "/openapi.json",
+            "/internal/files/input",
+        ]
         assert {p: client.get(p).status_code for p in paths} == dict.fromkeys(paths, 401)
         for wrong in ("", "x", TOKEN + "x", TOKEN[:-1], "é"):
             assert client.get("/queue", headers={"Authorization": f"Bearer {wrong}".encode()}).status_code == 401
@@ -72,7 +104,7 @@ def test_the_token_is_asked_for_everywhere_and_taken_in_four_ways(tmp_path: Path
             pass
         with client.websocket_connect(f"ws://127.0.0.1/ws?token={TOKEN}") as ws:
             assert ws.receive_json()["type"] == "status"
-        answer = client.get("//evil.example/queue", params={"token": TOKEN, "max": "1"}, follow_redirects=False)
+        answer = client.get("http://127.0.0.1//evil.example/queue", params={"token": TOKEN, "max": "1"}, follow_redirects=False)
         assert answer.status_code == 303 and answer.headers["location"] == "/evil.example/queue?max=1"
         cookie = answer.headers["set-cookie"].lower()
         assert "httponly" in cookie and "samesite=strict" in cookie
@@ -96,5 +128,8 @@ def test_bodies_are_bounded_whether_they_tell_their_length_or_not(tmp_path: Path
     with still(tmp_path) as client:
         assert client.post("/prompt", content=b"x" * (11 * 2**20)).status_code == 413
         assert client.post("/prompt", content=drops(11)).status_code == 413
-        assert client.post("/upload/image", content=drops(60), headers={"Content-Type": "multipart/form-data; boundary=x"}).status_code == 413
+        assert (
+            client.post("/upload/image", content=drops(60), headers={"Content-Type": "multipart/form-data; boundary=x"}).status_code
+            == 413
+        )
         assert client.get("/prompt").json() == {"exec_info": {"queue_remaining": 0}}

@@ -1,4 +1,5 @@
 """JSON from outside."""
+
 from __future__ import annotations
 
 import json
@@ -6,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from safelight.server.reading import BODY, DEPTH, Most, read
@@ -18,21 +19,36 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_sound_json_is_read_as_it_is(data: Any) -> None:
     assert read(json.dumps(data).encode()) == data
 
 
-@pytest.mark.parametrize(("raw", "why"), [
-    (b"NaN", "NaN"), (b"[Infinity]", "Infinity"), (b"1e999", "too large"), (b"1" + b"0" * 4000, "64 bits"), (b"18446744073709551616", "64 bits"),
-    (b"-9223372036854775809", "64 bits"), (b'{"a":1,"a":2}', "twice"), (b'[{"b":{"c":1,"c":1}}]', "twice"), (b"\xff", "UTF-8"), (b"{", "Expecting"),
-    (b"[" * (DEPTH + 1) + b"]" * (DEPTH + 1), "levels"), (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "levels"), (b"", "Expecting"),
-    (b" " * (BODY + 1), "at most"),
-])
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"NaN", "NaN"),
+        (b"[Infinity]", "Infinity"),
+        (b"1e999", "too large"),
+        (b"1" + b"0" * 4000, "64 bits"),
+        (b"18446744073709551616", "64 bits"),
+        (b"-9223372036854775809", "64 bits"),
+        (b'{"a":1,"a":2}', "twice"),
+        (b'[{"b":{"c":1,"c":1}}]', "twice"),
+        (b"\xff", "UTF-8"),
+        (b"{", "Expecting"),
+        (b"[" * (DEPTH + 1) + b"]" * (DEPTH + 1), "levels"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "levels"),
+        (b"", "Expecting"),
+        (b" " * (BODY + 1), "at most"),
+    ],
+)
 def test_what_is_not_sound_is_refused_in_words(raw: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         read(raw)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.sampled_from(["[]", "{}"]), st.text('[]{}\\" ', max_size=20))
 def test_depth_counts_brackets_and_not_those_in_texts(depth: int, kind: str, text: str) -> None:
     opening = "[" if kind == "[]" else '{"k":'
@@ -44,6 +60,7 @@ def test_depth_counts_brackets_and_not_those_in_texts(depth: int, kind: str, tex
             read(raw)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_read_or_refused_with_a_value_error(text: str) -> None:
     try:
@@ -53,11 +70,19 @@ def test_any_text_is_read_or_refused_with_a_value_error(text: str) -> None:
     assert not isinstance(found, float) or math.isfinite(found)
 
 
-@pytest.mark.parametrize(("inputs", "what"), [
-    ({"steps": 1001}, "steps"), ({"width": 8192, "height": 4096}, "pixels"), ({"batch_size": 65}, "batch"), ({"seeds": list(range(65))}, "seeds"),
-    ({"count": 100}, "batch"), ({"steps": 1000, "width": 4096, "height": 4096, "batch_size": 64}, ""), ({"steps": 5000, "rank": 4}, ""),
-    ({"width": ["1", 0], "steps": "many"}, ""),
-])
+@pytest.mark.parametrize(
+    ("inputs", "what"),
+    [
+        ({"steps": 1001}, "steps"),
+        ({"width": 8192, "height": 4096}, "pixels"),
+        ({"batch_size": 65}, "batch"),
+        ({"seeds": list(range(65))}, "seeds"),
+        ({"count": 100}, "batch"),
+        ({"steps": 1000, "width": 4096, "height": 4096, "batch_size": 64}, ""),
+        ({"steps": 5000, "rank": 4}, ""),
+        ({"width": ["1", 0], "steps": "many"}, ""),
+    ],
+)
 def test_a_prompt_may_ask_for_so_much(inputs: dict[str, Any], what: str) -> None:
     assert what in Most().refused([{"class_type": "x", "inputs": inputs}])
     assert bool(what) == bool(Most().refused([{"class_type": "x", "inputs": inputs}]))

@@ -1,4 +1,5 @@
 """Every handler, on a server without workers."""
+
 from __future__ import annotations
 
 import time
@@ -31,7 +32,9 @@ def queue(client: TestClient, prompt: Any, **more: Any) -> Any:
 
 
 def test_a_prompt_is_queued_bare_and_below_api(client: TestClient) -> None:
-    first = client.post("/prompt", json={"prompt": nodes(), "client_id": "me", "extra_data": {"extra_pnginfo": {"workflow": {"id": "w1"}}}}).json()
+    first = client.post(
+        "/prompt", json={"prompt": nodes(), "client_id": "me", "extra_data": {"extra_pnginfo": {"workflow": {"id": "w1"}}}}
+    ).json()
     assert first["node_errors"] == {} and isinstance(first["number"], int)
     id = "11111111-2222-3333-4444-555555555555"
     second = client.post("/api/prompt", json={"prompt": drawing(), "prompt_id": id, "front": True}).json()
@@ -42,7 +45,12 @@ def test_a_prompt_is_queued_bare_and_below_api(client: TestClient) -> None:
     told = client.get("/queue").json()
     assert told["queue_running"] == [] and [item[1] for item in told["queue_pending"]] == [id, half["prompt_id"], first["prompt_id"]]
     assert told["queue_pending"][2] == [
-        first["number"], first["prompt_id"], nodes(), {"extra_pnginfo": {"workflow": {"id": "w1"}}, "client_id": "me"}, ["7"]]
+        first["number"],
+        first["prompt_id"],
+        nodes(),
+        {"extra_pnginfo": {"workflow": {"id": "w1"}}, "client_id": "me"},
+        ["7"],
+    ]
     client.post("/queue", json={"move": {"id": first["prompt_id"], "before": id}, "delete": [half["prompt_id"], "unknown"]})
     assert [item[1] for item in client.get("/api/queue").json()["queue_pending"]] == [first["prompt_id"], id]
     assert client.post("/queue", json={"move": {"id": "nobody"}}).status_code == 400
@@ -66,10 +74,16 @@ def test_faults_are_told_as_comfyui_tells_them_with_the_reason_in_details(client
     assert wrong(client, None)[0] == "no_prompt" and wrong(client, [])[0] == "no_prompt"
     assert wrong(client, {})[0] == "prompt_no_outputs"
     kind, told = wrong(client, {"1": {"class_type": "KSamplr", "inputs": {}}})
-    assert kind == "missing_node_type" and told["error"]["extra_info"]["class_type"] == "KSamplr" and "KSampler" in told["error"]["details"]
+    assert (
+        kind == "missing_node_type" and told["error"]["extra_info"]["class_type"] == "KSamplr" and "KSampler" in told["error"]["details"]
+    )
     for inputs, error in (
-        ({"steps": 0}, "value_smaller_than_min"), ({"cfg": 1e6}, "value_bigger_than_max"), ({"sampler_name": "eulr"}, "value_not_in_list"),
-        ({"model": "x"}, "bad_linked_input"), ({"steps": "many"}, "invalid_input_type"), ({"positive": ["4", 0]}, "return_type_mismatch"),
+        ({"steps": 0}, "value_smaller_than_min"),
+        ({"cfg": 1e6}, "value_bigger_than_max"),
+        ({"sampler_name": "eulr"}, "value_not_in_list"),
+        ({"model": "x"}, "bad_linked_input"),
+        ({"steps": "many"}, "invalid_input_type"),
+        ({"positive": ["4", 0]}, "return_type_mismatch"),
     ):
         kind, told = wrong(client, changed("5", **inputs))
         assert kind == "prompt_outputs_failed_validation" and told["node_errors"]["5"]["errors"][0]["type"] == error
@@ -95,8 +109,12 @@ def test_paths_in_prompts_stay_in_the_folders_they_may_use(client: TestClient, t
     for path in ("/etc/passwd", "../../../../etc/passwd", "~/.ssh/id_rsa", str(tmp_path)):
         prompt = {"1": {"class_type": "load_image", "inputs": {"path": path}}}
         assert "--data" in wrong(client, prompt)[1]["error"]["details"]
-        assert "--data" in wrong(client, {"1": {"class_type": "generate", "inputs": {"model": "mini", "image": str(tmp_path), "prompt": "x"}}})[1][
-            "error"]["details"]
+        assert (
+            "--data"
+            in wrong(client, {"1": {"class_type": "generate", "inputs": {"model": "mini", "image": str(tmp_path), "prompt": "x"}}})[1][
+                "error"
+            ]["details"]
+        )
     assert wrong(client, changed("7", filename_prefix=["1"]))[0] == "prompt_outputs_failed_validation"
 
 
@@ -121,14 +139,23 @@ def test_a_prompt_of_too_many_nodes_is_refused_at_once(client: TestClient) -> No
 
 
 LINK = st.lists(st.sampled_from(["1", "2", "3", 0, 1, -1, None, "x"]), max_size=3)
-VALUE = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6) | LINK
-KIND = st.sampled_from(["KSampler", "LoadImage", "SaveImage", "EmptyImage", "ImageInvert", "generate", "load_image", "pick", "nothing", "", None, 3])
+VALUE = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6)
+    | LINK
+)
+KIND = st.sampled_from(
+    ["KSampler", "LoadImage", "SaveImage", "EmptyImage", "ImageInvert", "generate", "load_image", "pick", "nothing", "", None, 3]
+)
 NAME = st.sampled_from(["images", "image", "width", "path", "seed", "model", "filename_prefix", "indices", "x"])
 NODE = st.fixed_dictionaries({"class_type": KIND, "inputs": st.dictionaries(NAME, VALUE, max_size=4)}) | st.none() | st.just([])
 
 
 @given(st.dictionaries(st.sampled_from(["1", "2", "3", "x", ""]), NODE, max_size=5) | VALUE)
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_no_graph_breaks_the_server(client: TestClient, prompt: Any) -> None:
     answer = queue(client, prompt)
     assert answer.status_code in (200, 400) and "node_errors" in answer.json()
@@ -154,7 +181,10 @@ def test_what_there_is(client: TestClient) -> None:
     assert flags["assets"] is False and flags["supports_preview_metadata"]
     assert client.get("/extensions").json() == [] and client.get("/i18n").json() == {} and client.get("/global_subgraphs").json() == {}
     assert client.get("/internal/files/input").json() == [] and client.get("/internal/files/x").status_code == 400
-    assert "checkpoints" in client.get("/internal/folder_paths").json() and client.patch("/internal/logs/subscribe", json={}).status_code == 200
+    assert (
+        "checkpoints" in client.get("/internal/folder_paths").json()
+        and client.patch("/internal/logs/subscribe", json={}).status_code == 200
+    )
     assert client.get("/nowhere").status_code == 404 and client.post("/free", json={"unload_models": True}).content == b""
     assert client.get("/manager/version").status_code == 404 and client.get("/").status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
@@ -167,16 +197,25 @@ def test_jobs_are_listed_searched_and_cancelled(client: TestClient) -> None:
     told = client.get("/api/jobs", params={"status": "pending", "sort_order": "asc"}).json()
     assert told["pagination"] == {"offset": 0, "limit": 1000, "total": 3, "has_more": False}
     assert all(isinstance(j["create_time"], int) and j["status"] == "pending" for j in told["jobs"])
-    assert [len(client.get("/api/jobs", params={"q": q, "status": "pending"}).json()["jobs"]) for q in ("whale", "red whale", "ksampler", "mini", "cow")] == [
-        2, 1, 1, 3, 0]
+    assert [
+        len(client.get("/api/jobs", params={"q": q, "status": "pending"}).json()["jobs"])
+        for q in ("whale", "red whale", "ksampler", "mini", "cow")
+    ] == [2, 1, 1, 3, 0]
     assert client.get("/api/jobs", params={"until": 5, "status": "pending"}).json()["jobs"] == []
     for bad in ({"status": "lost"}, {"limit": 0}, {"limit": "x"}, {"offset": -1}, {"sort_by": "luck"}, {"sort_order": "up"}):
         assert client.get("/api/jobs", params=bad).status_code == 400
     one = told["jobs"][1]["id"]
     assert client.get(f"/api/jobs/{one}").json()["workflow"]["prompt"] == drawing(prompt="a blue whale")
     assert client.get("/api/jobs/none").json() == {"error": "Job not found"} and client.get("/jobs").status_code == 404
-    assert client.post(f"/api/jobs/{one}/cancel").json() == {"cancelled": True} == client.post("/api/jobs/cancel", json={"job_ids": [told["jobs"][0]["id"]]}).json()
-    assert client.post(f"/api/jobs/{one}/cancel").json() == {"cancelled": False} and client.get(f"/api/jobs/{one}").json()["status"] == "cancelled"
+    assert (
+        client.post(f"/api/jobs/{one}/cancel").json()
+        == {"cancelled": True}
+        == client.post("/api/jobs/cancel", json={"job_ids": [told["jobs"][0]["id"]]}).json()
+    )
+    assert (
+        client.post(f"/api/jobs/{one}/cancel").json() == {"cancelled": False}
+        and client.get(f"/api/jobs/{one}").json()["status"] == "cancelled"
+    )
     assert client.post("/api/jobs/cancel", json={"job_ids": [1]}).json()["invalid_ids"] == [1]
     assert client.get("/history").json() == {}  # what never ran is not there
     state = client.get("/api/safelight/queue").json()
@@ -187,8 +226,18 @@ def test_jobs_are_listed_searched_and_cancelled(client: TestClient) -> None:
 
 def test_openai_refuses_in_its_own_words(client: TestClient) -> None:
     assert client.get("/v1/models").json()["data"][0]["id"] == "mini" and client.get("/v1/models/mini").json()["object"] == "model"
-    for body in ({}, {"prompt": ""}, {"prompt": "x", "n": 0}, {"prompt": "x", "n": "two"}, {"prompt": "x", "size": "big"}, {"prompt": "x", "stream": True},
-                 {"prompt": "x", "model": "nobody"}, {"prompt": 3}, {"prompt": "x", "response_format": "gif"}, {"prompt": "x", "size": "9000x9000"}):
+    for body in (
+        {},
+        {"prompt": ""},
+        {"prompt": "x", "n": 0},
+        {"prompt": "x", "n": "two"},
+        {"prompt": "x", "size": "big"},
+        {"prompt": "x", "stream": True},
+        {"prompt": "x", "model": "nobody"},
+        {"prompt": 3},
+        {"prompt": "x", "response_format": "gif"},
+        {"prompt": "x", "size": "9000x9000"},
+    ):
         answer = client.post("/v1/images/generations", json=body)
         assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error", body
     assert client.post("/v1/images/edits", data={"prompt": "x"}).status_code == 400 and client.get("/v1/models/x").status_code == 400
@@ -201,8 +250,15 @@ def test_automatic1111_lists_and_refuses(client: TestClient) -> None:
     assert client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "nobody"}).status_code == 400
     assert client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "mini"}).json() == {}
     assert client.get("/sdapi/v1/progress").json()["progress"] == 0 and client.post("/sdapi/v1/interrupt").json() == {}
-    for path, body in (("txt2img", {"sampler_name": "Magic"}), ("txt2img", {"batch_size": 100}), ("img2img", {}), ("img2img", {"init_images": ["%"]}),
-                       ("png-info", {"image": "eA=="}), ("txt2img", {"steps": "x"}), ("img2img", {"init_images": ["eA=="]})):
+    for path, body in (
+        ("txt2img", {"sampler_name": "Magic"}),
+        ("txt2img", {"batch_size": 100}),
+        ("img2img", {}),
+        ("img2img", {"init_images": ["%"]}),
+        ("png-info", {"image": "eA=="}),
+        ("txt2img", {"steps": "x"}),
+        ("img2img", {"init_images": ["eA=="]}),
+    ):
         assert client.post(f"/sdapi/v1/{path}", json=body).status_code == 400, (path, body)
 
 

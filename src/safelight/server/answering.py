@@ -4,11 +4,11 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import Request
+from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -28,22 +28,42 @@ def studio(request: Request) -> Studio:
     return found
 
 
+def reads(router: APIRouter, told: Mapping[str, Callable[[Studio], Any]]) -> None:
+    """Routes that only say what there is."""
+    for path, what in told.items():
+        router.add_api_route(path, _reading(what), name=path.strip("/"))
+
+
+def _reading(what: Callable[[Studio], Any]) -> Callable[[Request], Any]:
+    async def read(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(what, studio(request)))
+
+    return read
+
+
 def raw(text: str, status: int = 200) -> Response:
     """JSON that is text already."""
     return Response(text, status, media_type="application/json")
 
 
-async def body(request: Request, *, empty: Any = None, most: int = reading.BODY) -> Any:
-    """The request's JSON. ValueError when it is not sound; `empty` for a body without bytes, when that is given."""
-    content = await request.body()
-    return empty if empty is not None and not content.strip() else await asyncio.to_thread(reading.read, content, most)
+async def body(request: Request, most: int = reading.BODY) -> Any:
+    """The request's JSON. ValueError when it is not sound."""
+    return await asyncio.to_thread(reading.read, await request.body(), most)
 
 
-async def table(request: Request, *, most: int = reading.BODY) -> dict[str, Any]:
-    """The same where an object is expected."""
-    found = await body(request, empty={}, most=most)
+async def table(request: Request, most: int = reading.BODY) -> dict[str, Any]:
+    """The same where an object is expected; an empty one for no body."""
+    found = await body(request, most) if (await request.body()).strip() else {}
     if not isinstance(found, dict):
         raise ValueError(f"got {type(found).__name__}, expected an object")
+    return found
+
+
+def ids(given: Mapping[str, Any], name: str) -> list[str]:
+    """A list of ids of a body. ValueError for anything else."""
+    found = given[name]
+    if not isinstance(found, list) or not all(isinstance(i, str) for i in found) or len(found) > reading.NODES:
+        raise ValueError(f"{name}: expected a list of ids")
     return found
 
 
@@ -75,20 +95,18 @@ async def base64_of(path: Path) -> str:
 
 def number(given: Mapping[str, Any], name: str, default: float | None = None) -> Any:
     """A number of a body. ValueError for anything else."""
-    value = given.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    value = default if given.get(name) is None else given[name]
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise ValueError(f"{name}: got {value!r}, expected a number")
     return value
 
 
 def text(given: Mapping[str, Any], name: str, default: str = "") -> str:
     """A text of a body. ValueError for anything else."""
-    value = given.get(name)
-    if not isinstance(value, str | None):
+    value = default if given.get(name) is None else given[name]
+    if not isinstance(value, str):
         raise ValueError(f"{name}: got {type(value).__name__}, expected a text")
-    return default if value is None else value
+    return value
 
 
 STATUS: tuple[tuple[type[Exception], int], ...] = (
@@ -99,19 +117,15 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
 async def failure(request: Request, error: Exception) -> Response:
     """What went wrong, told as the kind of client expects it."""
     status = error.status_code if isinstance(error, HTTPException) else next(s for kind, s in STATUS if isinstance(error, kind))
-    why = str(error.detail if isinstance(error, HTTPException) else error)
-    path = request.url.path
+    why, path = str(error.detail if isinstance(error, HTTPException) else error), request.url.path
     if path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 500 else "server_error"
         return JSONResponse({"error": {"message": why, "type": kind, "param": None, "code": None}}, status)
     if path.startswith("/sdapi/"):
         return JSONResponse({"error": type(error).__name__, "detail": why, "errors": why}, status)
-    if isinstance(error, Refusal):
-        return JSONResponse(error.answer, 400)
-    if isinstance(error, HTTPException) and path.removeprefix("/api") != "/prompt":
-        return Response(status_code=status)
-    if path.endswith("/prompt"):
-        kinds = {507: "queue_full", 409: "duplicate_prompt_id", 413: "invalid_prompt"}
-        refusal = Refusal(kinds.get(status, "invalid_prompt"), "The prompt was not taken", details=why)
-        return JSONResponse(refusal.answer, status)
-    return JSONResponse({"error": why}, status)
+    if path.removeprefix("/api") == "/prompt":
+        kinds = {507: "queue_full", 409: "duplicate_prompt_id"}
+        kind = kinds.get(status, "invalid_prompt")
+        told = error if isinstance(error, Refusal) else Refusal(kind, "The prompt was not taken", details=why)
+        return JSONResponse(told.answer, status)
+    return Response(status_code=status) if isinstance(error, HTTPException) else JSONResponse({"error": why}, status)

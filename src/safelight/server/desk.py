@@ -260,14 +260,12 @@ class Desk:
 
         return await self.do(do, after)
 
-    async def cancel(self, ids: Sequence[str] | None) -> list[str]:
+    async def cancel(self, ids: Sequence[str] | None) -> list[Job]:
         """Take waiting ones out of the queue (all of them without ids); those that were."""
 
-        def do(base: sqlite3.Connection) -> list[str]:
-            one = "" if ids is None else f" AND id IN ({','.join('?' * len(ids))})"
-            found = [j.id for j in _jobs(base, "state = 'pending'" + one, ids or [])]
-            base.executemany("UPDATE jobs SET state = 'cancelled', ended = ? WHERE id = ?", [(time.time(), id) for id in found])
-            return found
+        def do(base: sqlite3.Connection) -> list[Job]:
+            sql = f"UPDATE jobs SET state = 'cancelled', ended = ? WHERE state = 'pending'{_among(ids)} RETURNING {COLUMNS}"
+            return [Job(*row) for row in base.execute(sql, [time.time(), *(ids or ())])]
 
         return await self.do(do)
 
@@ -315,8 +313,7 @@ class Desk:
 
     async def forget(self, ids: Sequence[str] | None) -> None:
         """Take ended ones out of the history (all of them without ids)."""
-        one = "" if ids is None else f" AND id IN ({','.join('?' * len(ids))})"
-        await self.do(lambda base: base.execute(f"DELETE FROM jobs WHERE state IN {ENDED}{one}", ids or []))
+        await self.do(lambda base: base.execute(f"DELETE FROM jobs WHERE state IN {ENDED}{_among(ids)}", ids or []))
 
     async def recover(self) -> None:
         """After a start: put what a dead server left half done in order. What ran waits again, files are moved to their places."""
@@ -345,6 +342,10 @@ def _open(path: Path) -> sqlite3.Connection:
     base.execute("PRAGMA synchronous = FULL")
     base.executescript(TABLES)
     return base
+
+
+def _among(ids: Sequence[str] | None) -> str:
+    return "" if ids is None else f" AND id IN ({','.join('?' * len(ids))})"
 
 
 def _told(base: sqlite3.Connection, key: str, default: str) -> str:

@@ -8,18 +8,19 @@ from typing import Any
 
 from fastapi import Request
 
-from safelight.folders import Folders, hub_names
+from safelight.folders import hub_names
 from safelight.server.answering import studio
 from safelight.server.files import keep_upload
 from safelight.server.pictures import opened
+from safelight.server.studio import Studio
 
 MODEL = "mini"
 SIZE = re.compile(r"^(\d{1,5})x(\d{1,5})$")
 
 
-def models(folders: Folders) -> list[str]:
+def models(at: Studio) -> list[str]:
     """The names that a request may have as its model."""
-    return [MODEL, *folders.names("checkpoints"), *folders.names("diffusers"), *hub_names()]
+    return [MODEL, *at.places.models.names("checkpoints"), *at.places.models.names("diffusers"), *hub_names()]
 
 
 def seeds(first: int, count: int) -> list[int]:
@@ -35,9 +36,7 @@ async def kept(request: Request, content: bytes) -> str:
     return str(keep_upload(studio(request).shelves.input, name, content, subfolder="requests"))
 
 
-async def graph(
-    request: Request, inputs: Mapping[str, Any], *, picture: bytes = b"", mask: bytes = b"", channel: str = "grey"
-) -> dict[str, Any]:
+async def graph(request: Request, inputs: Mapping[str, Any], *, picture: bytes, mask: bytes, channel: str = "grey") -> dict[str, Any]:
     """`generate` with these inputs, what is None left out; drawing starts from the picture, where the mask says."""
     made: dict[str, Any] = {"draw": {"class_type": "generate", "inputs": {k: v for k, v in inputs.items() if v is not None}}}
     for name, content, op in (("image", picture, "load_image"), ("mask", mask, "load_mask")):

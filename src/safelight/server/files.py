@@ -35,9 +35,9 @@ class Root:
         try:
             plain = inside(name, "file")
         except ValueError as e:
-            raise Outside(*e.args) from e
+            raise Outside(str(e)) from e
         if any(len(part.encode("utf-8", "replace")) > LONGEST or not part.isprintable() for part in plain.split("/")):
-            raise Outside(f"file: {ascii(name[:60])} has a part that is no name for a file")
+            raise Outside(f"file: {name[:60]!a} has a part that is no name for a file")
         found = self.path / plain
         try:
             if not found.resolve().is_relative_to(self.path.resolve()):
@@ -46,11 +46,10 @@ class Root:
             raise Outside(f"file: {name!r}: {e}") from e
         return found
 
-    def names(self, *, newest: bool = False) -> list[str]:
-        """The files right in the folder."""
+    def newest(self) -> list[str]:
+        """The files right in the folder, newest first."""
         found = [e for e in os.scandir(self.path) if e.is_file() and e.name[0] != "."] if self.path.is_dir() else []
-        found.sort(key=lambda e: -e.stat().st_mtime if newest else 0)
-        return [e.name for e in found] if newest else sorted(e.name for e in found)
+        return [e.name for e in sorted(found, key=lambda e: -e.stat().st_mtime)]
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,9 @@ async def one_job(request: Request, id: str) -> Response:
 async def cancel_jobs(request: Request) -> Response:
     """Several."""
     ids = (await table(request)).get("job_ids")
-    if not isinstance(ids, list) or not ids or len(ids) > MOST:
-        return JSONResponse({"error": f"job_ids: expected a list of 1 to {MOST} ids"}, 400)
-    if wrong := [i for i in ids if not isinstance(i, str)]:
-        return JSONResponse({"error": "job_ids: expected texts", "invalid_ids": wrong}, 400)
+    wrong = [i for i in ids if not isinstance(i, str)] if isinstance(ids, list) else []
+    if not isinstance(ids, list) or wrong or not 0 < len(ids) <= MOST:
+        return JSONResponse({"error": f"job_ids: expected a list of 1 to {MOST} ids", "invalid_ids": wrong}, 400)
     return JSONResponse({"cancelled": await studio(request).cancel(ids)})
 
 

@@ -160,12 +160,6 @@ def _told(request: Request, path: Path) -> Response:
     return JSONResponse(told if request.query_params.get("full_info", "").lower() == "true" else told["path"])
 
 
-@router.get("/users")
-async def users() -> dict[str, Any]:
-    """There is one user."""
-    return {"storage": "server", "migrated": True}
-
-
 @router.post("/users")
 async def add_user() -> Response:
     """There is one user."""

@@ -26,9 +26,11 @@ BYTES = 4 * 2**20
 PATIENCE = 5.0
 """Seconds in which a socket must take a message."""
 SOCKETS = 512
+UPLOADS = 50 * 2**20
+"""Bytes of an upload."""
 
 FEATURES: Mapping[str, Any] = {
-    "supports_preview_metadata": True, "max_upload_size": 100 * 2**20, "supports_progress_text_metadata": True, "assets": False,
+    "supports_preview_metadata": True, "max_upload_size": UPLOADS, "supports_progress_text_metadata": True, "assets": False,
     "node_replacements": False, "extension": {"manager": {"supports_v4": False}},
 }
 """What this server says it can do."""

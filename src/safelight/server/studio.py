@@ -55,6 +55,7 @@ class Studio:
         self.desk = Desk(self.shelves.home / "queue.sqlite")
         self.sockets = Sockets(self._greeting)
         self.small = Small()
+        self.options: dict[str, Any] = {"sd_model_checkpoint": "mini", "samples_format": "png", "CLIP_stop_at_last_layers": 1}
         self.names = Names()
         settings = {
             "input": str(self.shelves.input.path), "output": str(self.shelves.output.path), "staging": str(self.shelves.staging),
@@ -72,7 +73,7 @@ class Studio:
         await self.desk.recover()
         await asyncio.to_thread(self.shelves.clear)
         self.pool.start()
-        self.pool.feed()
+        self.pool.hungry.set()
 
     async def close(self) -> None:
         """Stop the workers; what ran waits for the next start."""
@@ -97,7 +98,7 @@ class Studio:
             id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
         )
         self.tell_status()
-        self.pool.feed()
+        self.pool.hungry.set()
         return job, ready
 
     async def done(self, id: str) -> Job:
@@ -112,13 +113,17 @@ class Studio:
     async def cancel(self, ids: Sequence[str] | None = None, *, running: bool = True) -> bool:
         """Take waiting prompts out and stop running ones; whether there was any of these."""
         gone = await self.desk.cancel(ids)
-        for id in gone:
-            if (job := await self.desk.job(id)) is not None:
-                self._wake(job)
-        stopped = [id for id in list(self.tellings) if running and (ids is None or id in ids) and self.pool.stop(id)]
-        self.stopping.update(stopped)
+        for job in gone:
+            self._wake(job)
+        runs = [id for id in list(self.tellings) if running and (ids is None or id in ids)]
+        for id in runs:
+            self.interrupt(id)
         self.tell_status()
-        return bool(gone or stopped)
+        return bool(gone or runs)
+
+    def interrupt(self, id: str | None) -> None:
+        """Stop what runs, or only one of it."""
+        self.stopping.update(i for i in list(self.tellings) if id in (None, i) and self.pool.stop(i))
 
     def tell_status(self) -> None:
         """Everybody hears how many prompts there are."""

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, WebSocket
@@ -16,12 +15,13 @@ from safelight import comfy, embed
 from safelight.comfy.info import class_info
 from safelight.folders import KINDS
 from safelight.lineage import versions
-from safelight.server.answering import EMPTY, raw, studio, table
-from safelight.server.desk import Wanted
+from safelight.server.answering import EMPTY, ids, raw, reads, studio, table
+from safelight.server.desk import Job, Wanted
 from safelight.server.sockets import FEATURES
+from safelight.server.studio import Studio
 from safelight.server.telling import entry
 
-router = APIRouter(tags=["ComfyUI"])
+router, sockets = APIRouter(tags=["ComfyUI"]), APIRouter(tags=["ComfyUI"])
 
 COMFYUI = "0.3.64"
 """The ComfyUI whose wire this is."""
@@ -29,33 +29,21 @@ RECENT = 1000
 """Entries of the history that are sent when nobody says how many."""
 
 
-@router.get("/prompt")
-async def remaining(request: Request) -> dict[str, Any]:
-    """How many prompts run and wait."""
-    return {"exec_info": {"queue_remaining": studio(request).desk.remaining}}
-
-
 @router.post("/prompt")
 async def post_prompt(request: Request) -> dict[str, Any]:
     """Queue a prompt. What is acknowledged is on the disk."""
     given = await table(request)
-    number, targets, extra = given.get("number"), given.get("partial_execution_targets"), given.get("extra_data")
+    number, targets, extra, id = (given.get(k) for k in ("number", "partial_execution_targets", "extra_data", "prompt_id"))
     if not isinstance(number, int | float | None) or not isinstance(targets, list | None) or not isinstance(extra, dict | None):
         raise ValueError("number is a number, partial_execution_targets a list, extra_data an object")
-    client = given.get("client_id") or request.query_params.get("clientId") or ""
+    if id is not None and not (isinstance(id, str) and 0 < len(id) <= 200 and id.isprintable()):
+        raise ValueError("prompt_id: expected a text of 1 to 200 characters, such as a UUID")
+    client = str(given.get("client_id") or request.query_params.get("clientId") or "")[:200]
     job, ready = await studio(request).submit(
-        given.get("prompt"), id=_prompt_id(given.get("prompt_id")), client=str(client)[:200], extra=extra, front=bool(given.get("front")),
+        given.get("prompt"), id=id or "", client=client, extra=extra, front=bool(given.get("front")),
         number=None if number is None else float(number), targets=targets and [str(t) for t in targets],
     )
     return {"prompt_id": job.id, "number": int(job.number) if number is None else job.number, "node_errors": ready.errors}
-
-
-def _prompt_id(given: Any) -> str:
-    if given is None:
-        return ""
-    if not isinstance(given, str) or not 0 < len(given) <= 200 or not given.isprintable():
-        raise ValueError("prompt_id: expected a text of 1 to 200 characters, such as a UUID")
-    return given
 
 
 @router.get("/queue")
@@ -70,54 +58,45 @@ async def get_queue(request: Request) -> Response:
 async def post_queue(request: Request) -> Response:
     """Take waiting prompts out: `clear`, `delete`. Beyond ComfyUI: `pause` (true or false), `move` ({"id", "before"}; else last)."""
     given, at = await table(request), studio(request)
-    if given.get("clear"):
-        await at.cancel(running=False)
-    if "delete" in given:
-        await at.cancel(_ids(given["delete"]), running=False)
+    if given.get("clear") or "delete" in given:
+        await at.cancel(None if given.get("clear") else ids(given, "delete"), running=False)
     if "pause" in given:
         await at.desk.pause(bool(given["pause"]))
-        at.pool.feed()
+        at.pool.hungry.set()
     if isinstance(move := given.get("move"), dict) and not await at.desk.move(str(move.get("id")), move.get("before")):
         raise ValueError("move: `id` and `before` are prompts that wait")
     return EMPTY
 
 
-def _ids(given: Any) -> list[str]:
-    if not isinstance(given, list) or not all(isinstance(i, str) for i in given) or len(given) > 10_000:
-        raise ValueError("delete: expected a list of prompt ids")
-    return given
-
-
 @router.get("/history")
 async def get_history(request: Request) -> Response:
-    """Entries by id, oldest first: of the newest `max_items` those from `offset` on."""
+    """Entries by id, oldest first: `max_items` from `offset` on, without an offset the newest."""
     query = request.query_params
-    most, offset = int(query.get("max_items", RECENT)), int(query.get("offset", 0))
-    if most < 0 or offset < -1:
-        raise ValueError("max_items and offset are counts")
-    newest = offset <= 0
-    jobs, _ = await studio(request).desk.find(Wanted(ran=True, by="ended", newest=newest, limit=min(most, 10_000), offset=max(offset, 0)))
-    told = [f"{json.dumps(j.id)}:{entry(j.item, j.outputs, j.messages, j.state)}" for j in (reversed(jobs) if newest else jobs)]
-    return raw("{" + ",".join(told) + "}")
+    most, offset = int(query.get("max_items", RECENT)), int(query.get("offset", -1))
+    newest = offset < 0
+    jobs, _ = await studio(request).desk.find(
+        Wanted(ran=True, by="ended", newest=newest, limit=min(max(most, 0), 10_000), offset=max(offset, 0))
+    )
+    return _entries(jobs[::-1] if newest else jobs)
 
 
 @router.get("/history/{id}")
 async def get_entry(request: Request, id: str) -> Response:
     """One entry, or none."""
     job = await studio(request).desk.job(id)
-    if job is None or job.ended is None or job.started is None:
-        return raw("{}")
-    return raw(f"{{{json.dumps(id)}:{entry(job.item, job.outputs, job.messages, job.state)}}}")
+    return _entries([job] if job is not None and job.ended and job.started else [])
+
+
+def _entries(jobs: list[Job]) -> Response:
+    return raw("{" + ",".join(f"{json.dumps(j.id)}:{entry(j)}" for j in jobs) + "}")
 
 
 @router.post("/history")
 async def post_history(request: Request) -> Response:
     """`clear` it, or `delete` entries."""
     given = await table(request)
-    if given.get("clear"):
-        await studio(request).desk.forget(None)
-    if "delete" in given:
-        await studio(request).desk.forget(_ids(given["delete"]))
+    if given.get("clear") or "delete" in given:
+        await studio(request).desk.forget(None if given.get("clear") else ids(given, "delete"))
     return EMPTY
 
 
@@ -125,9 +104,7 @@ async def post_history(request: Request) -> Response:
 async def interrupt(request: Request) -> Response:
     """Stop what runs; with `prompt_id` only that one."""
     given, at = await table(request), studio(request)
-    ids = [str(given["prompt_id"])] if given.get("prompt_id") else list(at.tellings)
-    if running := [i for i in ids if i in at.tellings]:
-        await at.cancel(running)
+    at.interrupt(str(given["prompt_id"]) if given.get("prompt_id") else None)
     return EMPTY
 
 
@@ -143,8 +120,7 @@ async def free(request: Request) -> Response:
 @router.get("/object_info")
 async def object_info(request: Request) -> Response:
     """Every node class."""
-    told = await asyncio.to_thread(comfy.object_info, studio(request).places)
-    return raw(json.dumps(told, ensure_ascii=False))
+    return raw(json.dumps(await asyncio.to_thread(comfy.object_info, studio(request).places), ensure_ascii=False))
 
 
 @router.get("/object_info/{name:path}")
@@ -153,80 +129,20 @@ async def object_info_of(request: Request, name: str) -> dict[str, Any]:
     return await asyncio.to_thread(class_info, name, studio(request).places)
 
 
-@router.get("/system_stats")
-async def system_stats(request: Request) -> dict[str, Any]:
-    """The machine, as far as this process and the workers know it."""
-    total, free = _memory()
-    known = versions()
-    system = {
-        "os": sys.platform, "ram_total": total, "ram_free": free, "comfyui_version": COMFYUI, "required_frontend_version": "1.27.10",
-        "installed_templates_version": None, "required_templates_version": None, "python_version": platform.python_version(),
-        "pytorch_version": known.get("torch", ""), "embedded_python": False, "argv": ["safelight", "serve"],
-        "safelight_version": known.get("safelight", ""),
-    }
-    machines = [w.machine or {} for w in studio(request).pool.workers]
-    return {"system": system, "devices": [
-        {"name": m.get("name", "cpu"), "type": m.get("type", "cpu"), "index": m.get("index"), "vram_total": m.get("vram_total", total),
-         "vram_free": m.get("vram_free", free), "torch_vram_total": m.get("vram_total", total), "torch_vram_free": m.get("vram_free", free)}
-        for m in machines
-    ]}
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes of memory: all, and what is free."""
-    if sys.platform == "win32":
-        return 0, 0
-    page = os.sysconf("SC_PAGE_SIZE")
-    return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
-
-
-@router.get("/features")
-async def features() -> dict[str, Any]:
-    """What this server can do."""
-    return dict(FEATURES)
-
-
-@router.get("/embeddings")
-async def embeddings(request: Request) -> list[str]:
-    """Names without suffixes."""
-    return [os.path.splitext(n)[0] for n in studio(request).places.models.names("embeddings")]
-
-
-@router.get("/models")
-async def kinds() -> list[str]:
-    """Kinds of models."""
-    return list(KINDS)
-
-
 @router.get("/models/{kind}")
 async def names(request: Request, kind: str) -> Response:
     """The models of a kind."""
-    try:
-        return JSONResponse(studio(request).places.models.names(kind))
-    except ValueError:
-        return Response(status_code=404)
-
-
-@router.get("/experiment/models")
-async def model_folders(request: Request) -> list[dict[str, Any]]:
-    """Kinds with their folders."""
-    models = studio(request).places.models
-    return [{"name": kind, "folders": [str(p.path) for p in models.of(kind)]} for kind in KINDS]
+    known = kind in studio(request).places.models.places or kind in KINDS
+    return JSONResponse(studio(request).places.models.names(kind)) if known else Response(status_code=404)
 
 
 @router.get("/experiment/models/{kind}")
-async def model_files(request: Request, kind: str) -> Response:
+async def model_files(request: Request, kind: str) -> list[dict[str, Any]]:
     """The models of a kind, with sizes and times."""
     models = studio(request).places.models
-    try:
-        paths = [str(p.path) for p in models.of(kind)]
-    except ValueError:
-        return Response(status_code=404)
-    found = [(n, e, e.stat()) for n, e in models.walk(kind)]
-    where = {n: next((i for i, p in enumerate(paths) if e.path.startswith(p)), 0) for n, e, _ in found}
-    return JSONResponse(
-        [{"name": n, "pathIndex": where[n], "modified": s.st_mtime, "created": s.st_ctime, "size": s.st_size} for n, _, s in found]
-    )
+    paths = [str(p.path) for p in models.of(kind)]
+    told = [(n, next((i for i, p in enumerate(paths) if e.path.startswith(p)), 0), e.stat()) for n, e in models.walk(kind)]
+    return [{"name": n, "pathIndex": i, "modified": s.st_mtime, "created": s.st_ctime, "size": s.st_size} for n, i, s in told]
 
 
 @router.get("/view_metadata/{kind}")
@@ -234,29 +150,43 @@ async def view_metadata(request: Request, kind: str) -> Response:
     """What a .safetensors file says of itself."""
     try:
         path = studio(request).places.models.find(kind, request.query_params.get("filename", ""))
-        told = await asyncio.to_thread(embed.safetensors_texts, Path(path)) if path.suffix == ".safetensors" else {}
+        told = await asyncio.to_thread(embed.safetensors_texts, path) if path.suffix == ".safetensors" else {}
     except (ValueError, OSError):
         told = {}
     return JSONResponse(told) if told else Response(status_code=404)
 
 
-@router.get("/extensions")
-@router.get("/experiment/models/preview/{rest:path}", status_code=404)
-async def nothing_listed() -> list[str]:
-    """There are no scripts for the editor here."""
-    return []
+def system_stats(at: Studio) -> dict[str, Any]:
+    """The machine, as far as this process and the workers know it."""
+    page = os.sysconf("SC_PAGE_SIZE") if sys.platform != "win32" else 0
+    total, free = (page * os.sysconf(name) if page else 0 for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    known, machines = versions(), [w.machine or {} for w in at.pool.workers]
+    system = {
+        "os": sys.platform, "ram_total": total, "ram_free": free, "comfyui_version": COMFYUI, "required_frontend_version": "1.27.10",
+        "installed_templates_version": None, "required_templates_version": None, "python_version": platform.python_version(),
+        "pytorch_version": known.get("torch", ""), "embedded_python": False, "argv": ["safelight", "serve"],
+        "safelight_version": known.get("safelight", ""),
+    }
+    usual = {"name": "cpu", "type": "cpu", "index": None, "vram_total": total, "vram_free": free}
+    devices = [{k: m.get(k, v) for k, v in usual.items()} for m in machines]
+    return {"system": system, "devices": [d | {f"torch_{k}": d[k] for k in ("vram_total", "vram_free")} for d in devices]}
 
 
-@router.get("/i18n")
-@router.get("/workflow_templates")
-@router.get("/global_subgraphs")
-@router.get("/node_replacements")
-async def nothing() -> dict[str, Any]:
-    """Nothing of the kind."""
-    return {}
-
-
-sockets = APIRouter()
+reads(router, {
+    "/prompt": lambda at: {"exec_info": {"queue_remaining": at.desk.remaining}},
+    "/system_stats": system_stats,
+    "/features": lambda _: FEATURES,
+    "/embeddings": lambda at: [os.path.splitext(n)[0] for n in at.places.models.names("embeddings")],
+    "/models": lambda _: list(KINDS),
+    "/experiment/models": lambda at: [{"name": k, "folders": [str(p.path) for p in at.places.models.of(k)]} for k in KINDS],
+    "/extensions": lambda _: [],
+    **dict.fromkeys(("/i18n", "/workflow_templates", "/global_subgraphs", "/node_replacements"), lambda _: {}),
+    "/users": lambda _: {"storage": "server", "migrated": True},
+})
+reads(sockets, {
+    "/internal/folder_paths": lambda at: {kind: [str(p.path) for p in at.places.models.of(kind)] for kind in KINDS},
+    "/internal/logs/raw": lambda _: {"entries": [], "size": {"cols": 80, "rows": 24}},  # logs are not shown to clients
+})
 
 
 @sockets.websocket("/ws")
@@ -266,28 +196,16 @@ async def ws(socket: WebSocket) -> None:
     await socket.app.state.studio.sockets.serve(socket)
 
 
-@sockets.get("/internal/folder_paths", tags=["ComfyUI"])
-async def folder_paths(request: Request) -> dict[str, list[str]]:
-    """The folders of each kind of model."""
-    return {kind: [str(p.path) for p in studio(request).places.models.of(kind)] for kind in KINDS}
-
-
-@sockets.get("/internal/files/{kind}", tags=["ComfyUI"])
+@sockets.get("/internal/files/{kind}")
 async def folder_files(request: Request, kind: str) -> Response:
     """The files right in the folder for input, output or temp, newest first."""
     try:
-        return JSONResponse(studio(request).shelves.root(kind).names(newest=True))
+        return JSONResponse(studio(request).shelves.root(kind).newest())
     except ValueError:
         return JSONResponse({"error": "Invalid directory type"}, 400)
 
 
-@sockets.get("/internal/logs/raw", tags=["ComfyUI"])
-async def logs() -> dict[str, Any]:
-    """Logs are not shown to clients."""
-    return {"entries": [], "size": {"cols": 80, "rows": 24}}
-
-
-@sockets.patch("/internal/logs/subscribe", tags=["ComfyUI"])
+@sockets.patch("/internal/logs/subscribe")
 async def subscribe() -> Response:
     """Taken note of; there is nothing to send."""
     return EMPTY

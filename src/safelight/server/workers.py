@@ -102,10 +102,6 @@ class Pool:
             worker.kill()
         await asyncio.gather(*(p.wait() for p in living))
 
-    def feed(self) -> None:
-        """There may be something to give out."""
-        self.hungry.set()
-
     def stop(self, id: str) -> bool:
         """Stop a prompt that runs; False when none of them has it."""
         worker = next((w for w in self.workers if id in w.jobs), None)
@@ -163,13 +159,13 @@ class Pool:
     async def _heard(self, worker: Worker, line: Mapping[str, Any]) -> None:
         if "ready" in line:
             worker.machine = line["ready"]
-            self.feed()
+            self.hungry.set()
             return
         if "event" not in line:
             worker.jobs.pop(line["id"], None)
             worker.alone = worker.alone and bool(worker.jobs)
         await self.office.heard(line["id"], line)
-        self.feed()
+        self.hungry.set()
 
     async def _feed(self) -> None:
         """Give prompts out while there are some and somebody has room, the least busy first."""
@@ -186,13 +182,13 @@ class Pool:
             except OSError as e:
                 log.error("queue: %s", e)
                 await asyncio.sleep(1)
-                self.feed()
+                self.hungry.set()
                 continue
             for job in jobs:
                 worker = min((w for w in ready if not w.alone), key=lambda w: len(w.jobs))
                 self._give(worker, job)
             if jobs and jobs[0].suspect:
-                self.feed()
+                self.hungry.set()
 
     def _give(self, worker: Worker, job: Job) -> None:
         worker.jobs[job.id] = time.monotonic() + self.most.seconds
