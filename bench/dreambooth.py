@@ -1,6 +1,6 @@
 """The failures that DreamBooth's prior preservation is for, with and without it: one person in six pictures, on the embedded model.
 
-    python bench/dreambooth.py [--steps 300] [--sheet docs/assets/dreambooth.jpg]
+    python bench/dreambooth.py [--steps 200] [--sheet docs/assets/dreambooth.jpg]
 
 Prints, for both trainings, how much of the diversity of pictures is left and how far the bare `person` has moved (in the embedded CLIP),
 the held-out loss before and at the end, parameters, size of the file and seconds. Needs the extra `render`.
@@ -77,14 +77,14 @@ def sheet(model: Model, data: Dataset, trained: dict[str, Patch]) -> Image:
 def main() -> None:
     """The command above."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--steps", type=int, default=300)
+    p.add_argument("--steps", type=int, default=200)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--sheet", type=Path)
     a = p.parse_args()
     model = sl.model("mini")
     with tempfile.TemporaryDirectory() as folder:
         data = subject(Path(folder))
-        knobs = {"instance": INSTANCE, "class_name": CLASS, "classes": 48, "judged": 16, "steps": a.steps, "every": a.steps // 4,
+        knobs = {"instance": INSTANCE, "class_name": CLASS, "classes": 32, "judged": 16, "steps": a.steps, "every": a.steps // 4,
                  "samples": 0, "drop": 0.0, "held_out": 0.17}
         ways = {"no prior": {"prior": 0.0, "batch": a.batch}, "prior": {"prior": 0.5, "batch": 2 * a.batch}}
         trained = {name: sl.train_dreambooth(model, data, **knobs, **way) for name, way in ways.items()}

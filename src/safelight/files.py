@@ -135,10 +135,15 @@ def _json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _save_patch(patch: Patch, path: Path, store: Store) -> list[Path]:
-    name = path if path.suffix == ".safetensors" else path / f"{patch.kind}.safetensors"
-    name.parent.mkdir(parents=True, exist_ok=True)
-    _copy(Path(patch.weights.path), name)
-    return [name]
+    told = patch.files.get("config.json")  # of a network that diffusers reads from a folder
+    names = {path: patch.weights} if path.suffix == ".safetensors" else (
+        {path / "diffusion_pytorch_model.safetensors": patch.weights, path / "config.json": told} if told
+        else {path / f"{patch.kind}.safetensors": patch.weights})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, blob in names.items():
+        name.parent.mkdir(exist_ok=True)
+        _copy(Path(blob.path), name)
+    return list(names)
 
 
 def _save_scores(scores: Scores, path: Path, store: Store) -> list[Path]:

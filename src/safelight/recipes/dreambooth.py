@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as Pil
 
+from safelight.codec import decode, encode
+from safelight.disk import put
 from safelight.pictures import floats, read, square
 from safelight.recipes import denoising, full, lora, shared
 from safelight.reporting.sheet import contact_sheet
@@ -32,7 +35,7 @@ from safelight.train import cache
 from safelight.train.lessons import Lesson
 from safelight.train.methods import FullShape, Subject
 from safelight.train.settings import Batches, Objective, Optimizer, Watch
-from safelight.values import Caption, Dataset, Image, Model, Patch, Row
+from safelight.values import Blob, Caption, Dataset, Image, Model, Patch, Row
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
 SETTINGS = ("{}", "{}, close-up", "{}, blue background", "{} on a beach", "{}, yellow background", "{} in the snow",
             "{} in a city at night", "{} in a forest")
 """Where a subject is drawn to see whether it can be drawn anywhere else than in its pictures."""
+
+DONE = "trained.json"
+"""In the run's own folder, once it is trained and not yet measured."""
 
 SHOWN = 4
 """Pictures of each kind on the sheet."""
@@ -59,18 +65,38 @@ class Plan:
 
 def train_dreambooth(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
     """A patch of the kind `lora` or `full`; its record has `dreambooth`, what `measured` says, and `dreambooth.png` shows it."""
+    patch = (yield from _taught(model, data, plan, work, lineage)) if not (work / DONE).is_file() else _read(work / DONE)
+    if plan.subject.judged >= 2:
+        _write(work / DONE, patch)  # so that the training is not lost when the measuring is stopped
+        patch = yield from _judged(model, patch, data, plan.subject)
+    shutil.rmtree(work)
+    return patch
+
+
+def _taught(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
     word = rare(plan.subject)
     rest = (plan.optimizer, plan.batches, replace(plan.objective, trigger=word), plan.watch, plan.seed)
     called = Dataset(tuple(_called(row, plan.subject, word) for row in data.kept))
     ready = partial(prepare, subject=plan.subject)
     if plan.subject.whole:
         shape = FullShape(parts="all" if plan.subject.text_encoder else "denoiser")
-        patch = yield from full.train_full(model, called, full.Plan(shape, *rest), work, lineage, prepare=ready)
-    else:
-        patch = yield from lora.train_lora(model, called, lora.Plan(plan.subject, *rest), work, lineage, prepare=ready)
-    if plan.subject.judged < 2:
-        return patch
-    numbers, sheet = yield from measured(model, patch, data.kept, plan.subject)
+        return (yield from full.train_full(model, called, full.Plan(shape, *rest), work / "run", lineage, prepare=ready))
+    return (yield from lora.train_lora(model, called, lora.Plan(plan.subject, *rest), work / "run", lineage, prepare=ready))
+
+
+def _write(place: Path, patch: Patch) -> None:
+    told = encode(patch)
+    put(place, json.dumps({"tree": told.tree, "at": {sha: blob.path for sha, blob in told.blobs.items()}}).encode())
+
+
+def _read(place: Path) -> Patch:
+    told = json.loads(place.read_text("utf-8"))
+    patch: Patch = decode(told["tree"], {}, lambda sha: Blob(told["at"][sha], sha))
+    return patch
+
+
+def _judged(model: Model, patch: Patch, data: Dataset, subject: Subject) -> Work[Patch]:
+    numbers, sheet = yield from measured(model, patch, data.kept, subject)
     record = json.loads(Path(patch.files["record.json"].path).read_text("utf-8")) | {"dreambooth": numbers}
     held = io.BytesIO()
     Pil.fromarray(sheet.bytes8()[0]).save(held, "PNG")

@@ -19,4 +19,4 @@ def drift(before: NDArray[np.float32], after: NDArray[np.float32]) -> float:
     if before.shape != after.shape:
         raise ValueError(f"drift: got {before.shape} before and {after.shape} after; expected the same prompts and seeds")
     moved = 1 - (before.astype(np.float64) * after.astype(np.float64)).sum(axis=1).mean()
-    return float(moved / max(diversity(before), 1e-9))
+    return float(max(moved, 0.0) / max(diversity(before), 1e-9))
