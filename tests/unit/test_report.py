@@ -94,7 +94,7 @@ def test_the_page_is_whole_and_closed_to_the_outside(tmp_path: Path) -> None:
     assert len(seen.ids) == len(set(seen.ids)) and {link[1:] for link in seen.links if link.startswith("#")} <= set(seen.ids)
     assert all(i["alt"] is not None and i["width"] and i["height"] for i in seen.images)
     for said in ("3 of 5", "unreadable", "not there", "names no picture", "kept: step 1000", "4 of 4 layers", "5 kB", "3 of 3", "1 min 2 s",
-                 "σ 31.7", "1.80 times, 2.png", "1.20 times, elsewhere.png", "Expected beforehand: 1 min 10 s, 3.22 GB of memory",
+                 "σ 31.7", "1.80 times the usual loss", "1.20 times", "elsewhere.png", "Expected beforehand: 1 min 10 s, 3.22 GB of memory",
                  "Before and after", "Samples over time", "Left out", "Lineage", "+5", "+3 to +7"):
         assert said in " ".join(seen.said), said
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from safelight.spec import Work
 from safelight.store import current
 from safelight.train import lora_file, trainables
 from safelight.train.lessons import Lesson
-from safelight.train.loop import Reading, Trained, Watcher, train
+from safelight.train.loop import Reading, Trained, Watcher
 from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
 from safelight.values import Dataset, Model, Patch, canonical
 
@@ -52,8 +52,7 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
             net = denoising.Net(family, adapter, lesson, plan)
             watcher: Watcher = denoising.Watching(net, samples)
             watcher = Keeping(watcher, adapter, work / "steps") if plan.watch.files else watcher
-            task = shared.training(adapter.parameters, net.losses, watcher, plan=plan, work=work)
-            trained = yield from train(replace(task, evolving=net, rates=adapter.rates))
+            trained = yield from denoising.learn(net, work, watcher=watcher, rates=adapter.rates)
             tensors = adapter.file(trained.weights)
         notes = lora_notes.metadata(family, model, lesson=lesson, plan=plan, trained=trained, samples=samples)
     sha = lora_file.tensor_hash(tensors)

@@ -5,7 +5,7 @@ import base64
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,7 +24,7 @@ from safelight.sampling.draw import Shot, draw, starts
 from safelight.sampling.settings import SIZE, Guidance, Sampling
 from safelight.spec import Work
 from safelight.store import current
-from safelight.train import cache, held_out
+from safelight.train import cache
 from safelight.train.batches import generator
 from safelight.train.checkpoints import Checkpoints
 from safelight.train.loop import Training, Watcher
@@ -84,21 +84,6 @@ def training(parameters: Mapping[str, nn.Parameter], losses: Callable[[int], Ite
     )
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A dataset, ready: the kept rows with their latents (N, C, h, w) and captions, texts as the untouched model reads them, and which
-    rows are to learn from and which are held out."""
-
-    rows: Sequence[Row]
-    latents: Tensor
-    captions: Sequence[str]
-    texts: Mapping[str, Cond]
-    learn: Sequence[int]
-    held: Sequence[int]
-    side: int
-    shelf: cache.Shelf
-
-
 def check(op: str, family: Family, data: Dataset, size: int) -> Work[int]:
     """The side pictures are cut to. ValueError when there is no picture or the size does not fit; a note when captions are missing."""
     rows = data.kept
@@ -111,17 +96,6 @@ def check(op: str, family: Family, data: Dataset, size: int) -> Work[int]:
     if side % family.factor:
         raise ValueError(f"{op}: size {side}; expected a multiple of {family.factor} for this model")
     return side
-
-
-def encoded(family: Family, model: Model, rows: Sequence[Row], captions: Sequence[str], more: Iterable[str] = (), *,
-            side: int, part: float, seed: int) -> Work[Encoded]:
-    """Encode what is not yet encoded: the pictures, their captions, `more` texts and the empty one. A `part` of the rows is held out."""
-    shelf = cache.Shelf(current().folder("encoded"))
-    found = yield from kept(family, model, rows, [(c,) for c in captions], Batches(), side=side, shelf=shelf)
-    latents = torch.stack([found.read(i)["latent"] for i in range(len(found))])
-    known = yield from texts(family, model, {"", *captions, *more}, shelf)
-    learn, held = held_out.split(rows, part, seed)
-    return Encoded(rows, latents, captions, known, learn, held, side, shelf)
 
 
 def kept(family: Family, model: Model, rows: Sequence[Row], said: Sequence[Sequence[str]], batches: Batches, *,

@@ -57,7 +57,7 @@ def _hard(story: Story) -> Markup:
         return Markup("")
     rows = {row.name: row for row in story.data.kept} if story.data is not None else {}
     frames = [el("li", el("figure", thumb(rows[name]) if name in rows else "",
-                          el("figcaption", el("b", f"{factor:.2f} times, {name}"), caption or "no caption")))
+                          el("figcaption", el("b", name), el("small", f"{factor:.2f} times the usual loss "), caption or "no caption")))
               for _, name, caption, factor, _ in latest]
     said = ("Pictures whose loss was furthest above what is usual at the noise they were shown under. A caption that does not fit, or a "
             "picture that does not belong, is often among the first.")

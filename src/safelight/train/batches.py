@@ -32,8 +32,13 @@ def items(seed: int, step: int, batch: int, count: int) -> list[int]:
         raise ValueError("batches: there is nothing to draw from; expected at least one picture")
     places = range(step * batch, (step + 1) * batch)
     epochs = {p // count for p in places}
-    orders = {e: np.random.Generator(np.random.Philox(number("order", seed, e))).permutation(count) for e in epochs}
+    orders = {e: _shuffled(seed, e, count) for e in epochs}
     return [int(orders[p // count][p % count]) for p in places]
+
+
+@lru_cache(maxsize=64)
+def _shuffled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(number("order", seed, epoch))).permutation(count)
 
 
 @dataclass(frozen=True)
