@@ -191,7 +191,7 @@ def layer(caption: Caption) -> str:
 
 def table(at: Studio, path: Path) -> Path:
     """Where captions written on this page are kept: a table that `take-captions` reads."""
-    return at.shelves.user.path / "captions" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.jsonl"
+    return at.shelves.input.path / "captions" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.jsonl"
 
 
 def written(at: Studio, path: Path) -> dict[str, str]:
