@@ -94,8 +94,8 @@ class Handler(BaseHTTPRequestHandler):
             rows = self.server.listed or [self.row(n) for n in self.server.files] + [{"Path": "unet", "Type": "tree", "Size": 0}]
             self.answer(json.dumps({"Code": 200, "Success": True, "Data": {"Files": rows}}).encode())
         elif path == "/api/v1/datasets/o/m" or (path == "/api/v1/models/o/m" and self.server.made):
-            self.answer(json.dumps({"Code": 200, "Data": {"License": str(self.server.card.get("license", ""))}}).encode())
-        elif path == "/api/v1/datasets/o/m/repo/tree":
+            self.answer(json.dumps({"Code": 200, "Data": {"Id": 77, "License": str(self.server.card.get("license", ""))}}).encode())
+        elif path == "/api/v1/datasets/77/repo/tree" and asked["Root"] == ["/"]:
             page, size = (int(asked[k][0]) for k in ("PageNumber", "PageSize"))
             rows = [{"Path": "train", "Type": "tree", "Size": 0}, *map(self.row, self.server.files)][(page - 1) * size : page * size]
             self.answer(json.dumps({"Code": 200, "Data": {"Files": rows}}).encode())

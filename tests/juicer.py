@@ -192,3 +192,117 @@ process:
 """,
 }
 """Recipes whose output is compared byte for byte."""
+
+
+FORMATS_HEADER = """
+np: 1
+export_path: '{root}/{name}/result.{suffix}'
+process: [text_length_filter: {min_len: 1}]
+"""
+FORMATS = {
+    "gz": ("jsonl", "dataset_path: '{root}/a.jsonl.gz'"),
+    "csv": ("jsonl", "dataset_path: '{root}/a.csv'"),
+    "tsv": ("jsonl", "dataset_path: '{root}/a.tsv'"),
+    "parquet": ("jsonl", "dataset_path: '{root}/a.parquet'"),
+    "tree": ("jsonl", "dataset_path: '{root}/folder'"),
+    "two": ("jsonl", "dataset_path: '0.5 {root}/a.jsonl 0.5 {root}/b.jsonl'"),
+    "mixed": ("jsonl", """dataset:
+  max_sample_num: 45
+  configs:
+    - {type: local, path: '{root}/a.jsonl', weight: 0.3}
+    - {type: local, path: '{root}/b.jsonl', weight: 0.6}"""),
+    "as_json": ("json", "dataset_path: '{root}/a.jsonl'"),
+    "as_parquet": ("parquet", "dataset_path: '{root}/a.jsonl'"),
+    "shards": ("jsonl", "dataset_path: '{root}/a.jsonl'\nexport_shard_size: 2500"),
+}
+"""Other kinds of input and output: the suffix of the result, and the keys that differ."""
+
+
+def write_formats(folder: Path) -> None:
+    """The same rows as .jsonl, .jsonl.gz, .parquet, and in a folder; flat ones as .csv and .tsv; others as b.jsonl."""
+    import csv
+    import gzip
+
+    told: list[dict[str, Any]] = [
+        {"text": SAID[i % len(SAID)].replace("\u0007", "") or "empty", "n": i, "share": i / 8, "flag": i % 2 == 0, "tags": ["a", f"b{i}"],
+         "meta": {"k": i, "s": None if i % 3 else "x/y"}} for i in range(30)]
+    told[4]["text"] = None
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in told)
+    (folder / "folder" / "below").mkdir(parents=True)
+    for place in ("a.jsonl", "folder/below/a.jsonl"):
+        (folder / place).write_text(lines, "utf-8")
+    (folder / "folder" / "other.csv").write_text("text\nleft out\n", "utf-8")  # the kind that most files are of is read
+    (folder / "folder" / "more.jsonl").write_text("", "utf-8")
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+    others = "".join(json.dumps({"text": f"other {i}", "n": i, "else": i / 4}) + "\n" for i in range(10))
+    (folder / "b.jsonl").write_text(others, "utf-8")
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with open(folder / name, "w", encoding="utf-8", newline="") as f:
+            writer = csv.writer(f, delimiter=delimiter)
+            writer.writerow(["text", "n", "some", "share", "flag", "mixed", "none"])
+            for i, row in enumerate(told):
+                text = (row["text"] or "").replace("\r", " ")
+                writer.writerow([text, i, "" if i == 7 else i, i / 8, i % 2 == 0, i if i < 20 else f"x{i}", ""])
+    try:
+        import pyarrow.json
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        return
+    pyarrow.parquet.write_table(pyarrow.json.read_json(folder / "a.jsonl"), folder / "a.parquet")
+
+
+SIMHASH = {
+    "simhash": "process: [document_simhash_deduplicator: {tokenization: character, window_size: 4}]",
+    "simhash_space": "process: [document_simhash_deduplicator: {window_size: 2, hamming_distance: 5, ignore_pattern: '[0-9]'}]",
+    "simhash_point": "process: [document_simhash_deduplicator: {tokenization: punctuation, window_size: 1, lowercase: false}]",
+}
+
+
+def write_alike(folder: Path) -> Path:
+    """`alike.jsonl`: texts of forty words, each with copies that differ in some words; empty and short ones."""
+    chance = random.Random(1)
+    said = "a red fox sits in the snow looking at camera, wide angle. Soft light! long exposure; bowl ramen table steam 1 22 333"
+    words = said.split()
+    told = []
+    for _ in range(25):
+        base = [chance.choice(words) for _ in range(40)]
+        for change in range(4):
+            for _ in range(change):
+                base[chance.randrange(len(base))] = chance.choice(words)
+            told.append(" ".join(base))
+    chance.shuffle(told)
+    path = folder / "alike.jsonl"
+    path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in [*told, "", "x", "", "二次元", "二次元"]), "utf-8")
+    return path
+
+
+SEEN = """
+process:
+  - image_face_count_filter: {min_face_count: 0, max_face_count: 5}
+  - image_face_ratio_filter: {max_ratio: 0.9}
+  - image_subplot_filter: {min_confidence: 0.5, hough_threshold: 60, min_line_length: 60}
+"""
+
+
+def write_seen(folder: Path) -> Path:
+    """`seen.jsonl`: a face as a cascade knows it, two faces, a grid of lines, stripes, and nothing much."""
+    import numpy as np
+    from PIL import Image as Pil
+
+    y, x = np.mgrid[:190, :160].astype(np.float64)
+    face = np.full((190, 160), 90.0)
+    spots = [(80, 95, 58, 80, 200.0), (54, 80, 14, 7, 60.0), (106, 80, 14, 7, 60.0), (54, 66, 18, 4, 80.0), (106, 66, 18, 4, 80.0),
+             (80, 110, 8, 4, 140.0), (80, 133, 21, 5, 90.0)]
+    for cx, cy, rx, ry, shade in spots:  # ellipses with soft edges
+        inside = 1 / (1 + np.exp(8 * (np.hypot((x - cx) / rx, (y - cy) / ry) - 1)))
+        face += (shade - face) * inside
+    grid, stripes = np.full((200, 240), 230.0), np.full((200, 240), 230.0)
+    grid[::40] = grid[1::40] = grid[:, ::40] = grid[:, 1::40] = 20
+    stripes[::40] = stripes[1::40] = 20
+    made = {"face": face, "two": np.hstack([face, face[:, ::-1]]), "grid": grid, "stripes": stripes, "flat": np.full((60, 90), 77.0)}
+    for name, grey in made.items():
+        Pil.fromarray(np.repeat(grey[..., None], 3, 2).round().astype(np.uint8)).save(folder / f"{name}.png")
+    told = [*([f"{name}.png"] for name in made), ["face.png", "grid.png"], []]
+    path = folder / "seen.jsonl"
+    path.write_text("".join(json.dumps({"text": str(i), "image": t}) + "\n" for i, t in enumerate(told)), "utf-8")
+    return path

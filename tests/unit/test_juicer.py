@@ -152,7 +152,8 @@ def _alike(root: Path) -> Alike:
     ("process: [words_num_filter: {tokenization: true}]", "tokenization: got True, expected False"),
     ("process: [python_lambda_mapper: {lambda_str: 'lambda row: row'}]", "--allow-code"),
     ("image_kez: a\nprocess: []", "did you mean 'image_key'"),
-    ("export_shard_size: 5\nprocess: []", "export_shard_size: got 5"),
+    ("export_shard_size: -5\nprocess: []", "export_shard_size: got -5"),
+    ("encrypt_before_export: true\nprocess: []", "encrypt_before_export: got True"),
     ("process: {a: 1, b: 2}", "process"),
 ])
 def test_what_is_not_understood_is_an_error(wrong: str, told: str, recipe: Recipe) -> None:

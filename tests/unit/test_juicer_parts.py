@@ -183,7 +183,7 @@ def test_two_runs_do_not_write_one_result(root: Path, tmp_path: Path) -> None:
 
 def test_slices_are_the_lines(root: Path) -> None:
     files = [root / "more.jsonl", root / "data.jsonl"]
-    cut = list(slices(files, 3))
+    cut = list(slices([(f, f) for f in files], 3))
     found = []
     for s in cut:
         data = Path(s.path).read_bytes()[s.at:s.at + s.length]

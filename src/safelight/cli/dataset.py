@@ -31,7 +31,7 @@ def dataset_group() -> None:
 @click.option("--held-out", type=click.Path(path_type=Path), metavar="DIR", help="Pictures not trained on, besides test/, val/, ...")
 @click.option("--model", "name", default="mini", show_default=True, metavar="NAME", help="Whose tokens captions are counted in.")
 @click.option("--room", type=int, default=0, metavar="N", help="Most tokens of a caption. Default: what the model reads at once.")
-@click.option("--min-side", default=256, show_default=True, metavar="N", help="Least pixels of the shorter side.")
+@click.option("--min-side", type=int, metavar="N", help="Least pixels of the shorter side. Default: 64 for mini, 256 for others.")
 @click.option("--max-aspect", default=3.0, show_default=True, metavar="X", help="Greatest ratio of the sides.")
 @click.option("--near-duplicates", "distance", default=6, show_default=True, metavar="BITS", help="Hashes differ by so many; -1: none.")
 @click.option("--ignore", multiple=True, metavar="KIND", help="Do not report this kind; may be repeated.")
@@ -44,13 +44,14 @@ def check_command(folder: Path, *, as_json: bool, html: Path | None, held_out: P
     pictures, copies, and copies across train and held-out. Exit status 1 when something is found.
     """
     from safelight.data.doctor import KINDS, Examined, examine
+    from safelight.index import home
     from safelight.spec import near
 
     unknown = next((k for k in ignore if k not in KINDS), None)
     if unknown is not None:
         raise click.UsageError(f"--ignore {unknown}: expected one of {', '.join(KINDS)}; {near(unknown, list(KINDS))}".rstrip("; "))
     limits = _limits(**asked)
-    found = follow(examine(folder, limits, held_out), None)
+    found = follow(examine(folder, limits, held_out, home() / "measures.sqlite"), None)
     found = Examined(found.rows, tuple(f for f in found.findings if f.kind not in ignore), found.files)
     looked = {"Pictures": str(len(found.rows)), "Files": str(found.files), "Shorter side": f"{limits.min_side} px or more",
               "Caption": f"{limits.room} tokens of {asked['name']} or less"}
@@ -64,12 +65,14 @@ def check_command(folder: Path, *, as_json: bool, html: Path | None, held_out: P
     return 1 if found.findings else 0
 
 
-def _limits(name: str, room: int, min_side: int, max_aspect: float, distance: int) -> Limits:
+def _limits(name: str, room: int, min_side: int | None, max_aspect: float, distance: int) -> Limits:
     from safelight.data.doctor import Limits
     from safelight.data.tokens import ruler
 
-    measure = ruler(load_ops()["model"](name))
-    return Limits(min_side, max_aspect, distance, room or measure.room, measure.count)
+    model = load_ops()["model"](name)
+    measure = ruler(model)
+    least = (64 if name == "mini" else 256) if min_side is None else min_side
+    return Limits(least, max_aspect, distance, room or measure.room, measure.count)
 
 
 def _lines(found: Examined) -> Iterable[str]:

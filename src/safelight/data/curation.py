@@ -94,7 +94,7 @@ def curate(data: Dataset, rules: Sequence[Rule], *, distance: int = 6, known: Kn
         try:
             _judge(work, i, costly, picture, known)
             if distance >= 0:  # also of one that was dropped: with another threshold it would stay
-                hashes[i] = _hash(picture, known)
+                hashes[i] = hashed(picture, known)
         except Unreadable as error:
             work.reasons[i] = f"unreadable: {error}"
     yield Progress(step=len(todo), total=len(todo), what="looking at pictures", unit="picture")
@@ -140,23 +140,29 @@ def _value(measure: Measure, picture: Picture, known: Known) -> float:
     return _found(known, picture.row, measure.question, lambda: float(measure.take(picture)))
 
 
-def _hash(picture: Picture, known: Known) -> int:
+def hashed(picture: Picture, known: Known) -> int:
+    """The picture's perceptual hash. Raises Unreadable."""
     return int(_found(known, picture.row, HASH, lambda: f"{phash(picture.grey):016x}"), 16)
 
 
-def _near(work: Verdicts, hashes: Mapping[int, int], distance: int, known: Known) -> None:
-    order = sorted(hashes, key=lambda i: better(work.rows[i]))
+def copies(rows: Sequence[Row], hashes: Sequence[int], distance: int, known: Known) -> dict[int, tuple[int, int]]:
+    """`duplicates.repeats` of rows, the best first; colours are looked at where hashes are close, and only once."""
 
-    def colours(at: int) -> NDArray[np.uint8]:
-        row = work.rows[order[at]]
+    def colours(row: Row) -> NDArray[np.uint8]:
         return np.frombuffer(bytes.fromhex(_found(known, row, COLOURS, lambda: coarse(Picture(row).pixels).tobytes().hex())), np.uint8)
 
     def agree(a: int, b: int) -> bool:
         try:
-            return same_colours(colours(a), colours(b))
+            return same_colours(colours(rows[a]), colours(rows[b]))
         except Unreadable:  # gone since its hash was taken: nothing says that it is a copy
             return False
 
-    for at, (first, bits) in repeats([hashes[i] for i in order], distance, agree).items():
+    return repeats(hashes, distance, agree)
+
+
+def _near(work: Verdicts, hashes: Mapping[int, int], distance: int, known: Known) -> None:
+    order = sorted(hashes, key=lambda i: better(work.rows[i]))
+    found = copies([work.rows[i] for i in order], [hashes[i] for i in order], distance, known)
+    for at, (first, bits) in found.items():
         work.reasons[order[at]] = f"near duplicate: looks like {work.rows[order[first]].name} ({bits} of 64 bits differ)"
         work.like[order[at]] = {"kept": work.rows[order[first]].name, "bits": bits}

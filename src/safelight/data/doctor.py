@@ -12,9 +12,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from safelight.data.duplicates import Look, look, twins
+from safelight.data.curation import Known, copies, hashed
 from safelight.data.folder import OTHERS, SIDECARS, Listing, is_picture, listed, read_row, walk
 from safelight.data.headers import MAGIC, read_header, sniff
+from safelight.data.juicer.known import contents
 from safelight.data.measures import Picture
 from safelight.data.metadata import TABLES, Table, chinese, read_table
 from safelight.events import Event, Progress
@@ -92,7 +93,8 @@ class Ward:
     files: list[Path] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     held: set[str] = field(default_factory=set)
-    looks: dict[str, Look] = field(default_factory=dict)
+    known: Known = field(default_factory=dict)
+    hashes: dict[str, int] = field(default_factory=dict)
     found: list[Finding] = field(default_factory=list)
 
     @property
@@ -110,8 +112,9 @@ class Ward:
         self.found.append(Finding(kind, file, text, rows))
 
 
-def examine(root: Path, limits: Limits, held_out: Path | None = None) -> Generator[Event, None, Examined]:
+def examine(root: Path, limits: Limits, held_out: Path | None = None, kept: Path | None = None) -> Generator[Event, None, Examined]:
     """Look at everything below the folder. `held_out`: a folder of pictures not to be trained on, besides folders named test, val, ...
+    `kept`: the file of kept measures; a picture that is known there is not decoded again.
 
     Yields Progress. ValueError when the folder is none or has no file at all.
     """
@@ -123,16 +126,17 @@ def examine(root: Path, limits: Limits, held_out: Path | None = None) -> Generat
     if held_out is not None:
         _hold_out(ward, Path(held_out).expanduser())
     todo = [r for r in ward.rows if not r.dropped]
-    for n, row in enumerate(todo):
-        if n % EVERY == 0:
-            yield Progress(step=n, total=len(todo), what="looking at pictures", unit="picture")
-        try:
-            ward.looks[row.name] = look(Picture(row).pixels)
-        except Unreadable as error:
-            ward.say("corrupt", row.name, str(error), row)
-    yield Progress(step=len(todo), total=len(todo), what="looking at pictures", unit="picture")
-    for check in CHECKS:
-        check(ward)
+    with contents(kept, [r.picture.sha256 for r in todo]) as ward.known:
+        for n, row in enumerate(todo):
+            if n % EVERY == 0:
+                yield Progress(step=n, total=len(todo), what="looking at pictures", unit="picture")
+            try:
+                ward.hashes[row.name] = hashed(Picture(row), ward.known)
+            except Unreadable as error:
+                ward.say("corrupt", row.name, str(error), row)
+        yield Progress(step=len(todo), total=len(todo), what="looking at pictures", unit="picture")
+        for check in CHECKS:
+            check(ward)
     order = list(KINDS)
     return Examined(tuple(ward.rows), tuple(sorted(ward.found, key=lambda f: (order.index(f.kind), f.file))), len(ward.files))
 
@@ -287,7 +291,7 @@ def _twins(ward: Ward) -> None:
             ward.say("duplicate", row.name, f"the same file as {other.name}", row, other)
     if ward.limits.distance < 0:
         return
-    for at, (kept, bits) in twins([ward.looks[r.name] for r in single], ward.limits.distance).items():
+    for at, (kept, bits) in copies(single, [ward.hashes[r.name] for r in single], ward.limits.distance, ward.known).items():
         row, other = single[at], single[kept]
         across = (row.name in ward.held) != (other.name in ward.held)
         ward.say("leak" if across else "near-duplicate", row.name, f"looks like {other.name} ({bits} of 64 bits differ)", row, other)

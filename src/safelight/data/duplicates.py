@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -17,19 +16,6 @@ CELLS = 8  # the coarse colour picture is CELLS x CELLS
 COLOUR_GAP = 40  # of 255: two copies of one picture differ less than this in every cell, once overall brightness is set equal
 BRUTE = 4096  # up to so many distinct hashes every pair is compared
 BLOCK = 512
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a picture looks from afar: a 64-bit hash and (CELLS * CELLS * 3,) uint8 mean colours."""
-
-    hash: int
-    colours: NDArray[np.uint8]
-
-
-def look(pixels: NDArray[np.uint8]) -> Look:
-    """(H, W, 3) uint8 -> Look."""
-    return Look(phash(pixels), coarse(pixels))
 
 
 def coarse(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -53,12 +39,6 @@ def phash(pixels: NDArray[np.uint8]) -> int:
     low = (_cosines() @ grey @ _cosines().T).ravel()  # (64,)
     bits = np.packbits(low > np.sort(low)[31:33].mean())
     return int.from_bytes(bits.tobytes(), "big")
-
-
-def dhash(pixels: NDArray[np.uint8]) -> int:
-    """64-bit difference hash: whether each of 8 x 8 grey cells is darker than its right neighbour."""
-    grey = np.asarray(Pil.fromarray(pixels).convert("L").resize((9, 8), Pil.Resampling.LANCZOS), dtype=np.int16)
-    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
 
 
 def close_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
@@ -101,11 +81,6 @@ def same_colours(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
     """Whether the coarse colours agree: no cell differs by COLOUR_GAP or more after the overall brightness was set equal."""
     gap = a.astype(np.float32) - b.astype(np.float32)
     return bool(np.abs(gap - gap.mean()).max() < COLOUR_GAP)
-
-
-def twins(looks: Sequence[Look], distance: int) -> dict[int, tuple[int, int]]:
-    """`repeats` of pictures whose colours are at hand."""
-    return repeats([x.hash for x in looks], distance, lambda a, b: same_colours(looks[a].colours, looks[b].colours))
 
 
 def repeats(hashes: Sequence[int], distance: int, agree: Callable[[int, int], bool]) -> dict[int, tuple[int, int]]:

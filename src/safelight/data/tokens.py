@@ -10,8 +10,6 @@ from typing import Any
 from safelight.families.sources import open_model, read_config
 from safelight.values import Model
 
-BRACKETS = frozenset("()\\")
-
 
 @dataclass(frozen=True)
 class Ruler:
@@ -50,13 +48,27 @@ def ruler(model: Model) -> Ruler:
     named, config = place / "tokenizer_config.json", parts.config(tower)
     longest = (read_config(named) if named.is_file() else {}).get("model_max_length") or whole().model_max_length
     window = min(int(longest), int(config.get("max_position_embeddings", longest)))
-    return Ruler(_light(place / "tokenizer.json", weighed) if (place / "tokenizer.json").is_file() else weighed, window - 2)
+    return Ruler(_light(place / "tokenizer.json") if (place / "tokenizer.json").is_file() else weighed, window - 2)
 
 
-def _light(file: Path, weighed: Callable[[str], int]) -> Callable[[str], int]:
-    """Counts without transformers, whose import takes longer than a folder of captions; brackets, which may weigh, are left to it."""
+def _light(file: Path) -> Callable[[str], int]:
+    """Counts as `clip_text.tokens`, without transformers, whose import takes longer than a folder of captions."""
     from tokenizers import Tokenizer
+
+    from safelight.families.prompt import parse
 
     words = Tokenizer.from_file(str(file))
     words.no_truncation()
-    return lambda text: weighed(text) if BRACKETS & set(text) else len(words.encode(text, add_special_tokens=False).ids)
+    words.no_padding()
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = words.encode(text, add_special_tokens=False).ids
+        return found
+
+    apart = ids("a") == ids(" a")  # where spaces are no part of tokens, what has a weight of its own is read by itself
+
+    def count(text: str) -> int:
+        pieces = [piece for piece, _ in parse(text)]
+        return sum(len(ids(p)) for p in (pieces if apart else ["".join(pieces)]))
+
+    return count

@@ -174,10 +174,12 @@ class ModelScope:
 
     def card(self) -> Mapping[str, Any]:
         """The head of its README, and its licence, where the hub tells one."""
+        return {"license": str(self._said().get("License") or ""), **self._head()}
+
+    def _said(self) -> Mapping[str, Any]:
         told = self._told(self._api.removesuffix("/repo"))
         data = told.get("Data") if isinstance(told, dict) else None
-        licence = str(data.get("License") or "") if isinstance(data, dict) else ""
-        return {"license": licence, **self._head()}
+        return data if isinstance(data, dict) else {}
 
     def _head(self) -> Mapping[str, Any]:
         import yaml
@@ -191,13 +193,15 @@ class ModelScope:
 
     def files(self) -> list[Remote]:
         """As Hub: a model's in one answer, a dataset's page by page."""
-        at = f"Revision={quote(self.revision, safe='')}&Recursive=true"
+        at = f"Revision={quote(self.revision, safe='')}&Recursive=True"
         if self.kind == "model":
             return _remotes(self._rows(f"{self._api}/files?{at}")[:MOST_FILES["model"]])
+        number = self._said().get("Id")  # modelscope's own client asks for a dataset's files by its number
+        api = self._api if number is None else f"{self.http.endpoint}/api/v1/datasets/{number}/repo"
         found: list[Any] = []
         before: list[Any] = []
         while len(found) < MOST_FILES["dataset"]:
-            page = self._rows(f"{self._api}/tree?{at}&PageNumber={len(found) // PAGE + 1}&PageSize={PAGE}")
+            page = self._rows(f"{api}/tree?{at}&Root=%2F&PageNumber={len(found) // PAGE + 1}&PageSize={PAGE}")
             if page == before:  # a hub that knows no pages
                 break
             found, before = found + page, page

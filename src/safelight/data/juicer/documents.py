@@ -1,9 +1,9 @@
-"""Rows with equal or nearly equal texts: `document_deduplicator` and `document_minhash_deduplicator`."""
+"""Rows with equal or nearly equal texts: `document_deduplicator`, `document_minhash_deduplicator`, `document_simhash_deduplicator`."""
 from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,12 @@ def _escaped() -> str:
 
 
 def _clusters(keys: Sequence[Sequence[bytes]], _: Settings) -> Sequence[int]:
-    """The first row of every cluster; rows that share a band are in one cluster."""
-    parent = list(range(len(keys)))
+    return _firsts(map(enumerate, keys), len(keys))
+
+
+def _firsts(marks: Iterable[Iterable[Hashable]], count: int) -> Sequence[int]:
+    """The first row of every cluster; rows that share a mark are in one cluster."""
+    parent = list(range(count))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -52,12 +56,12 @@ def _clusters(keys: Sequence[Sequence[bytes]], _: Settings) -> Sequence[int]:
             i = parent[i]
         return i
 
-    seen: dict[tuple[int, bytes], int] = {}
-    for i, bands in enumerate(keys):
-        for band in enumerate(bands):
-            a, b = sorted((root(i), root(seen.setdefault(band, i))))
+    seen: dict[Hashable, int] = {}
+    for i, some in enumerate(marks):
+        for mark in some:
+            a, b = sorted((root(i), root(seen.setdefault(mark, i))))
             parent[b] = a
-    return [i for i in range(len(keys)) if root(i) == i]
+    return [i for i in range(count) if root(i) == i]
 
 
 @pick(
@@ -69,13 +73,11 @@ def document_minhash_deduplicator(sample: Sample, _: Pictures, s: Settings) -> l
     """Keep one of the rows whose texts are nearly equal (Broder's min-wise hashing in bands; the permutations are Data-Juicer's)."""
     import numpy as np
 
-    text = sample.row[s["text_key"]].lower() if s["lowercase"] else sample.row[s["text_key"]]
-    if s["ignore_pattern"]:
-        text = compiled(s["ignore_pattern"]).sub("", text)
     bands, rows = s["num_bands"], s["num_rows_per_band"]
     if bands is None or rows is None:
         bands, rows = best_bands(s["jaccard_threshold"], s["num_permutations"])
-    hashed = [int.from_bytes(hashlib.sha1(t, usedforsecurity=False).digest()[:4], "little") for t in _windows(text, s)]
+    told = set(_windows(sample.row[s["text_key"]], s))
+    hashed = [int.from_bytes(hashlib.sha1(t, usedforsecurity=False).digest()[:4], "little") for t in told]
     a, b = _permutations(s["num_permutations"])
     if hashed:
         column = np.array(hashed, dtype=np.uint64)[:, None]
@@ -85,16 +87,49 @@ def document_minhash_deduplicator(sample: Sample, _: Pictures, s: Settings) -> l
     return [hashlib.blake2b(least[i * rows:(i + 1) * rows].tobytes(), digest_size=8).digest() for i in range(bands)]
 
 
-def _windows(text: str, s: Settings) -> set[bytes]:
+def _alike(keys: Sequence[str], s: Settings) -> Sequence[int]:
+    import numpy as np
+
+    from safelight.data.duplicates import close_pairs
+
+    if s["hamming_distance"] >= s["num_blocks"]:
+        raise ValueError(f"document_simhash_deduplicator: hamming_distance: got {s['hamming_distance']}, expected less than num_blocks, "
+                         f"{s['num_blocks']}")
+    distinct, which = np.unique(np.array([int(k, 16) for k in keys], dtype=np.uint64), return_inverse=True)
+    marks: list[list[Hashable]] = [[i] for i in range(len(distinct))]
+    for i, j in close_pairs(distinct, s["hamming_distance"]).tolist():
+        marks[i].append((i, j))
+        marks[j].append((i, j))
+    return _firsts((marks[i] for i in which.tolist()), len(keys))
+
+
+@pick(
+    _alike, tokenization=("space", "punctuation", "character"), window_size=Param(6, (int,), low=1), lowercase=True, ignore_pattern=PATTERN,
+    num_blocks=Param(6, (int,), low=1), hamming_distance=Param(4, (int,), low=1),
+)
+def document_simhash_deduplicator(sample: Sample, _: Pictures, s: Settings) -> str:
+    """Keep one of the rows whose 64-bit similarity hashes (Charikar 2002) differ in few bits, or are joined by a chain of such."""
+    import numpy as np
+
+    told = [hashlib.md5(t, usedforsecurity=False).digest()[:8] for t in _windows(sample.row[s["text_key"]], s)]
+    bits = np.unpackbits(np.frombuffer(b"".join(told), np.uint8).reshape(-1, 8), axis=1)
+    return np.packbits(2 * bits.sum(axis=0, dtype=np.int64) > len(bits)).tobytes().hex()
+
+
+def _windows(text: str, s: Settings) -> list[bytes]:
+    """Runs of window_size tokens of the text."""
+    text = text.lower() if s["lowercase"] else text
+    if s["ignore_pattern"]:
+        text = compiled(s["ignore_pattern"]).sub("", text)
     n = s["window_size"]
     match s["tokenization"]:
         case "character":
-            return {text[i:i + n].encode() for i in range(len(text) - n + 1)}
+            return [text[i:i + n].encode() for i in range(len(text) - n + 1)]
         case "punctuation":
             tokens = compiled(r"\p{P}").split(text)
         case _:
             tokens = [t for t in text.split(" ") if t]
-    return {" ".join(tokens[i:i + n]).encode() for i in range(len(tokens) - n + 1)}
+    return [" ".join(tokens[i:i + n]).encode() for i in range(len(tokens) - n + 1)]
 
 
 @cache

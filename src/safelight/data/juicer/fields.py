@@ -181,7 +181,11 @@ def _drawn(keys: Sequence[Any], s: Settings) -> Sequence[int]:
         return range(n)
     count = int(s["select_ratio"] * n) if s["select_ratio"] else s["select_num"] or 0
     count = min(count, s["select_num"] or count)
-    count = n if count <= 0 else count  # Data-Juicer keeps all rows when none would be left
+    return drawn(n, n if count <= 0 else count)  # Data-Juicer keeps all rows when none would be left
+
+
+def drawn(n: int, count: int) -> Sequence[int]:
+    """`count` of n indices in the order that Data-Juicer draws them; more than n: all again and again."""
     if count == n:
         return range(n)
     import numpy as np

@@ -78,7 +78,7 @@ class Known:
 
     def keep(self) -> None:
         """Write what is new."""
-        new = [answer for answer in self._new if answer[3] < self._latest]
+        new = [answer for answer in self._new if answer[3] < self._latest] if self.file is not None else []
         if new:
             self._ask(lambda database: database.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", new))
         self._new = []
@@ -128,8 +128,8 @@ class Contents(dict[tuple[str, str], Any]):
 
 
 @contextmanager
-def contents(file: Path, hashes: Iterable[str]) -> Iterator[Contents]:
-    """What is known of pictures by (sha256, question), wherever they lie; what the block adds is kept, however it ends."""
+def contents(file: Path | None, hashes: Iterable[str]) -> Iterator[Contents]:
+    """What is known of pictures by (sha256, question), wherever they lie; what the block adds is kept in the file, however it ends."""
     known = Known(file, set(hashes))
     try:
         yield Contents(known)

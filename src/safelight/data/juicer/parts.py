@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safelight.data.juicer.packing import code, packed, shape_named, shape_text, unpacked
-from safelight.data.juicer.recipe import Recipe, sources
+from safelight.data.juicer.recipe import Group, Recipe, groups, kind
 from safelight.data.juicer.registry import STATS, Sample
 from safelight.data.juicer.results import Outcome, appearing, drop_lines, empty_outcome, removed
 from safelight.data.juicer.rows import Alike, Shape, Uneven, encoder, merged, parse, shape_among, source
@@ -61,9 +61,10 @@ class Run(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Lines of a file: where they begin, their length in bytes, the number of the first."""
+    """Lines of a file: where they begin, their length in bytes, the number of the first. `of`: the file that their paths start from."""
 
     path: str
+    of: str
     at: int
     length: int
     first: int
@@ -103,24 +104,32 @@ def run_parts(
     A row that cannot be read, or whose files cannot, is dropped and listed. ValueError when the data are not there or the result is being
     written.
     """
-    files, result = sources(recipe), recipe.result
+    found, result = groups(recipe), recipe.result
     work = result.with_name(f".{result.stem}.parts")
     work.mkdir(parents=True, exist_ok=True)
     lock = acquire(work / "lock", wait=False)
     if lock is None:
         raise ValueError(f"export_path: {result}: another run is writing it; wait for it, or give another path")
     try:
-        folder = work / _identity(recipe, files, shard)
+        folder = work / _identity(recipe, [f for g in found for f in g.files], shard)
         for other in work.iterdir():
             if other.is_dir() and other != folder:  # of another recipe, or of other rows
                 removed(other)
         folder.mkdir(exist_ok=True)
         run = Run(recipe, folder, Alike(), str(Path.cwd()), code(), known)
-        outcome = yield from _run(run, [json.dumps(s) for s in slices(files, shard)], execute)
+        outcome = yield from _run(run, [json.dumps(s) for s in slices(_lined(run, found), shard)], execute)
     finally:
         release(lock)
     removed(work)
     return outcome
+
+
+def _lined(run: Run, found: Sequence[Group]) -> list[tuple[Path, Path]]:
+    if all(g.take is None and kind(f) == ".jsonl" for g in found for f in g.files):
+        return [(f, f) for g in found for f in g.files]
+    from safelight.data.juicer.tables import lined
+
+    return lined(found, run.recipe, run.folder)
 
 
 def _run(run: Run, pieces: Sequence[str], execute: Execute | None) -> Generator[Event, None, Outcome]:
@@ -168,15 +177,15 @@ def _identity(recipe: Recipe, files: Sequence[Path], shard: int) -> str:
     return digest(*told)
 
 
-def slices(files: Sequence[Path], size: int) -> Iterator[Slice]:
-    """The files cut behind every `size` lines that are not empty; numbers run on from file to file as `run_recipe` counts them."""
+def slices(files: Sequence[tuple[Path, Path]], size: int) -> Iterator[Slice]:
+    """The files, as `lined` gives them, cut behind every `size` lines that are not empty; numbers run on from file to file."""
     first = 1
-    for path in files:
+    for path, of in files:
         places = _places(path, first)
         while taken := list(islice(places, size)):
             number, begin, _ = taken[0]
             last, _, end = taken[-1]
-            yield Slice(str(path), begin, end - begin, number)
+            yield Slice(str(path), str(of), begin, end - begin, number)
             first = last + 1
 
 
@@ -263,7 +272,7 @@ def do(run: Run, task: str) -> str:
             read = len(samples)
         else:
             numbered = list(_lines(piece))
-            samples, found = parse(numbered, source(Path(Slice(*json.loads(piece)).path), run.recipe), run.alike)
+            samples, found = parse(numbered, source(Path(Slice(*json.loads(piece)).of), run.recipe), run.alike)
             faults, read = [Drop(f.number, "reading", f.reason, fault=True) for f in found], len(numbered)
         done = run_shard(samples, stage)
     drops = [*faults, *done.drops]
@@ -334,7 +343,9 @@ def _joined(run: Run, done: Sequence[Sequence[Manifest]], left: Sequence[Sequenc
     """The results, from the parts in order; they appear together."""
     outcome = empty_outcome(run.recipe)
     outcome.read, outcome.kept = sum(m.read for m in done[0]), sum(m.kept for m in done[-1])
-    results = {k: p for k, p in (("result", outcome.result), ("stats", outcome.stats)) if p}
+    plain = outcome.result.suffix == ".jsonl" and not run.recipe.keys["export_shard_size"]
+    rows = outcome.result if plain else run.folder / "result.jsonl"
+    results = {k: p for k, p in (("result", rows), ("stats", outcome.stats)) if p}
     with appearing([*results.values(), outcome.dropped_list]) as (*told, dropped):
         for number, manifests in enumerate(done):
             for part, manifest in enumerate(manifests):
@@ -347,4 +358,8 @@ def _joined(run: Run, done: Sequence[Sequence[Manifest]], left: Sequence[Sequenc
         for part, manifest in enumerate(done[-1]):
             for name, file in zip(results, told, strict=True):
                 file.write(_section(run, len(done) - 1, part, manifest, name))
+    if not plain:
+        from safelight.data.juicer.exports import export
+
+        outcome.result = export(rows, run.recipe)[0]
     return outcome

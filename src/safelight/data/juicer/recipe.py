@@ -1,7 +1,9 @@
 """Reading a recipe of Data-Juicer 1.6.1: its keys, its operators and their settings. What is not understood is an error with a guess."""
 from __future__ import annotations
 
+import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,8 @@ PATH, ANY = Param(None, (str,)), Param(None, (object,))
 EFFECTIVE: dict[str, Any] = {
     "project_name": "hello_world", "dataset_path": "", "dataset": Param(None, (dict,)),
     "export_path": "./outputs/hello_world/hello_world.jsonl",
-    "export_type": Param(None, (str,), ("jsonl",)), "text_keys": Param("text", (str, list)), "image_key": "images", "process": [],
+    "export_type": Param(None, (str,), ("jsonl", "json", "parquet")), "export_shard_size": Param(0, (int,), low=0),
+    "text_keys": Param("text", (str, list)), "image_key": "images", "process": [],
     "image_special_token": "<__dj__image>", "eoc_special_token": "<|__dj__eoc|>", "suffixes": Param([], (str, list)),
     "keep_stats_in_res_ds": False, "load_jsonl_lenient": False,
 }
@@ -34,7 +37,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
 }
 """Keys that say how Data-Juicer is to work, not what comes out."""
 REFUSED: dict[str, Any] = {
-    "export_shard_size": 0, "keep_hashes_in_res_ds": False, "encrypt_before_export": False, "decrypt_after_reading": False,
+    "keep_hashes_in_res_ds": False, "encrypt_before_export": False, "decrypt_after_reading": False,
     "encryption_key_path": PATH, "export_aws_credentials": ANY, "generated_dataset_config": ANY, "validators": Param([], (list,)),
     "custom_operator_paths": ANY, "hpo_config": PATH,
 }
@@ -51,6 +54,9 @@ COMMON: dict[str, Any] = {
 }
 """Settings that every operator takes; those after the first line decide how Data-Juicer works and nothing else."""
 SHARED = {k: param(v) for k, v in COMMON.items()}
+LACKING = {"sentence_split_mapper": "sentence_split_mapper: it needs NLTK's punkt models, pickles that are downloaded, and is not built; "
+           "replace_content_mapper with pattern '([.!?。！？]) *(?=.)' and repl '\\1\\n' splits at every such mark"}
+"""What is said of operators that are left out on purpose."""
 CODE = ("python_lambda_mapper", "python_file_mapper")
 
 
@@ -109,8 +115,9 @@ def checked(given: Mapping[str, Any], where: str, *, allow_code: bool = False) -
     wrong: list[str] = []
     keys = _filled({k.replace("-", "_") if isinstance(k, str) else k: v for k, v in given.items()}, KEYS, "key", wrong)
     wrong += [f"{k}: got {keys[k]!r}; this is not supported, leave it out" for k in REFUSED if keys[k] != KEYS[k].default]
-    if not str(keys["export_path"]).endswith(".jsonl"):
-        wrong.append(f"export_path: got {keys['export_path']!r}, expected a path that ends in .jsonl")
+    ends = [keys["export_type"]] if keys["export_type"] else ["jsonl", "json", "parquet"]
+    if not str(keys["export_path"]).endswith(tuple(f".{e}" for e in ends)):
+        wrong.append(f"export_path: got {keys['export_path']!r}, expected a path that ends in .{' or .'.join(ends)}")
     steps = [step for entry in keys["process"] or [] if (step := _step(entry, keys, wrong)) is not None]
     coded = [] if allow_code else [s.name for s in steps if s.name in CODE]
     wrong += [f"{name}: it runs code from the recipe; give --allow-code if you trust it" for name in coded]
@@ -128,7 +135,7 @@ def _step(entry: object, keys: Mapping[str, Any], wrong: list[str]) -> Step | No
     name, given = next(iter(entry.items()))
     operator = find(name)
     if operator is None:
-        wrong.append(f"{name}: there is no such operator here{_guess(name, OPERATORS)}")
+        wrong.append(LACKING[name] if name in LACKING else f"{name}: there is no such operator here{_guess(name, OPERATORS)}")
         return None
     if not isinstance(given or {}, dict):
         wrong.append(f"{name}: got {given!r}, expected settings, as in `min_width: 256`")
@@ -198,27 +205,73 @@ def _guess(word: object, names: Iterable[Any]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def sources(recipe: Recipe) -> list[Path]:
-    """The files to read, in order, absolute. ValueError when there is none, or one of a kind that is not read."""
-    found: list[Path] = []
-    for place in _places(recipe.keys):
-        path = Path(os.path.abspath(place))
-        files = sorted(p for p in path.rglob("*.jsonl") if p.is_file()) if path.is_dir() else [path]
-        if not files or not all(f.is_file() and f.suffix in (".jsonl", ".json") for f in files):
-            raise ValueError(f"dataset_path: {place}: expected a .jsonl file that is there, or a folder with such files")
-        found += files
-    if not found:
+class Group(NamedTuple):
+    """Data of a recipe: files, in order, absolute, and how many of their rows are drawn; None: all are taken as they come."""
+
+    files: tuple[Path, ...]
+    take: int | None = None
+
+
+KINDS = ((".csv",), (".json", ".jsonl", ".json.gz", ".jsonl.gz"), (".parquet",), (".tsv",))
+"""Suffixes that are read. Of a folder the files of one kind are taken, of which it has most; the first of these when they are as many."""
+
+
+def kind(path: Path) -> str:
+    """The suffix that says how a file is read: `.jsonl.gz`."""
+    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
+
+
+def groups(recipe: Recipe) -> list[Group]:
+    """The data to read. ValueError when there are none, or some of a kind that is not read."""
+    given, most = _places(recipe.keys)
+    if not given:
         raise ValueError("dataset_path: the recipe names no data; give the path of a .jsonl file")
+    found, left = list[Group](), most or 0
+    for place, weight in given:
+        take = min(math.ceil(most * (weight / sum(w for _, w in given))), left) if most else None
+        left -= take or 0
+        path = Path(os.path.abspath(place))
+        there = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = max(([f for f in there if kind(f) in suffixes] for suffixes in KINDS), key=len)
+        if not files or not all(f.is_file() for f in files):
+            known = ", ".join(s for suffixes in KINDS for s in suffixes)
+            raise ValueError(f"dataset_path: {place}: expected a file that is there, or a folder with some, of {known}")
+        found.append(Group(tuple(files), take))
     return found
 
 
-def _places(keys: Mapping[str, Any]) -> list[str]:
-    if not keys["dataset"]:
-        return [keys["dataset_path"]] if keys["dataset_path"] else []
-    configs: Sequence[Mapping[str, Any]] = keys["dataset"].get("configs") or []
+def sources(recipe: Recipe) -> list[Path]:
+    """The files to read, as `groups`."""
+    return [f for group in groups(recipe) for f in group.files]
+
+
+def _places(keys: Mapping[str, Any]) -> tuple[list[tuple[str, float]], int | None]:
+    """Paths with their weights, and how many rows are drawn; as in Data-Juicer weights count for nothing unless max_sample_num is given."""
+    if keys["dataset_path"]:
+        return [(p, 1.0) for p in _split(keys["dataset_path"])], None
+    dataset: Mapping[str, Any] = keys["dataset"] or {}
+    configs: Sequence[Mapping[str, Any]] = dataset.get("configs") or []
+    most = dataset.get("max_sample_num")
+    if most is not None and not (isinstance(most, int) and most > 0):
+        raise ValueError(f"dataset: max_sample_num: got {most!r}, expected a whole number from 1")
     for config in configs:
         if config.get("type", "local") != "local" or "path" not in config:
             raise ValueError(f"dataset: got {dict(config)!r}, expected type: local and a path; `safelight collect` fetches the rest")
-        if config.get("weight", 1.0) != 1.0:
-            raise ValueError("dataset: weight: data are not mixed by weight here; use random_selector on each, or leave it out")
-    return [str(c["path"]) for c in configs]
+        weight = config.get("weight", 1.0)
+        if not isinstance(weight, int | float) or weight <= 0:
+            raise ValueError(f"dataset: weight: got {weight!r}, expected a number above 0")
+    return [(str(c["path"]), float(c.get("weight", 1.0))) for c in configs], most
+
+
+def _split(paths: str) -> list[str]:
+    """`0.5 a.jsonl 0.5 'b c.jsonl'` -> the paths; one path with blanks in it stays whole."""
+    if os.path.exists(paths):
+        return [paths]
+
+    def weighs(word: str) -> bool:
+        try:
+            return float(word) >= 0
+        except ValueError:
+            return False
+
+    return [word for word in shlex.split(paths) if not weighs(word)] or [paths]

@@ -68,7 +68,7 @@ def parse(numbered: Sequence[tuple[int, bytes]], where: Source, alike: Alike) ->
             end = -1
         if row.__class__ is not dict or end != len(text) or b"\\ud" in line or b"\\uD" in line or (
                 len(line) > 2 * DEEPEST and line.count(b"[") + line.count(b"{") > DEEPEST):
-            row = _row(line)  # says what is wrong with it, if anything is
+            row = row_of(line)  # says what is wrong with it, if anything is
             if isinstance(row, str):
                 faults.append(Fault(number, row))
                 continue
@@ -77,12 +77,12 @@ def parse(numbered: Sequence[tuple[int, bytes]], where: Source, alike: Alike) ->
         if missing:
             faults.append(Fault(number, f"{missing[0]} is missing"))
             continue
-        _absolute(row, where, folder)
+        absolute(row, where, folder)
         samples.append(Sample(number, row))
     return samples, faults
 
 
-def _row(line: bytes) -> dict[str, Any] | str:
+def row_of(line: bytes) -> dict[str, Any] | str:
     """The row, or what is wrong with the line."""
     try:
         text = str(line, "utf-8").strip()
@@ -120,7 +120,7 @@ def shape_among(numbered: Iterable[tuple[int, bytes]]) -> Shape:
     shape: Shape = None
     seen: set[object] = set()
     for _, line in numbered:
-        row = _row(line)
+        row = row_of(line)
         if not isinstance(row, str) and (mark := _mark(row)) not in seen:
             seen.add(mark)
             shape = merged(shape, shape_of(row))
@@ -172,7 +172,8 @@ def _fits(own: Shape, shape: Shape) -> bool:
     return own == shape or own not in NUMBERS or shape not in NUMBERS
 
 
-def _absolute(row: dict[str, Any], where: Source, folder: str) -> None:
+def absolute(row: dict[str, Any], where: Source, folder: str) -> None:
+    """Paths of the row that are not absolute are relative to the folder."""
     for key in where.paths:
         paths = row.get(key)
         if paths and paths.__class__ is list:
