@@ -289,3 +289,22 @@ def test_sockets_hear_the_state_and_a_second_one_takes_over(client: TestClient) 
             assert second.receive_json()["data"]["status"]["exec_info"]["queue_remaining"] == 0
     with client.websocket_connect("ws://127.0.0.1/ws") as nameless:
         assert len(nameless.receive_json()["data"]["sid"]) == 32
+
+
+def test_settings_of_our_ops_are_checked_before_they_are_queued(client: TestClient) -> None:
+    for inputs, kind in (
+        ({"steps": 0}, "value_smaller_than_min"),
+        ({"sampler": "eulr"}, "value_not_in_list"),
+        ({"steps": "many"}, "invalid_input_type"),
+        ({"image": ["9", 0]}, "bad_linked_input"),
+        ({"colour": 1}, "custom_validation_failed"),
+    ):
+        prompt = drawing()
+        prompt["1"]["inputs"] |= inputs
+        told = wrong(client, prompt)[1]
+        assert told["error"]["details"] and (kind == "bad_linked_input" or told["node_errors"]["1"]["errors"][0]["type"] == kind), told
+
+
+def test_two_servers_never_share_a_queue(tmp_path: Path) -> None:
+    with still(tmp_path), pytest.raises(ValueError, match="another server"), still(tmp_path):
+        pass

@@ -78,8 +78,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which jobs to list: states, a text each word of which must be in the prompt, whether it must have run, bounds of the
-    time it came, order and part."""
+    """Which jobs to list: states, words that all must be in the prompt, whether it must have run, when it came, order and part."""
 
     states: Sequence[str] = ENDED
     words: str = ""
@@ -93,17 +92,12 @@ class Wanted:
 
     def where(self) -> tuple[str, list[Any]]:
         """The condition in SQL, and its values."""
-        likes = [f"%{_literal(w)}%" for w in self.words.lower().split()]
+        likes = ["%" + "".join("\\" + c if c in "\\%_" else c for c in w) + "%" for w in self.words.lower().split()]
         text = f"state IN ({','.join('?' * len(self.states))}) AND created BETWEEN ? AND ?" + " AND words LIKE ? ESCAPE '\\'" * len(likes)
-        text += " AND started IS NOT NULL" if self.ran else ""
-        return text, [*self.states, self.since, self.until, *likes]
+        return text + " AND started IS NOT NULL" * self.ran, [*self.states, self.since, self.until, *likes]
 
 
 ORDERS = {"created": "created", "ended": "ended", "duration": "ended - started", "queue": "number"}
-
-
-def _literal(word: str) -> str:
-    return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 @dataclass
@@ -136,19 +130,18 @@ class Desk:
     def _work(self, path: Path, opened: Future[None]) -> None:
         try:
             base = _open(path)
-            self.paused = _told(base, "paused", "0") == "1"
+            self.paused = base.execute("SELECT 1 FROM told WHERE key = 'paused' AND value = '1'").fetchone() is not None
             self._count(base)
         except (sqlite3.Error, OSError) as e:
             opened.set_exception(e)
             return
         opened.set_result(None)
-        while (call := self._calls.get()) is not None:
-            calls: list[_Call | None] = [call]
+        calls: list[_Call | None] = []
+        while None not in calls:
+            calls = [self._calls.get()]
             while len(calls) < TOGETHER and calls[-1] is not None and not self._calls.empty():
                 calls.append(self._calls.get())
             self._commit(base, [c for c in calls if c is not None])
-            if calls[-1] is None:
-                break
         base.close()
 
     def _commit(self, base: sqlite3.Connection, calls: Sequence[_Call]) -> None:
@@ -197,14 +190,11 @@ class Desk:
         row = (id, client, prompt, extra, ends, words.lower(), time.time())
 
         def do(base: sqlite3.Connection) -> Job:
+            columns = "(number, state, id, client, prompt, extra, ends, words, created)"
             try:
-                made = base.execute(
-                    "INSERT INTO jobs (number, state, id, client, prompt, extra, ends, words, created) VALUES (0, 'pending', ?,?,?,?,?,?,?)",
-                    row,
-                )
+                seq = int(base.execute(f"INSERT INTO jobs {columns} VALUES (0, 'pending', ?,?,?,?,?,?,?)", row).lastrowid or 0)
             except sqlite3.IntegrityError as e:
                 raise KeyError(id) from e
-            seq = int(made.lastrowid or 0)
             at = number if number is not None else -seq if front else seq
             base.execute("UPDATE jobs SET number = ? WHERE seq = ?", (at, seq))
             return Job(seq, id, at, "pending", client, prompt, extra, ends, row[-1])
@@ -224,20 +214,11 @@ class Desk:
 
         return await self.do(do)
 
-    async def give_back(self, ids: Iterable[str], *, died: bool = False) -> list[Job]:
-        """Running ones wait again. `died`: their worker did; one that was alone with it is to blame, of several none. The jobs as they were
-        counted."""
-        told = list(ids)
-
-        def do(base: sqlite3.Connection) -> list[Job]:
-            counted = int(died and len(told) == 1)
-            base.executemany(
-                "UPDATE jobs SET state = 'pending', started = NULL, suspect = suspect OR ?, deaths = deaths + ? WHERE id = ? AND "
-                "state = 'running'", [(int(died), counted, id) for id in told],
-            )
-            return _jobs(base, f"id IN ({','.join('?' * len(told))})", told)
-
-        return await self.do(do)
+    async def give_back(self, ids: Sequence[str], *, died: bool = False) -> list[Job]:
+        """Running ones wait again. `died`: their worker did; one that was alone with it is to blame, of several none."""
+        sql = "UPDATE jobs SET state = 'pending', started = NULL, suspect = suspect OR ?, deaths = deaths + ? WHERE state = 'running'"
+        given = [died, died and len(ids) == 1, *ids]
+        return await self.do(lambda base: [Job(*row) for row in base.execute(f"{sql}{_among(ids)} RETURNING {COLUMNS}", given)])
 
     async def finish(self, id: str, state: str, messages: str, publish: Publish | None = None) -> Job | None:
         """End one; None when it has ended already. `publish` says on the desk's thread which outputs there are (JSON) and which files are
@@ -262,12 +243,8 @@ class Desk:
 
     async def cancel(self, ids: Sequence[str] | None) -> list[Job]:
         """Take waiting ones out of the queue (all of them without ids); those that were."""
-
-        def do(base: sqlite3.Connection) -> list[Job]:
-            sql = f"UPDATE jobs SET state = 'cancelled', ended = ? WHERE state = 'pending'{_among(ids)} RETURNING {COLUMNS}"
-            return [Job(*row) for row in base.execute(sql, [time.time(), *(ids or ())])]
-
-        return await self.do(do)
+        sql = f"UPDATE jobs SET state = 'cancelled', ended = ? WHERE state = 'pending'{_among(ids)} RETURNING {COLUMNS}"
+        return await self.do(lambda base: [Job(*row) for row in base.execute(sql, [time.time(), *(ids or ())])])
 
     async def pause(self, paused: bool) -> None:
         """Hand nothing out, or go on."""
@@ -279,13 +256,11 @@ class Desk:
 
         def do(base: sqlite3.Connection) -> bool:
             order = [j for j in _jobs(base, "state = 'pending' ORDER BY number, seq") if j.id != id]
-            at = next((i for i, j in enumerate(order) if j.id == before), len(order)) if before is not None else len(order)
-            if before is not None and at == len(order):
-                return False
-            low = order[at - 1].number if at else (order[0].number - 2 if order else 0)
+            at = next((i for i, j in enumerate(order) if j.id == before), -1) if before is not None else len(order)
+            low = order[at - 1].number if at > 0 else order[0].number - 2 if order else 0
             high = order[at].number if at < len(order) else low + 2
-            changed = base.execute("UPDATE jobs SET number = ? WHERE id = ? AND state = 'pending'", ((low + high) / 2, id))
-            return bool(changed.rowcount)
+            sql = "UPDATE jobs SET number = ? WHERE id = ? AND state = 'pending'"
+            return at >= 0 and bool(base.execute(sql, ((low + high) / 2, id)).rowcount)
 
         return await self.do(do)
 
@@ -348,11 +323,6 @@ def _among(ids: Sequence[str] | None) -> str:
     return "" if ids is None else f" AND id IN ({','.join('?' * len(ids))})"
 
 
-def _told(base: sqlite3.Connection, key: str, default: str) -> str:
-    found = base.execute("SELECT value FROM told WHERE key = ?", (key,)).fetchone()
-    return str(found[0]) if found else default
-
-
 def _jobs(base: sqlite3.Connection, where: str, values: Sequence[Any] = ()) -> list[Job]:
     return [Job(*row) for row in base.execute(f"SELECT {COLUMNS} FROM jobs WHERE {where}", values)]
 
@@ -361,17 +331,12 @@ def _tried(base: sqlite3.Connection, do: Do) -> tuple[Any, BaseException | None]
     """What the call returned, or what it raised, in which case it changed nothing. A full disk ends the whole transaction."""
     base.execute("SAVEPOINT one")
     try:
-        value = do(base)
-    except sqlite3.Error as e:
-        if isinstance(_named(e), Full):
+        return do(base), None
+    except (sqlite3.Error, LookupError, OSError, ValueError) as e:
+        if isinstance(e, sqlite3.Error) and isinstance(_named(e), Full):
             raise
         base.execute("ROLLBACK TO one")
         return None, e
-    except (LookupError, OSError, ValueError) as e:
-        base.execute("ROLLBACK TO one")
-        return None, e
-    base.execute("RELEASE one")
-    return value, None
 
 
 def _named(e: sqlite3.Error) -> Exception:

@@ -9,6 +9,7 @@ import hmac
 import ipaddress
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -28,12 +29,15 @@ FALLBACK = {
 """Headers of every answer that does not say otherwise. A page sets its own policy."""
 
 
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host)
+    return None
+
+
 def is_loopback(host: str) -> bool:
     """Whether the name or address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost" or ((at := _address(host)) is not None and at.is_loopback)
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,14 @@ class Rules:
         name = name.strip("[]").lower()
         if name in (*LOOPBACK, *self.names):
             return True
-        return not is_loopback(self.host) and (name == self.host or _is_address(name))
+        return not is_loopback(self.host) and (name == self.host or _address(name) is not None)
 
     def origin_allowed(self, headers: Mapping[str, str], scheme: str) -> bool:
         """Whether the page that asks is ours, or no page asks."""
         origin = headers.get("origin")
         if origin is not None:
-            return origin.lower() in (f"{s}://{headers.get('host', '').lower()}" for s in _schemes(scheme))
+            schemes = ("https",) if scheme in ("https", "wss") else ("http", "https")  # a proxy may end the encryption
+            return origin.lower() in [f"{s}://{headers.get('host', '').lower()}" for s in schemes]
         foreign = headers.get("sec-fetch-site") == "cross-site"
         return not foreign or headers.get("sec-fetch-mode") == "navigate"
 
@@ -72,31 +77,16 @@ class Rules:
         return max((hmac.compare_digest(f.encode(), self.token.encode()) for f in found), default=False)
 
 
-def _schemes(scheme: str) -> tuple[str, ...]:
-    return ("https",) if scheme in ("https", "wss") else ("http", "https")  # a proxy may end the encryption
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 def _cookie(text: str) -> str:
-    try:
-        found = SimpleCookie(text).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    with suppress(CookieError):
+        return found.value if (found := SimpleCookie(text).get(COOKIE)) else ""
+    return ""
 
 
 def _password(given: str) -> str:
-    try:
+    with suppress(ValueError):
         return b64decode(given, validate=True).decode("utf-8").partition(":")[2]
-    except ValueError:
-        return ""
+    return ""
 
 
 class Guard:

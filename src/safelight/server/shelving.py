@@ -125,37 +125,29 @@ async def get_userdata(request: Request, file: str) -> Response:
 @router.post("/userdata/{file:path}/move/{dest:path}")
 async def move_userdata(request: Request, file: str, dest: str) -> Response:
     """Give a kept file another name."""
-    source, target = _own(request).find(file), _own(request).find(dest)
-    if not source.is_file():
-        return Response(status_code=404)
-    if target.exists() and request.query_params.get("overwrite", "").lower() == "false":
-        return Response(status_code=409)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.replace(target)
-    return _told(request, target)
+    source = _own(request).find(file)
+    return await _kept(request, dest, source.read_bytes(), source)
 
 
 @router.post("/userdata/{file:path}")
 async def post_userdata(request: Request, file: str) -> Response:
     """Keep a file."""
-    path = _own(request).find(file)
+    return await _kept(request, file, await request.body())
+
+
+@router.delete("/userdata/{file:path}", status_code=204)
+async def delete_userdata(request: Request, file: str) -> None:
+    """Remove a kept file."""
+    _own(request).find(file).unlink()
+
+
+async def _kept(request: Request, name: str, content: bytes, source: Path | None = None) -> Response:
+    path = _own(request).find(name)
     if path.exists() and request.query_params.get("overwrite", "").lower() == "false":
         return Response(status_code=409)
-    await asyncio.to_thread(put, path, await request.body())
-    return _told(request, path)
-
-
-@router.delete("/userdata/{file:path}")
-async def delete_userdata(request: Request, file: str) -> Response:
-    """Remove a kept file."""
-    path = _own(request).find(file)
-    if not path.is_file():
-        return Response(status_code=404)
-    path.unlink()
-    return Response(status_code=204)
-
-
-def _told(request: Request, path: Path) -> Response:
+    await asyncio.to_thread(put, path, content)
+    if source is not None and source != path:
+        source.unlink()
     told = info(path, _own(request).path)
     return JSONResponse(told if request.query_params.get("full_info", "").lower() == "true" else told["path"])
 
@@ -179,7 +171,7 @@ async def get_settings(request: Request) -> dict[str, Any]:
 
 
 @router.get("/settings/{name}")
-async def get_setting(request: Request, name: str) -> Any:
+async def get_setting(request: Request, name: str) -> Response:
     """One of them, or null."""
     return JSONResponse(_settings(request)[1].get(name))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from safelight.comfy import Places
 from safelight.folders import current as folders
+from safelight.locks import acquire, release
 from safelight.server.desk import Desk, Full, Job
 from safelight.server.files import Names, Shelves
 from safelight.server.guard import Rules
@@ -52,13 +53,17 @@ class Studio:
         self.setup, self.shelves = setup, setup.shelves
         self.places = Places(folders(), self.shelves.input.path, self.shelves.output.path, setup.nodes)
         self.rooms = Rooms(self.places, self.shelves, setup.data, setup.most)
+        self.lock = acquire(self.shelves.home / "lock", wait=False)
+        if self.lock is None:
+            raise ValueError(f"serve: another server uses {self.shelves.home}; stop it, or give --dir another folder")
         self.desk = Desk(self.shelves.home / "queue.sqlite")
+        self.staging = self.shelves.staging / uuid.uuid4().hex  # what a dead server's workers still write is not ours
         self.sockets = Sockets(self._greeting)
         self.small = Small()
         self.options: dict[str, Any] = {"sd_model_checkpoint": "mini", "samples_format": "png", "CLIP_stop_at_last_layers": 1}
         self.names = Names()
         settings = {
-            "input": str(self.shelves.input.path), "output": str(self.shelves.output.path), "staging": str(self.shelves.staging),
+            "input": str(self.shelves.input.path), "output": str(self.shelves.output.path), "staging": str(self.staging),
             "most": asdict(setup.most), "nodes": str(setup.nodes) if setup.nodes else None,
         }
         self.pool = Pool(self, settings, setup.devices, together=setup.together, most=setup.most)
@@ -80,6 +85,8 @@ class Studio:
         await self.pool.close()
         await asyncio.to_thread(self.desk.close)
         self.shelves.clear()
+        if self.lock is not None:
+            release(self.lock)
 
     # From clients.
 
@@ -131,14 +138,14 @@ class Studio:
 
     def _greeting(self, client: str) -> list[tuple[str, dict[str, Any]]]:
         hello: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": self.desk.remaining}}, "sid": client}
-        runs = next((t.current for t in self.tellings.values() if t.client == client and t.current), "")
-        return [("status", hello)] + ([("executing", {"node": runs})] if runs else [])
+        runs = [t.current for t in self.tellings.values() if t.client == client and t.current]
+        return [("status", hello), *(("executing", {"node": node}) for node in runs[:1])]
 
     # From the workers.
 
     async def next_jobs(self, most: int, *, idle: bool) -> Sequence[Job]:
         """Prompts to run now."""
-        jobs = await self.desk.take(most, idle=idle)
+        jobs: list[Job] = await self._kept(lambda: self.desk.take(most, idle=idle))
         for job in jobs:
             prompt = cut(json.loads(job.prompt), json.loads(job.ends))
             self.tell_status()
@@ -211,7 +218,7 @@ class Studio:
         """The outputs and the moves that bring them about; on the desk's thread, so that no two prompts take the same name."""
         outputs, moves = {}, []
         for node, told in result.items():
-            staged = self.shelves.staging / id / ("" if told["kept"] else "temp")
+            staged = self.staging / id / ("" if told["kept"] else "temp")
             root = (self.shelves.output if told["kept"] else self.shelves.temp).path
             places = [self.names.free(root, Path(f).relative_to(staged).as_posix()) for f in told["files"]]
             moves += [(f, str(p)) for f, p in zip(told["files"], places, strict=True)]
@@ -240,7 +247,7 @@ class Studio:
         self.tell_status()
         telling.end()
         self._wake(job)
-        await asyncio.to_thread(shutil.rmtree, self.shelves.staging / job.id, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self.staging / job.id, ignore_errors=True)
 
     def _wake(self, job: Job) -> None:
         for waiter in self.waiters.pop(job.id, []):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safelight import comfy
+from safelight import comfy, engine
 from safelight.comfy.check import Fault, check, classes, failed, links
 from safelight.comfy.node import NodeClass, Places
 from safelight.op import Op, load_ops
@@ -18,6 +18,12 @@ DETAILED = 100
 
 WHOLE = ("missing_node_type", "invalid_prompt", "prompt_no_outputs", "dependency_cycle")
 """Faults of a prompt as such, not of one node's inputs."""
+
+TYPES = {
+    "missing": "required_input_missing", "wrong_type": "invalid_input_type", "too_small": "value_smaller_than_min",
+    "too_big": "value_bigger_than_max", "not_in_list": "value_not_in_list", "bad_link": "bad_linked_input",
+}
+"""Our engine's kinds of problems in ComfyUI's words."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,9 @@ def _checked(prompt: Mapping[str, Any], rooms: Rooms) -> Ready:
     ops = load_ops()
     found = check(prompt, rooms.places, ops)
     faults = list(_strange(prompt, found.inputs, found.classes, rooms))
+    if not any(isinstance(c, NodeClass) for c in found.classes.values()):
+        graph = {k: {"class_type": prompt[k]["class_type"], "inputs": given} for k, given in found.inputs.items()}
+        faults += [Fault(p.node, p.op, TYPES.get(p.kind, "custom_validation_failed"), p.message, p.input) for p in engine.check(graph, ops)]
     if wrong := rooms.most.refused({"class_type": prompt[k]["class_type"], "inputs": given} for k, given in found.inputs.items()):
         raise Refusal("invalid_prompt", "The prompt asks for more than this server allows", details=wrong)
     if faults:

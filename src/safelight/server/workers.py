@@ -92,10 +92,10 @@ class Pool:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        for worker in self.workers:
-            if worker.process is not None and worker.process.stdin is not None:
-                worker.process.stdin.close()
         living = [w.process for w in self.workers if w.process is not None]
+        for process in living:
+            assert process.stdin is not None
+            process.stdin.close()
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*(p.wait() for p in living)), GRACE / 4)
         for worker in self.workers:
@@ -139,12 +139,8 @@ class Pool:
         )
         assert worker.process.stdout is not None and worker.process.stderr is not None
         trouble = asyncio.create_task(self._trouble(worker, worker.process.stderr))
-        try:
-            while line := await worker.process.stdout.readline():
-                await self._heard(worker, json.loads(line))
-        except ValueError as e:
-            log.error("worker: %s", e)
-            worker.kill()
+        while line := await worker.process.stdout.readline():
+            await self._heard(worker, json.loads(line))
         status = await worker.process.wait()
         await trouble
         last = f"; it said: {worker.last[-1]}" if worker.last else ""
@@ -152,20 +148,19 @@ class Pool:
 
     async def _trouble(self, worker: Worker, stream: asyncio.StreamReader) -> None:
         while line := await stream.readline():
-            text = line.decode("utf-8", "replace").rstrip()[:500]
-            worker.last.append(text)
-            log.info("worker: %s", text)
+            worker.last.append(line.decode("utf-8", "replace").rstrip()[:500])
+            log.info("worker: %s", worker.last[-1])
 
     async def _heard(self, worker: Worker, line: Mapping[str, Any]) -> None:
         if "ready" in line:
             worker.machine = line["ready"]
-            self.hungry.set()
-            return
+        else:
+            if "event" not in line:
+                worker.jobs.pop(line["id"], None)
+                worker.alone = worker.alone and bool(worker.jobs)
+            await self.office.heard(line["id"], line)
         if "event" not in line:
-            worker.jobs.pop(line["id"], None)
-            worker.alone = worker.alone and bool(worker.jobs)
-        await self.office.heard(line["id"], line)
-        self.hungry.set()
+            self.hungry.set()
 
     async def _feed(self) -> None:
         """Give prompts out while there are some and somebody has room, the least busy first."""
@@ -174,26 +169,14 @@ class Pool:
             self.hungry.clear()
             ready = [w for w in self.workers if w.machine is not None and not w.alone and len(w.jobs) < self.together]
             room = sum(self.together - len(w.jobs) for w in ready)
-            if not room:
-                continue
-            idle = [w for w in ready if not w.jobs]
-            try:
-                jobs = await self.office.next_jobs(room, idle=bool(idle))
-            except OSError as e:
-                log.error("queue: %s", e)
-                await asyncio.sleep(1)
-                self.hungry.set()
-                continue
+            jobs = await self.office.next_jobs(room, idle=not all(w.jobs for w in ready)) if room else ()
             for job in jobs:
-                worker = min((w for w in ready if not w.alone), key=lambda w: len(w.jobs))
-                self._give(worker, job)
-            if jobs and jobs[0].suspect:
+                worker = min(ready, key=lambda w: len(w.jobs))
+                worker.jobs[job.id] = time.monotonic() + self.most.seconds
+                worker.alone = bool(job.suspect)
+                worker.send(do="run", **self.office.order(job))
+            if jobs and jobs[0].suspect:  # it came alone; others may go to another worker
                 self.hungry.set()
-
-    def _give(self, worker: Worker, job: Job) -> None:
-        worker.jobs[job.id] = time.monotonic() + self.most.seconds
-        worker.alone = bool(job.suspect)
-        worker.send(do="run", **self.office.order(job))
 
     async def _watch(self) -> None:
         """Stop what runs too long; kill what does not stop or takes too much memory."""
