@@ -6,7 +6,8 @@ NETWORK = "changes the network's inside; ours changes by patches, and this one i
 VIDEO = "video"
 OTHER = "another family of models"
 VISION = "needs a picture encoder on a condition; `with_ip_adapter` takes pictures as prompts"
-MERGED = "a model here names files, and merged weights would be new ones"
+MERGED = "one part alone is not saved; CheckpointSave writes the whole model"
+FAMILY = "each family's blocks apart; ModelMergeBlocks has the way down, the middle and the way up"
 
 SCOPE = {
     "nodes_ace": "sound", "nodes_apg": GUIDED, "nodes_attention_multiply": NETWORK, "nodes_camera_trajectory": VIDEO,
@@ -17,7 +18,7 @@ SCOPE = {
     "nodes_hooks": "LoRAs on a part of the way or of the prompts: use areas, ranges and `with_lora`", "nodes_hunyuan": OTHER,
     "nodes_hunyuan3d": "shapes", "nodes_hypertile": NETWORK, "nodes_load_3d": "shapes", "nodes_lotus": OTHER, "nodes_lt": VIDEO,
     "nodes_lumina2": OTHER, "nodes_mahiro": GUIDED, "nodes_mochi": VIDEO, "nodes_model_merging": MERGED,
-    "nodes_model_merging_model_specific": MERGED, "nodes_model_patch": OTHER, "nodes_pag": GUIDED, "nodes_perpneg": GUIDED,
+    "nodes_model_merging_model_specific": FAMILY, "nodes_model_patch": OTHER, "nodes_pag": GUIDED, "nodes_perpneg": GUIDED,
     "nodes_photomaker": VISION, "nodes_pixart": OTHER, "nodes_qwen": OTHER, "nodes_sag": GUIDED, "nodes_sdupscale": OTHER,
     "nodes_slg": GUIDED,
     "nodes_stable3d": "shapes", "nodes_stable_cascade": OTHER, "nodes_tcfg": GUIDED, "nodes_tomesd": NETWORK, "nodes_video": VIDEO,
@@ -25,7 +26,8 @@ SCOPE = {
     "nodes_model_downscale": NETWORK, "nodes_torch_compile": "`safelight` compiles by its own setting", "nodes_ip2p": OTHER,
     "nodes_train": "training is `train_lora` and the ops beside it, on a dataset", "nodes_differential_diffusion": NETWORK,
     "nodes_hypernetwork": "hypernetworks are not read", "nodes_gits": "its tables are not here",
-    "nodes_upscale_model": "needs the networks of a library of upscalers", "nodes_lora_extract": MERGED, "nodes_cond": OTHER,
+    "nodes_cond": OTHER, "nodes_upscale_model": "needs the networks of a library of upscalers",
+    "nodes_lora_extract": "a difference of models as a LoRA is not made",
 }
 WHY = {
     "CLIPVisionEncode": VISION, "CLIPVisionLoader": VISION, "StyleModelApply": VISION, "StyleModelLoader": VISION,

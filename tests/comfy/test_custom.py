@@ -82,7 +82,7 @@ def test_no_negative_means_no_guidance(here: Places) -> None:
 
 def test_a_sampler_goes_to_no_op_of_ours(here: Places) -> None:
     ours = {"class_type": "sample", "inputs": {"model": ["m", 0], "positive": ["how", 0], "latent": ["l", 0]}}
-    with pytest.raises(PromptError, match="a solver goes to ComfyUI's sampler nodes only"):
+    with pytest.raises(PromptError, match="a solver goes to ComfyUI's own nodes only"):
         comfy.translate({**BASE, "k": ours}, here)
     quiet = node("AddNoise", model=["m", 0], noise=["quiet", 0], sigmas=["levels", 0], latent_image=["l", 0])
     with pytest.raises(PromptError, match="DisableNoise has none to add"):

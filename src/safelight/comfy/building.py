@@ -73,6 +73,15 @@ class Guider:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """What one model has more than another, so many times: something to add to a third, and nothing else."""
+
+    more: Link
+    less: Link
+    times: float
+
+
+@dataclass(frozen=True)
 class Change:
     """What is to be done to a latent: an op and its settings."""
 
@@ -135,11 +144,23 @@ class Building:
 
     def base(self, model: Link) -> Mapping[str, Any]:
         """The inputs of the `model` node below a chain of patches."""
-        entry = self.nodes[model.id]
-        while entry["class_type"] != "model":
-            entry = self.nodes[entry["inputs"]["model"][0]]
-        found: Mapping[str, Any] = entry["inputs"]
+        found: Mapping[str, Any] = self.nodes[self.chain(model)[-1]]["inputs"]
         return found
+
+    def chain(self, model: Link) -> list[str]:
+        """The ids of a model's patches and of the `model` node below them, the last patch first."""
+        ids = [model.id]
+        while self.nodes[ids[-1]]["class_type"] != "model":
+            ids.append(self.nodes[ids[-1]]["inputs"]["model"][0])
+        return ids
+
+    def stacked(self, model: Link, other: Link) -> Link:
+        """The model with those patches of another chain on it that it does not have."""
+        have = self.chain(model)
+        for id in reversed([i for i in self.chain(other) if i not in have and self.nodes[i]["class_type"] != "model"]):
+            entry = self.nodes[id]
+            model = self.add(entry["class_type"], part=f"and.{id}", more={**entry["inputs"], "model": model})
+        return model
 
     def rebased(self, model: Link, **changes: Any) -> Link:
         """The same chain of patches on the `model` node with some of its inputs changed."""
@@ -175,8 +196,8 @@ def as_port(found: Any) -> Any:
     if isinstance(found, Link) and found.sampled:
         told = ", ".join(name for name, _ in found.sampled)
         raise ValueError(f"this model carries settings for ComfyUI's sampler nodes ({told}); for this op leave RescaleCFG out")
-    if isinstance(found, Solver | Noise | Guider | Change):
-        raise ValueError(f"a {type(found).__name__.lower()} goes to ComfyUI's sampler nodes only; give sample_along its settings instead")
+    if isinstance(found, Solver | Noise | Guider | Change | Difference):
+        raise ValueError(f"a {type(found).__name__.lower()} goes to ComfyUI's own nodes only; the ops have settings instead")
     if not isinstance(found, Words):
         return found
     if found.steers:

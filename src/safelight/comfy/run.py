@@ -25,7 +25,7 @@ from safelight.lineage import trace, versions
 from safelight.op import load_ops
 from safelight.spec import Work
 from safelight.store import Store, current
-from safelight.values import Image, Value
+from safelight.values import Image, Model, Value
 
 TEMPORARY = "temp"
 """The folder below the results for pictures that are only looked at."""
@@ -96,6 +96,9 @@ def _step(work: Work[Any], answer: Any, origin: Mapping[str, str]) -> tuple[Even
 
 def save(value: Value, saved: Saved, output: Path, texts: Mapping[str, str], store: Store) -> list[Path]:
     """Save below `output` under the next free names."""
+    if isinstance(value, Model):
+        folder, name, counter = next_name(output, saved.prefix, (0, 0))
+        return value.save(folder / f"{name}_{counter:05}_{'.safetensors' if Path(value.source).is_file() else ''}")
     if not isinstance(value, Image):
         return value.save((output if saved.kept else output / TEMPORARY) / saved.prefix)
     high, wide = value.pixels.shape[1:3]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import safelight.comfy.nodes  # noqa: F401  fills NODES
-from safelight.comfy.building import Building, Clip, Link, Saved, as_port, as_socket
+from safelight.comfy.building import Building, Clip, Difference, Link, Saved, as_port, as_socket
 from safelight.comfy.check import Checked, Ops, PromptError, check, failed, links, op_outputs
 from safelight.comfy.data import Unsaid
 from safelight.comfy.models import models
@@ -70,12 +70,15 @@ def _made(b: Building, key: str, found: Checked, given: Mapping[str, Any], made:
     kinds = {i.name: i.type for i in known.inputs}
     try:
         opened = {name: as_socket(kinds[name], b.literal(made[v[0]][v[1]])) if isinstance(v, tuple) else v for name, v in given.items()}
+        if any(isinstance(v, Difference) for v in opened.values()) and not known.name.endswith("MergeAdd"):
+            raise ValueError("got the difference of two models, which can only be added to a third; link a MergeAdd node in between")
         out = known.make(b, opened)
     except ValueError as e:
         raise PromptError([failed(key, known.name, str(e))]) from e
     slots = out if isinstance(out, tuple) else (out,)
     sampled = next((v.sampled for v in opened.values() if isinstance(v, Link) and v.sampled), ())
-    return tuple(replace(o, sampled=o.sampled or sampled) if k == "MODEL" else o for o, k in zip(slots, known.outputs, strict=False))
+    models = [isinstance(o, Link) and kind == "MODEL" for o, kind in zip(slots, known.outputs, strict=False)]
+    return tuple(replace(o, sampled=o.sampled or sampled) if is_model else o for o, is_model in zip(slots, models, strict=False))
 
 
 def _op(b: Building, key: str, found: Checked, given: Mapping[str, Any], made: Mapping[str, tuple[Any, ...]]) -> Link:
