@@ -162,13 +162,14 @@ class _Run:
 
     def update(self, rate: float, norm: float = 1.0) -> None:
         """Average the gradients over ranks, one AdamW step, moving average."""
+        import torch
         import torch.distributed as dist
 
         for flat, group, share in zip(self.flats, self.optimizer.param_groups, (1.0, self.plan.text_lr), strict=True):
             if self.plan.ranks > 1:
                 dist.all_reduce(flat.grads)
                 flat.grads.div_(self.plan.ranks)
-            flat.clip(norm)
+            torch.nn.utils.clip_grad_norm_([flat.weights], norm)
             group["lr"] = rate * share
         self.optimizer.step()
         keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))

@@ -27,12 +27,6 @@ class Flat:
         parts = values.split([p.numel() for p in self.parameters])
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
-    def clip(self, norm: float) -> torch.Tensor:
-        """Scale the gradient down to `norm` if it is longer; returns its length before."""
-        length: torch.Tensor = self.grads.norm()
-        self.grads.mul_((norm / (length + 1e-6)).clamp(max=1.0))
-        return length
-
     def load(self, weights: torch.Tensor) -> None:
         """Put other weights (N,) in place, for example the moving average, or a checkpoint's."""
         self.weights.data.copy_(weights)

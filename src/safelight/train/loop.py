@@ -136,10 +136,10 @@ def train(t: Training) -> Generator[Event, None, Trained]:
             yield from state.run()
         except GeneratorExit:
             state.save(force=True)
-            parallel.tell(parallel.STOP)
+            parallel.agreed(parallel.STOP)
             raise
         kept = state.kept()
-        parallel.tell(parallel.STOP)
+        parallel.agreed(parallel.STOP)
         return kept
 
 
@@ -189,7 +189,7 @@ class _State:
             self.save(force=self.done)
             if self.done:
                 return
-            parallel.tell(parallel.STEP)
+            parallel.agreed(parallel.STEP)
             self.advance()
             yield Progress(step=self.step, total=self.t.steps, what="train", values=self.numbers())
 
@@ -262,7 +262,7 @@ class _State:
         self._stop_clock()
         draft: dict[str, Any] = {}
         if self.stepper.split:
-            parallel.tell(parallel.LOOK)
+            parallel.agreed(parallel.LOOK)
         reading, weights = yield from self._seen(self.t.watch, draft)
         for name, rows in draft.items():
             self.record.setdefault(name, []).extend(rows)
@@ -272,6 +272,9 @@ class _State:
             self.record["held_out"].append([self.step, reading.loss, reading.low, reading.high])
         self.record["watched"] = self.step
         self._tell()
+        if reading is not None:
+            held = (("held-out", reading.loss), ("low", reading.low), ("high", reading.high))
+            yield Progress(step=self.step, total=self.t.steps, what="held-out loss", values=held)
 
     def _seen(self, watch: Watcher, draft: dict[str, Any]) -> Generator[Event, None, tuple[Reading | None, dict[str, Tensor]]]:
         """What the watcher says, and the weights where putting them together takes all processes."""
@@ -293,7 +296,7 @@ class _State:
         if not self.best:
             self.record["kept_step"] = self.step
             if self.stepper.split:
-                parallel.tell(parallel.WEIGH)
+                parallel.agreed(parallel.WEIGH)
         self.record["pictures_per_second"] = self.step * self.t.pictures / max(self.record["seconds"], 1e-9)
         return Trained(self.best or self.stepper.weights(), self.record["kept_step"], self.record)
 
@@ -308,7 +311,7 @@ class _State:
             raise self._broken(self.step, "parameters are no longer numbers")
         begun = time.monotonic()
         if self.stepper.split:
-            parallel.tell(parallel.SAVE)
+            parallel.agreed(parallel.SAVE)
         tensors = self.stepper.tensors()
         if self.t.evolving is not None:
             tensors |= {f"buffer/{name}": value for name, value in self.t.evolving.buffers().items()}
@@ -318,7 +321,7 @@ class _State:
         self.cost = self.saved - begun
 
     def _settings(self) -> dict[str, Any]:
-        found = {**asdict(self.t.optimizer), "steps": self.t.steps, "every": self.t.every, "parameters": self.stepper.shape()}
+        found = {**asdict(self.t.optimizer), "steps": self.t.steps, "every": self.t.every, "parameters": len(self.t.parameters)}
         known: dict[str, Any] = json.loads(json.dumps(found))
         return known
 
@@ -353,7 +356,7 @@ class _State:
             parallel.STEP: self.advance, parallel.LOOK: self._look_along, parallel.SAVE: self.stepper.tensors,
             parallel.WEIGH: self.stepper.weights,
         }
-        while what := parallel.told():
+        while what := parallel.agreed(parallel.STOP):
             acts[what]()
         raise parallel.Finished
 

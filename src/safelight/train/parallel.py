@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,8 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from safelight.computing import Computing, chosen, computing
-from safelight.store import Store, current, using
+from safelight.computing import chosen, computing
 
 MEET, SHARD = "SAFELIGHT_MEET", "SAFELIGHT_SHARD"
 """Environment: the file by which processes of this machine find each other; whether parameters are split among them."""
@@ -58,8 +58,7 @@ def share() -> Share:
 
 @dataclass(frozen=True)
 class _Crew:
-    """`talk` is the group for what the first process says: over the network's own wires, so that no accelerator waits. `ours`: nobody else
-    had the processes meet."""
+    """`talk` is how the first process speaks to the others, which no accelerator waits for; `ours`: nobody else had them meet."""
 
     share: Share
     talk: Any
@@ -105,7 +104,7 @@ def crew(processes: int = 1, *, shard: bool = False) -> Iterator[None]:
         try:
             join()
             yield
-            _tell_order(None)
+            agreed(None)
         except RuntimeError as error:
             _fallen(children, Path(folder), error)
             raise
@@ -174,15 +173,9 @@ def _leave() -> None:
 
 def together(run: Callable[P, Generator[Any, None, T]], *args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, T]:
     """Begin a recipe in all processes; returns the first one's work. `run` is a function at the top of a module that trains in the run's
-    own folder, the one Path among `args`; the others get a folder inside it."""
-    if share().world > 1:
-        _tell_order((run, args, kwargs, str(current().root), str(chosen())))
+    own folder, the one Path among `args`; the others get a folder inside it. The store is the default one, SAFELIGHT_HOME's."""
+    agreed((run, args, kwargs, chosen()))
     return run(*args, **kwargs)
-
-
-def _tell_order(order: tuple[Any, ...] | None) -> None:
-    if _crew is not None and not _crew.share.rank:
-        dist.broadcast_object_list([order], 0, group=_crew.talk)
 
 
 def serve() -> None:
@@ -190,17 +183,11 @@ def serve() -> None:
     join()
     nothing: tuple[Any, ...] | None = None
     while order := agreed(nothing):
-        with suppress(Finished):
-            _run_along(*order)
+        run, args, more, where = order
+        mine = [a / f"rank-{share().rank}" if isinstance(a, Path) else a for a in args]
+        with suppress(Finished), computing(where.device, where.dtype, where.compile):
+            deque(run(*mine, **more), maxlen=0)
     _leave()
-
-
-def _run_along(run: Callable[..., Generator[Any, None, Any]], args: Sequence[Any], more: Mapping[str, Any], root: str, where: str) -> None:
-    mine = [a / f"rank-{share().rank}" if isinstance(a, Path) else a for a in args]
-    here = Computing.read(where)
-    with using(Store(root)), computing(here.device, here.dtype, here.compile):
-        for _ in run(*mine, **more):
-            pass
 
 
 def agreed(value: T) -> T:
@@ -210,19 +197,6 @@ def agreed(value: T) -> T:
     held = [value]
     dist.broadcast_object_list(held, 0, group=_crew.talk)
     return held[0]
-
-
-def tell(what: int) -> None:
-    """The first process says what all do next."""
-    if _crew is not None:
-        dist.broadcast(torch.tensor(what), 0, group=_crew.talk)
-
-
-def told() -> int:
-    """What all do next."""
-    what = torch.tensor(STOP)
-    dist.broadcast(what, 0, group=_crew.talk if _crew is not None else None)
-    return int(what)
 
 
 @contextmanager
@@ -248,12 +222,6 @@ def mean(tensors: Sequence[Tensor]) -> None:
         t.copy_(part.view_as(t))
 
 
-def same(tensors: Sequence[Tensor]) -> None:
-    """Give all processes the first one's values, in place."""
-    for t in tensors if _crew is not None else ():
-        dist.broadcast(t, 0)
-
-
 def shard(network: nn.Module) -> None:
     """Split a network's parameters among the processes, where that was asked for: each holds a part of them, of their gradients and of the
     optimizer's state, and a block is put together while it runs (FSDP2). Blocks are the members of the network's lists."""
@@ -270,25 +238,29 @@ def shard(network: nn.Module) -> None:
 
 def local(t: Tensor) -> Tensor:
     """This process's part of a parameter or gradient; itself where nothing is split."""
-    from torch.distributed.tensor import DTensor
+    if not share().shards:
+        return t
+    from torch.distributed.tensor import DTensor  # takes half a second
 
     return t.to_local() if isinstance(t, DTensor) else t
 
 
 def whole(part: Tensor, like: Tensor) -> Tensor:
     """Put together what all processes hold parts of, as they do of `like`; itself where nothing is split."""
+    if local(like) is like or part.shape != local(like).shape:
+        return part
     from torch.distributed.tensor import DTensor
 
-    if not isinstance(like, DTensor) or part.shape != like.to_local().shape:
-        return part
-    joined = DTensor.from_local(part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
-    return joined.full_tensor()
+    given: Any = like
+    shape = {"shape": like.shape, "stride": like.stride()}
+    return DTensor.from_local(part, given.device_mesh, given.placements, run_check=False, **shape).full_tensor()
 
 
 def split(full: Tensor, like: Tensor) -> Tensor:
     """The other way round."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(like, DTensor) or full.shape != like.shape:
+    if local(like) is like or full.shape != like.shape:
         return full
-    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements).to_local()
+    from torch.distributed.tensor import distribute_tensor
+
+    given: Any = like
+    return distribute_tensor(full.to(like.device), given.device_mesh, given.placements).to_local()

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +36,6 @@ class Stepper:
         self.flats = [Flat(parameters[n] for n in names) for names in self.names.values()] if flat else []
         self.optimizer = optimizers.made(o, self._groups())
         self.moved: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if not self.split:
-            parallel.same([p.data for p in self.moved])
         self.averages = [p.detach().clone() for p in self.moved] if o.average else []
 
     def _groups(self) -> list[dict[str, object]]:
@@ -134,28 +131,22 @@ class Stepper:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """The state that `tensors` gave. KeyError when one is missing."""
+        fused = self.optimizer.param_groups[0].get("fused")
         for name, p in self.parameters.items():
             parallel.local(p.data).copy_(parallel.split(tensors[f"weights/{name}"], p))
         for i, (p, like) in enumerate(zip(self.moved, self._likes(), strict=True)):
             for key in (k for k in tensors if k.startswith(f"state/{i}/")):
                 kind = key.split("/", 2)[2]
                 held = parallel.split(tensors[key], like)
-                self.optimizer.state[p][kind] = held if kind == "step" and not self._fused() else held.to(p.device)
+                self.optimizer.state[p][kind] = held if kind == "step" and not fused else held.to(p.device)
             if self.averages:
                 self.averages[i].copy_(parallel.split(tensors[f"average/{i}"], like))
         for i, group in enumerate(self.optimizer.param_groups):
             group |= {k: type(group[k])(v) for k, v in zip(_numbers(group), tensors[f"group/{i}"].tolist(), strict=True)}
 
-    def _fused(self) -> bool:
-        return bool(self.optimizer.param_groups[0].get("fused"))
-
     def finite(self) -> bool:
         """Whether all parameters are numbers."""
         return all(bool(p.isfinite().all()) for p in self.moved)
-
-    def shape(self) -> str:
-        """The parameters by name, as a checkpoint has to have them."""
-        return f"{len(self.parameters)} with {sum(prod(p.shape) for p in self.parameters.values())} numbers"
 
 
 def _numbers(group: Mapping[str, object]) -> list[str]:
