@@ -101,7 +101,7 @@ def test_graphs_in_the_pages_have_no_problem(block: tuple[str, str]) -> None:
 
 def help_of(words: list[str]) -> str:
     """The help page of a command, or nothing when there is no such command."""
-    if len(words) == 2 and words[0] not in ("store", "dataset"):
+    if len(words) == 2 and words[0] not in ("store", "dataset", "compat"):
         return ""
     code = "import sys; from safelight.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True, check=False)

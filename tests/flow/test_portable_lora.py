@@ -90,12 +90,12 @@ def test_names_are_those_of_each_program(families: Any, tmp_path: Path) -> None:
     family, file = families("kolors"), tmp_path / "kohya.safetensors"
     lora_file.write(file, roundtrip.adapter(family, "LoRA"), {})
     first = {layout: portable.export(family, file, layout, tmp_path / f"x.{layout}")[0] for layout in portable.LAYOUTS}
-    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"
     assert first == {
         "kohya": f"lora_unet_{path.replace('.', '_')}.alpha",
         "diffusers": f"unet.{path}.lora_A.weight",
-        "comfyui": "diffusion_model.input_blocks.3.1.transformer_blocks.0.attn1.to_q.alpha",
-        "diffsynth": "blocks.4.transformer_blocks.0.attn1.to_q.lora_A.default.weight",
+        "comfyui": "diffusion_model.input_blocks.3.1.transformer_blocks.0.attn1.to_k.alpha",
+        "diffsynth": "blocks.5.transformer_blocks.0.attn1.to_k.lora_A.default.weight",
     }
     with pytest.raises(ValueError, match="expected one of kohya, diffusers"):
         portable.export(family, file, "a1111", tmp_path / "x")

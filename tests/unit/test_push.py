@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from PIL import Image as Pil
 
 from safelight import provenance
@@ -46,6 +46,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(fetching, "PAUSE", 0.0)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
         yield server
+        close_session()  # what it keeps open the server would wait for
         server.shutdown()
         thread.join()
 
@@ -96,6 +97,14 @@ def test_one_that_always_breaks_leaves_no_commit(hub: Hub, folder: Path, name: s
     with pytest.raises(OSError, match="push"):
         drained(f"{name}:o/m", folder)
     assert hub.commits == 0
+
+
+@pytest.mark.parametrize("name", ["hf", "ms"])
+def test_a_hub_that_is_not_there(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for variable in ("HF_ENDPOINT", "MODELSCOPE_DOMAIN"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=f"push {name}:o/m.*push again"):
+        drained(f"{name}:o/m", folder)
 
 
 @pytest.mark.parametrize(("name", "variable"), [("hf", "HF_TOKEN"), ("ms", "MODELSCOPE_API_TOKEN")])

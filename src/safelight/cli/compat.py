@@ -32,7 +32,7 @@ DIFFSYNTH: dict[str, Any] = {
 
 PLAIN = {"held_out": 0.0, "samples": 0, "prior": 0.0, "betas": [0.9, 0.999], "warmup": 0, "clip": 0.0, "decay": "constant", "drop": 0.0}
 """What these trainers do not do unless asked: judge, draw, hold the model to what it was, warm up, clip, drop captions."""
-AS_HERE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+AS_HERE = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def made(op: str, **given: Any) -> Any:
@@ -72,7 +72,11 @@ def read(prog: str, known: Mapping[str, Any], words: Sequence[str]) -> dict[str,
 
 
 def _unknown(what: str, name: str, known: Mapping[str, Any]) -> NoReturn:
-    raise ValueError(f"{what} is unknown; {near(name, known)}".rstrip("; "))
+    raise ValueError(f"{what} is unknown; {near(name, list(known))}".rstrip("; "))
+
+
+def _listed(known: Mapping[str, Any]) -> str:
+    return "Arguments: " + ", ".join(f"--{name}" + (f" ({v})" if v and not isinstance(v, type) else "") for name, v in known.items())
 
 
 @click.group("compat")
@@ -80,7 +84,7 @@ def compat_group() -> None:
     """Run other trainers' commands as they are: same arguments, defaults and dataset folders."""
 
 
-@compat_group.command("diffsynth-kolors-lora", context_settings=AS_HERE)
+@compat_group.command("diffsynth-kolors-lora", context_settings=AS_HERE, epilog=_listed(DIFFSYNTH))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def diffsynth_command(words: tuple[str, ...]) -> None:
     """DiffSynth-Studio's train_kolors_lora.py of 2024.
@@ -153,7 +157,7 @@ def _lightning(model: Model, patch: Patch, out: Path, every: int) -> list[Path]:
     return [*written, *patch.save(out / "kolors-lora.safetensors")]
 
 
-@compat_group.command("kohya", context_settings=AS_HERE)
+@compat_group.command("kohya", context_settings=AS_HERE, epilog=_listed(kohya.ARGUMENTS))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def kohya_command(words: tuple[str, ...]) -> None:
     """sd-scripts' train_network.py, by its arguments or --config_file x.toml.

@@ -111,14 +111,15 @@ class Http:
         return text
 
     def send(self, url: str, data: bytes | Path, *, method: str = "POST", headers: Mapping[str, str] | None = None) -> Any:
-        """The answer to bytes, or to a file's content, as data; errors as `patiently`. A file is sent anew at each try."""
+        """The answer to bytes, or to a file's content, as data, empty when it is no JSON; errors as `patiently`."""
         def once() -> Any:
             with open(data, "rb") if isinstance(data, Path) else BytesIO(data) as body:
                 size = data.stat().st_size if isinstance(data, Path) else len(data)
                 told = {"Content-Type": "application/json", "Content-Length": str(size), **(headers or {})}
                 request = urllib.request.Request(url, body, told, method=method)
                 with closing(self.open(url, request=request)) as answer:
-                    return json.loads(answer.read(LONGEST_ANSWER) or b"{}")
+                    text = answer.read(LONGEST_ANSWER)
+                    return json.loads(text) if text[:1] == b"{" else {}
         return patiently(url, once)
 
     def open(self, url: str, *, start: int = 0, request: urllib.request.Request | None = None) -> http.client.HTTPResponse:

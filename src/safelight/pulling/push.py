@@ -53,7 +53,7 @@ def push(to: Wanted, folder: Path, *, private: bool = True) -> Work[str]:
 
 
 def _hugging_face(id: str, folder: Path, names: list[str], private: bool) -> str:
-    import httpx
+    import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -65,7 +65,7 @@ def _hugging_face(id: str, folder: Path, names: list[str], private: bool) -> str
         raise ValueError("push: Hugging Face wants a token that may write; set HF_TOKEN or run `hf auth login`") from e
     except HfHubHTTPError as e:
         raise _denied(f"hf:{id}", Refused(str(e).partition("\n")[0], e.response.status_code), "HF_TOKEN") from e
-    except (httpx.TransportError, RuntimeError) as e:  # RuntimeError is what uploads of single files raise
+    except (httpx2.TransportError, RuntimeError) as e:  # RuntimeError is what uploads of single files raise
         raise OSError(f"push hf:{id}: the connection broke ({e}); nothing was committed, push again") from e
     return f"{hf_endpoint()}/{id}"
 
@@ -125,7 +125,7 @@ def _action(name: str, path: Path, sha: str) -> dict[str, Any]:
 def _held(answer: Any) -> Mapping[str, Any]:
     """What an answer of ModelScope holds. Refused when it says that it did nothing."""
     said = answer if isinstance(answer, dict) else {}
-    if said.get("Code") != 200:
+    if said.get("Code", 200) != 200:  # what storage elsewhere answers has none
         raise Refused(f"it answers {str(said.get('Message'))[:200]!r}", int(said.get("Code") or 0))
     return said["Data"] if isinstance(said.get("Data"), dict) else {}
 

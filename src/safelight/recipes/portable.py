@@ -77,7 +77,8 @@ def look(family: Family, prompts: Sequence[str]) -> Work[Seen]:
 
 
 def _read(reader: str, layout: str, keys: tuple[int, int], seen: Seen, trained: Seen) -> Reading:
-    return Reading(reader, layout, *keys, *(float((a - b).abs().max()) for a, b in zip(seen, trained, strict=True)))
+    outputs, pictures = (float((a - b).abs().max()) for a, b in zip(seen, trained, strict=True))
+    return Reading(reader, layout, *keys, outputs, pictures)
 
 
 def readings(model: Model, file: Path, prompts: Sequence[str], trained: Seen) -> Work[tuple[list[Reading], int]]:
