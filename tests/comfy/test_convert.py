@@ -94,6 +94,17 @@ def test_what_leads_nowhere_is_told_by_node(here: Places, name: str, change: Cal
         convert(read(f"{name}.api.json"), here)
 
 
+def test_what_is_no_workflow_or_too_large_is_told(here: Places) -> None:
+    one = {"nodes": [{"id": 1}], "links": []}
+    for odd in ({"nodes": [3], "links": []}, one, {"nodes": [], "links": [[1, 2]]}, {"nodes": [], "links": 7}):
+        with pytest.raises(ValueError, match="convert: "):
+            convert(odd, here)
+    shapes = [{"id": f"s{i}", "nodes": [{"id": k, "type": f"s{i + 1}"} for k in range(10)], "links": []} for i in range(9)]
+    bomb = {"nodes": [{"id": 1, "type": "s0"}], "links": [], "definitions": {"subgraphs": shapes}}
+    with pytest.raises(ValueError, match="more than 10000 nodes"):
+        convert(bomb, here)
+
+
 def test_choices_and_comments_in_a_prompt() -> None:
     last: Callable[[Any], str] = lambda words: str(words[-1])  # noqa: E731
     assert opened("a {red|{dark|light} blue} fox // sly\n/* no\nmore */end", last) == "a light blue fox \nend"

@@ -17,7 +17,8 @@ from safelight.comfy.node import WIDGETS, Places
 MUTED, BYPASSED = 2, 4
 ENTRY, EXIT = -10, -20
 """The nodes of a subgraph that stand for its inputs and its outputs."""
-DEEPEST = 64
+DEEPEST, MOST, LONGEST = 64, 10_000, 20_000
+"""How deep subgraphs may lie in each other, how many nodes a prompt may have, and how long a text may be in which choices are made."""
 UNSEEN = ("Note", "MarkdownNote", "Reroute", "PrimitiveNode")
 """Types that the editor never sends."""
 BUTTONS = ("image_upload", "video_upload", "animated_image_upload")
@@ -46,11 +47,17 @@ def converted(workflow: Mapping[str, Any], info: Info, choose: Choose = random.c
     """The same by what `/object_info` says."""
     if not is_workflow(workflow):
         raise ValueError("convert: got no workflow of the editor's, expected `nodes` and `links`; a prompt (API form) needs no conversion")
-    subgraphs = {str(s["id"]): s for s in (workflow.get("definitions") or {}).get("subgraphs") or ()}
+    definitions = workflow.get("definitions") or {}
+    subgraphs = {str(s["id"]): s for s in definitions.get("subgraphs") or ()}
     groups = (workflow.get("extra") or {}).get("groupNodes") or {}
     out: dict[str, Any] = {}
-    for level, node in _walk(_Level.of(workflow, subgraphs, groups, info)):
-        out[level.prefix + _id(node)] = _entry(level, node, info, choose)
+    try:
+        for level, node in _walk(_Level.of(workflow, subgraphs, groups, info)):
+            out[level.prefix + _id(node)] = _entry(level, node, info, choose)
+            if len(out) > MOST:
+                raise ValueError(f"convert: got more than {MOST} nodes, subgraphs opened; expected fewer")
+    except (KeyError, IndexError, TypeError, AttributeError) as e:
+        raise ValueError(f"convert: no workflow as the editor saves it: {type(e).__name__}: {e}") from e
     for entry in out.values():
         entry["inputs"] = {k: v for k, v in entry["inputs"].items() if not _is_link(v) or v[0] in out}
     return out
@@ -76,6 +83,7 @@ class _Level:
     instance: Json = field(default_factory=dict)
     shape: Json = field(default_factory=dict)
     depth: int = 0
+    inner: dict[str, _Level | None] = field(default_factory=dict)
 
     @staticmethod
     def of(graph: Json, subgraphs: Mapping[str, Json], groups: Mapping[str, Json], info: Info) -> _Level:
@@ -83,6 +91,11 @@ class _Level:
 
     def inside(self, node: Json) -> _Level | None:
         """The level in a node that is an instance, or None."""
+        if _id(node) not in self.inner:
+            self.inner[_id(node)] = self._opened(node)
+        return self.inner[_id(node)]
+
+    def _opened(self, node: Json) -> _Level | None:
         subgraphs, groups, info = self.known
         kind = str(node["type"])
         shape = subgraphs.get(kind)
@@ -315,7 +328,7 @@ def _serial(value: Any, options: Json, choose: Choose) -> Any:
     """A widget's value as a prompt has it: lists wrapped, so that they are not taken for links; a choice in a text made."""
     if isinstance(value, list):
         return {"__value__": value}
-    if isinstance(value, str) and options.get("dynamicPrompts"):
+    if isinstance(value, str) and options.get("dynamicPrompts") and len(value) <= LONGEST:
         return opened(value, choose)
     return value
 
