@@ -55,7 +55,7 @@ def test_noise_is_a_function_of_seed_step_and_slot() -> None:
 
 @pytest.mark.parametrize("power", [0.0, 2.0])
 def test_times_are_stratified_and_have_the_density_they_should(power: float) -> None:
-    every = torch.stack([batches.times(3, step, 8, power) for step in range(200)])
+    every = torch.stack([objectives.times(Objective(towards_noise=power), batches.times(3, step, 8)) for step in range(200)])
     parts = (every ** (1 + power) * 8 - 1e-4).long().sort(dim=1).values
     assert (parts == torch.arange(8)).float().mean() > 0.99
     for q in (0.25, 0.5, 0.75):

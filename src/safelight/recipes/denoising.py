@@ -128,11 +128,8 @@ class Net:
         """The captions as the model reads them now, of pictures of these sizes (B, 6)."""
         return told(self.family.encode_text(captions) if self.trainable.text else self._before(captions), sizes)
 
-    def cond_before(self, captions: Sequence[str], sizes: Tensor | None = None) -> Cond:
-        """The captions as the untouched model reads them."""
-        return told(self._before(captions), sizes)
-
     def _before(self, captions: Sequence[str]) -> Cond:
+        """The captions as the untouched model reads them."""
         known = {c: self.lesson.texts[c] for c in dict.fromkeys(captions) if c in self.lesson.texts}
         for c in dict.fromkeys(captions):
             if c not in known:
@@ -169,7 +166,7 @@ class Net:
         quiet = torch.tensor([s.quiet and o.prior_by == "answers" for s in part.slots])
         if quiet.any():
             some = [c for c, q in zip(captions, quiet, strict=True) if q]
-            cond = self.cond_before(some, None if part.sizes is None else part.sizes[quiet])
+            cond = told(self._before(some), None if part.sizes is None else part.sizes[quiet])
             with torch.no_grad(), self.trainable.off(), self.around([s for s in part.slots if s.quiet]):
                 target[quiet] = f.predict(x[quiet], sigma[quiet], cond)
         with self.around(part.slots):

@@ -100,16 +100,12 @@ def pyramid(seed: int, step: int, slots: Sequence[int], shape: tuple[int, int, i
     return out / out.std(dim=(1, 2, 3), keepdim=True)
 
 
-def times(seed: int, step: int, batch: int, towards_noise: float = 0.0) -> Tensor:
-    """(batch,) in [0, 1): one draw in each of `batch` equal parts, so that a batch sees all noise levels (arXiv:2107.00630, appendix I.1).
-
-    With `towards_noise` b the density rises as t^b; 0 is uniform.
-    """
+def times(seed: int, step: int, batch: int) -> Tensor:
+    """(batch,) in [0, 1): one draw in each of `batch` equal parts, so that a batch sees all noise levels (arXiv:2107.00630, app. I.1)."""
     g = generator("times", seed, step)
     shift = torch.rand((), generator=g, dtype=torch.float64)
     parts = torch.randperm(batch, generator=g)  # which slot gets which part
-    u = (parts + shift) / batch
-    return (u ** (1 / (1 + towards_noise))).float().clamp(max=1 - 1e-7)
+    return ((parts + shift) / batch).float().clamp(max=1 - 1e-7)
 
 
 def levels(sigmas: Tensor, t: Tensor) -> Tensor:

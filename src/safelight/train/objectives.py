@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from safelight.families import Family
     from safelight.train.settings import Objective
-    from safelight.values import Cond
 
 WEIGHTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "min_snr": lambda snr, gamma: snr.clamp(max=gamma),
@@ -69,13 +67,3 @@ def mean(o: Objective, off: Tensor, mask: Tensor | None) -> Tensor:
         return off.mean(dim=(1, 2, 3))
     counts = (mask + o.unmasked * (1 - mask)).expand_as(off)
     return (off * counts).sum(dim=(1, 2, 3)) / counts.sum(dim=(1, 2, 3)).clamp(min=1e-6)
-
-
-def mean_square(error: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B,)."""
-    return error.square().mean(dim=(1, 2, 3))
-
-
-def squared_error(family: Family, x: Tensor, sigma: Tensor, cond: Cond, target: Tensor) -> Tensor:
-    """(B,) mean squared error of what the network says of x (B, C, h, w) at sigma (B,), float32."""
-    return mean_square(family.predict(x, sigma, cond) - target)
