@@ -96,6 +96,11 @@ def rows(names: list[str], folder: Path, count: int = 160) -> list[dict[str, Any
     return out
 
 
+def numbered(path: Path, first: int = 1) -> list[tuple[int, bytes]]:
+    """(number, line) of every line that is not empty."""
+    return [(i, line) for i, line in enumerate(path.read_bytes().splitlines(keepends=True), first) if line.strip()]
+
+
 def write(folder: Path) -> Path:
     """The pictures and `data.jsonl`; its path."""
     listed = rows(write_pictures(folder), folder)

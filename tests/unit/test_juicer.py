@@ -19,9 +19,9 @@ from safelight.data.juicer.hashes import image_hash
 from safelight.data.juicer.known import Known
 from safelight.data.juicer.pictures import Picture
 from safelight.data.juicer.registry import OPERATORS, Sample, find, settle
-from safelight.data.juicer.rows import Alike, lines, parse, source
+from safelight.data.juicer.rows import Alike, parse, shape_among, source
 from safelight.data.juicer.shard import run_shard, stages
-from tests.juicer import HEADER, RECIPES, write
+from tests.juicer import HEADER, RECIPES, numbered, write
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "juicer"
 
@@ -128,18 +128,16 @@ def test_near_duplicates_by_distance(recipe: Recipe, tmp_path: Path) -> None:
 def test_a_shard_is_plain_data(root: Path, recipe: Recipe) -> None:
     made = read_recipe(recipe(RECIPES["filters"]))
     (stage,) = stages(made, None)
-    samples, _ = parse(list(lines(root / "data.jsonl")), source(root / "data.jsonl", made), _alike(root))
+    samples, _ = parse(numbered(root / "data.jsonl"), source(root / "data.jsonl", made), _alike(root))
     whole = run_shard(samples, stage)
-    samples, _ = parse(list(lines(root / "data.jsonl")), source(root / "data.jsonl", made), _alike(root))
+    samples, _ = parse(numbered(root / "data.jsonl"), source(root / "data.jsonl", made), _alike(root))
     parts = [run_shard(*pickle.loads(pickle.dumps((samples[i:i + 50], stage)))) for i in range(0, 200, 50)]  # noqa: S301
     assert [s.row for s in whole.kept] == [s.row for p in parts for s in p.kept]
     assert whole.drops == [d for p in parts for d in p.drops]
 
 
 def _alike(root: Path) -> Alike:
-    from safelight.data.juicer.rows import scan
-
-    return Alike(scan([root / "data.jsonl"]))
+    return Alike(shape_among(numbered(root / "data.jsonl")))
 
 
 @pytest.mark.parametrize(("wrong", "told"), [

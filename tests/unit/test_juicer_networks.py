@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from safelight.data.juicer import run_recipe
 from safelight.data.juicer.networks import network
 from safelight.data.juicer.recipe import checked
-from safelight.data.juicer import run_recipe
 
 TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 

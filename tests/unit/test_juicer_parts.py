@@ -17,9 +17,9 @@ from safelight.data.juicer.cluster import run_on_ray
 from safelight.data.juicer.packing import packed, shape_named, shape_text, unpacked
 from safelight.data.juicer.parts import run_parts, slices
 from safelight.data.juicer.recipe import Recipe
-from safelight.data.juicer.rows import lines, scan
+from safelight.data.juicer.rows import shape_among
 from safelight.events import Note
-from tests.juicer import HEADER, RECIPES, write
+from tests.juicer import HEADER, RECIPES, numbered, write
 
 Execute = Callable[[Callable[[str], str], Sequence[str]], Iterator[str]]
 
@@ -188,7 +188,7 @@ def test_slices_are_the_lines(root: Path) -> None:
     for s in cut:
         data = Path(s.path).read_bytes()[s.at:s.at + s.length]
         found += [(s.first + i, line) for i, line in enumerate(data.splitlines(keepends=True)) if line.strip()]
-    assert found == [*lines(files[0]), *lines(files[1], 6)]
+    assert found == [*numbered(files[0]), *numbered(files[1], 6)]
 
 
 @pytest.mark.parametrize("key", ["a", None, 1.5, True, (1, b"\0\xff"), [b"a", [1]], {"bytes": ["list", 1]}, ("hash", "text"), []])
@@ -198,7 +198,7 @@ def test_keys_come_back(key: object) -> None:
 
 
 def test_shapes_come_back(root: Path) -> None:
-    shape = scan([root / "data.jsonl", root / "more.jsonl"])
+    shape = shape_among([*numbered(root / "data.jsonl"), *numbered(root / "more.jsonl")])
     assert shape_named(shape_text(shape)) == shape
     assert shape["extra"] is float and shape_named(shape_text({"a": ("list", object), "b": None})) == {"a": ("list", object), "b": None}
 

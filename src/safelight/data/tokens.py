@@ -61,14 +61,10 @@ def _light(file: Path) -> Callable[[str], int]:
     words.no_truncation()
     words.no_padding()
 
-    def ids(text: str) -> list[int]:
-        found: list[int] = words.encode(text, add_special_tokens=False).ids
-        return found
-
-    apart = ids("a") == ids(" a")  # where spaces are no part of tokens, what has a weight of its own is read by itself
+    apart = words.encode("a", add_special_tokens=False).ids == words.encode(" a", add_special_tokens=False).ids
 
     def count(text: str) -> int:
-        pieces = [piece for piece, _ in parse(text)]
-        return sum(len(ids(p)) for p in (pieces if apart else ["".join(pieces)]))
+        pieces = [piece for piece, _ in parse(text)]  # where spaces are no part of tokens, what has a weight of its own is read by itself
+        return sum(len(words.encode(p, add_special_tokens=False).ids) for p in (pieces if apart else ["".join(pieces)]))
 
     return count

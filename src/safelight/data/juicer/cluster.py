@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from safelight.data.juicer.parts import SHARD, Execute, run_parts
-from safelight.data.juicer.recipe import Recipe, sources
+from safelight.data.juicer.recipe import Recipe, groups
 from safelight.data.juicer.results import Outcome
 from safelight.events import Event, Progress
 
@@ -32,7 +32,7 @@ def run_on_ray(recipe: Recipe, *, address: str | None = None, shard: int = SHARD
 
     ImportError when Ray is not installed; ValueError when there is no cluster at the address; RuntimeError when the cluster gives up.
     """
-    sources(recipe)  # what is wrong with them is said before Ray starts, which takes seconds
+    groups(recipe)  # what is wrong with them is said before Ray starts, which takes seconds
     yield Progress(what="starting Ray" if address is None else f"joining Ray at {address}")
     model = any(s.operator.needs == "model" for s in recipe.steps)
     with joined(address, model=model) as execute:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safelight.data.juicer.packing import code, packed, shape_named, shape_text, unpacked
-from safelight.data.juicer.recipe import Group, Recipe, groups, kind
+from safelight.data.juicer.recipe import Recipe, groups
 from safelight.data.juicer.registry import STATS, Sample
 from safelight.data.juicer.results import Outcome, appearing, drop_lines, empty_outcome, removed
 from safelight.data.juicer.rows import Alike, Shape, Uneven, encoder, merged, parse, shape_among, source
 from safelight.data.juicer.shard import Drop, Stage, run_shard, stages
+from safelight.data.juicer.tables import lined
 from safelight.disk import place
 from safelight.events import Event, Note, Progress
 from safelight.locks import acquire, release
@@ -117,19 +118,11 @@ def run_parts(
                 removed(other)
         folder.mkdir(exist_ok=True)
         run = Run(recipe, folder, Alike(), str(Path.cwd()), code(), known)
-        outcome = yield from _run(run, [json.dumps(s) for s in slices(_lined(run, found), shard)], execute)
+        outcome = yield from _run(run, [json.dumps(s) for s in slices(lined(found, recipe, folder), shard)], execute)
     finally:
         release(lock)
     removed(work)
     return outcome
-
-
-def _lined(run: Run, found: Sequence[Group]) -> list[tuple[Path, Path]]:
-    if all(g.take is None and kind(f) == ".jsonl" for g in found for f in g.files):
-        return [(f, f) for g in found for f in g.files]
-    from safelight.data.juicer.tables import lined
-
-    return lined(found, run.recipe, run.folder)
 
 
 def _run(run: Run, pieces: Sequence[str], execute: Execute | None) -> Generator[Event, None, Outcome]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -240,11 +241,6 @@ def groups(recipe: Recipe) -> list[Group]:
     return found
 
 
-def sources(recipe: Recipe) -> list[Path]:
-    """The files to read, as `groups`."""
-    return [f for group in groups(recipe) for f in group.files]
-
-
 def _places(keys: Mapping[str, Any]) -> tuple[list[tuple[str, float]], int | None]:
     """Paths with their weights, and how many rows are drawn; as in Data-Juicer weights count for nothing unless max_sample_num is given."""
     if keys["dataset_path"]:
@@ -265,13 +261,5 @@ def _places(keys: Mapping[str, Any]) -> tuple[list[tuple[str, float]], int | Non
 
 def _split(paths: str) -> list[str]:
     """`0.5 a.jsonl 0.5 'b c.jsonl'` -> the paths; one path with blanks in it stays whole."""
-    if os.path.exists(paths):
-        return [paths]
-
-    def weighs(word: str) -> bool:
-        try:
-            return float(word) >= 0
-        except ValueError:
-            return False
-
-    return [word for word in shlex.split(paths) if not weighs(word)] or [paths]
+    words = [] if os.path.exists(paths) else shlex.split(paths)
+    return [w for w in words if not re.fullmatch(r"\d*\.?\d*", w)] or [paths]

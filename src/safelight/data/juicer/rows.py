@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from json.scanner import make_scanner
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,14 +44,6 @@ def source(path: Path, recipe: Recipe) -> Source:
     keys = recipe.keys
     suffix = bool(keys["suffixes"]) or any(s.name == "suffix_filter" for s in recipe.steps)
     return Source(path, (keys["image_key"], keys["audio_key"], keys["video_key"]), tuple(recipe.text_keys), suffix)
-
-
-def lines(path: Path, first: int = 1) -> Iterator[tuple[int, bytes]]:
-    """(number, line) of every line that is not empty."""
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, start=first):
-            if line.strip():
-                yield number, line
 
 
 def parse(numbered: Sequence[tuple[int, bytes]], where: Source, alike: Alike) -> tuple[list[Sample], list[Fault]]:
@@ -108,11 +99,6 @@ def _depth(value: Any) -> int:
     while level := [v for v in level if isinstance(v, list | dict)]:
         depth, level = depth + 1, [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
     return depth
-
-
-def scan(paths: Sequence[Path]) -> Shape:
-    """The shape of all rows of the files."""
-    return shape_among(chain.from_iterable(map(lines, paths)))
 
 
 def shape_among(numbered: Iterable[tuple[int, bytes]]) -> Shape:

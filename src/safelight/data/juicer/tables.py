@@ -4,8 +4,6 @@ Columns of a CSV become numbers or truth values where all their cells are; an em
 """
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -49,9 +47,11 @@ def _once(path: Path, lines: Callable[[], Iterator[bytes]]) -> Path:
 
 
 def _read(read: Callable[[Path, Paths], Iterator[bytes]], path: Path, recipe: Recipe) -> Iterator[bytes]:
+    import csv
+
     try:
         yield from read(path, source(path, recipe).paths)
-    except (ValueError, EOFError, gzip.BadGzipFile, csv.Error) as error:
+    except (ValueError, EOFError, OSError, csv.Error) as error:
         raise ValueError(f"dataset_path: {path} cannot be read: {error}") from error
 
 
@@ -59,38 +59,24 @@ def _drawn(files: Sequence[tuple[Path, Path]], take: int, recipe: Recipe) -> Ite
     """As many rows as asked for, in Data-Juicer's order; behind them lines that hold none, which are listed when they are read."""
     from safelight.data.juicer.fields import drawn
 
-    places, rest = list[tuple[Path, Path, int]](), list[bytes]()
-    for path, of, at, line in ((p, of, *found) for p, of in files for found in _located(p)):
-        row = row_of(line)
-        if isinstance(row, dict) and all(row.get(k) is not None for k in recipe.text_keys):
-            places.append((path, of, at))
-        else:
-            rest.append(line)
-    opened = {path: open(path, "rb") for path, _ in files}  # noqa: SIM115  (closed below)
-    try:
-        for path, of, at in (places[i] for i in (drawn(len(places), take) if places else ())):
-            opened[path].seek(at)
-            row = row_of(opened[path].readline())
-            assert isinstance(row, dict)
-            absolute(row, source(of, recipe), str(of.parent).rstrip("/"))
-            yield json.dumps(row, ensure_ascii=False).encode()
-    finally:
-        for f in opened.values():
-            f.close()
+    whole, rest = list[bytes](), list[bytes]()
+    for path, of in files:
+        where = source(of, recipe)
+        for line in filter(bytes.strip, path.read_bytes().splitlines()):
+            row = row_of(line)
+            if isinstance(row, dict) and all(row.get(k) is not None for k in recipe.text_keys):
+                absolute(row, where, str(of.parent).rstrip("/"))
+                whole.append(json.dumps(row, ensure_ascii=False).encode())
+            else:
+                rest.append(line)
+    yield from (whole[i] for i in (drawn(len(whole), take) if whole else ()))
     yield from rest
-
-
-def _located(path: Path) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    with open(path, "rb") as f:
-        for line in f:
-            if line.strip():
-                yield at, line
-            at += len(line)
 
 
 def _json(path: Path, paths: Paths) -> Iterator[bytes]:
     """An array of objects, read as a whole; or lines, whatever the name says."""
+    import gzip
+
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
         first = next((line for line in f if line.strip()), b"")
         f.seek(0)
@@ -106,6 +92,8 @@ TRUTH = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": Fals
 
 
 def _csv(path: Path, paths: Paths, *, delimiter: str = ",") -> Iterator[bytes]:
+    import csv
+
     with open(path, encoding="utf-8-sig", newline="") as f:
         found = csv.reader(f, delimiter=delimiter)
         names = next(found, [])
@@ -129,19 +117,13 @@ def _readings(count: int, rows: Iterable[Sequence[str]]) -> list[Callable[[str],
     return [float if left[0] is int and i in gaps else left[0] for i, left in enumerate(fits)]
 
 
-def _truth(cell: str) -> bool:
-    if cell not in TRUTH:
-        raise ValueError(cell)
-    return TRUTH[cell]
-
-
-READS: tuple[Callable[[str], Any], ...] = (_truth, int, float, str)
+READS: tuple[Callable[[str], Any], ...] = (TRUTH.__getitem__, int, float, str)
 
 
 def _can(read: Callable[[str], Any], cell: str) -> bool:
     try:
         read(cell)
-    except ValueError:
+    except (KeyError, ValueError):
         return False
     return read is str or "_" not in cell  # Python reads 1_000 as a number
 
