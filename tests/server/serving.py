@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+
+pytest.importorskip("fastapi")
+
 from fastapi.testclient import TestClient
 
 from safelight.server.app import application
