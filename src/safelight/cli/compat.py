@@ -97,7 +97,7 @@ def diffsynth_command(words: tuple[str, ...]) -> None:
         raise ValueError("diffsynth-kolors-lora: required: " + ", ".join(missing))
     unet, text, vae = (_settled(Path(a[name])) for name in needed[:3])
     whole = next((p for p in Path(unet).absolute().parents if (p / "model_index.json").is_file()), None)
-    model = made("model", name=str(whole or unet), vae=vae, text_encoder=text, **({"unet": unet} if whole else {}))
+    model = made("model", name=str(whole or a[needed[0]]), vae=vae, text_encoder=text, **({"unet": unet} if whole else {}))
     data = made("folder", path=str(Path(a["dataset_path"]) / "train" / "metadata.csv"))
     job = diffsynth_job(a)
     job.problems += [f"--pretrained_unet_path {unet}: a {model.family} model, not Kolors"] if model.family != "kolors" else []
