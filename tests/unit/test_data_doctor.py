@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
+from safelight.data.curation import COLOURS, HASH
 from safelight.data.doctor import KINDS, Examined, Limits, examine
 from safelight.data.folder import read_folder
+from safelight.data.juicer.known import contents
 from safelight.spec import Work
 
 LIMITS = Limits(min_side=64, room=12, count=lambda text: len(text.split()))
@@ -49,8 +51,8 @@ def clean(tmp_path: Path) -> Path:
     return root
 
 
-def examined(root: Path, limits: Limits = LIMITS, held_out: Path | None = None) -> Examined:
-    work: Work[Examined] = examine(root, limits, held_out)
+def examined(root: Path, limits: Limits = LIMITS, held_out: Path | None = None, kept: Path | None = None) -> Examined:
+    work: Work[Examined] = examine(root, limits, held_out, kept)
     try:
         while True:
             next(work)
@@ -253,6 +255,17 @@ def test_a_held_out_folder_elsewhere_or_inside(clean: Path, tmp_path: Path) -> N
     put(clean, "judged/c.jpg", 0, "z", (120, 96))
     assert [(f.kind, f.file) for f in examined(clean, held_out=clean / "judged").findings] == [("leak", "judged/c.jpg")]
     assert [f.kind for f in examined(clean).findings] == ["near-duplicate"]
+
+
+def test_what_is_known_of_a_picture_is_not_measured_again(clean: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "measures.sqlite"
+    hashes = [r.picture.sha256 for r in examined(clean, kept=kept).rows]
+    with contents(kept, hashes) as known:
+        assert {sha for sha, question in known if question == HASH} == set(hashes)
+        for sha in hashes:
+            known[sha, HASH] = "0" * 16
+            known[sha, COLOURS] = "80" * 192
+    assert {f.kind for f in examined(clean, kept=kept).findings} == {"near-duplicate", "leak"}, "what is kept is believed"
 
 
 def test_limits_are_the_users(clean: Path) -> None:

@@ -147,6 +147,7 @@ def test_check_says_what_and_how_it_ended(folder: Path, broken: Path, tmp_path: 
 def test_a_long_list_is_cut_and_says_where_the_rest_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(25):
         Pil.new("RGB", (9, 9), (i * 10, 0, 0)).save(tmp_path / f"{i}.png")
+    Pil.new("RGB", (64, 64)).save(tmp_path / "large.png")  # for the embedded model
     assert run("dataset", "check", tmp_path, "--near-duplicates", -1, "--ignore", "no-caption") == 1
     out = capsys.readouterr().out
     assert "(25, tiny)" in out and "and 5 more" in out and "--json" in out and out.count(".png") == 20
