@@ -1,8 +1,10 @@
 """Several processes train one thing: the loss follows the curve of one process with the same batch, and a lost process is told of."""
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pil
+from safetensors.torch import load_file
 
 from safelight.train import parallel
 from safelight.train.checkpoints import Checkpoints
@@ -124,13 +127,35 @@ def test_the_command_starts_its_processes_or_is_started_as_them(tmp_path: Path, 
     assert two == pytest.approx(one, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_ray_trains_and_the_command_takes_the_result(tmp_path: Path, words: list[str]) -> None:
-    pytest.importorskip("ray.train", exc_type=ImportError)
-    command(tmp_path / "one", words, "--out", str(tmp_path / "one.safetensors"))
-    command(tmp_path / "ray", words, "--processes", "2", "--engine", "ray", "--out", str(tmp_path / "ray.safetensors"))
-    from safetensors.torch import load_file
+def below(pid: int) -> Iterator[int]:
+    """The processes that a process has started, and theirs."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from (int(child), *below(int(child)))
 
+
+def kill_a_worker(process: subprocess.Popen[bytes], home: Path) -> int:
+    """Once the training has told of a step; returns how many were killed."""
+    while process.poll() is None:
+        time.sleep(0.2)
+        if any(path.stat().st_size for path in home.glob("work/*/metrics.jsonl")):
+            workers = [pid for pid in below(process.pid) if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            for pid in workers[:1]:
+                os.kill(pid, signal.SIGKILL)
+            return len(workers[:1])
+    return 0
+
+
+@pytest.mark.slow
+def test_ray_begins_again_where_a_worker_is_lost(tmp_path: Path, words: list[str]) -> None:
+    pytest.importorskip("ray.train", exc_type=ImportError)
+    words = [*words, "--steps", "30"]
+    command(tmp_path / "one", words, "--out", str(tmp_path / "one.safetensors"))
+    more = ["--processes", "2", "--engine", "ray", "--out", str(tmp_path / "ray.safetensors")]
+    line = [sys.executable, "-m", "safelight", "--store", str(tmp_path / "ray"), *words, *more]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        killed = kill_a_worker(process, tmp_path / "ray")
+        assert process.wait() == 0
+    assert killed == 1
     one, ray = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "ray"))
     assert one.keys() == ray.keys()
     assert max(float((one[k] - ray[k]).abs().max()) for k in one) < 1e-4

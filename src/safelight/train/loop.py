@@ -135,8 +135,9 @@ def train(t: Training) -> Generator[Event, None, Trained]:
         try:
             yield from state.run()
         except GeneratorExit:
-            state.save(force=True)
-            parallel.agreed(parallel.STOP)
+            if not (state.looking and state.stepper.split):  # the others are in the middle of that look
+                state.save(force=True)
+                parallel.agreed(parallel.STOP)
             raise
         kept = state.kept()
         parallel.agreed(parallel.STOP)
@@ -165,7 +166,7 @@ class _State:
             raise ValueError("train: there are no parameters to train; choose other targets")
         if t.pictures < parallel.share().world:
             raise ValueError(f"train: a batch of {t.pictures} for {parallel.share().world} processes; expected a picture for each at least")
-        self.t, self.step = t, 0
+        self.t, self.step, self.looking = t, 0, False
         self.record: dict[str, Any] = {"loss": [], "lr": [], "norm": [], "held_out": [], "watched": -1, "kept_step": 0, "seconds": 0.0}
         self.best: dict[str, Tensor] = {}
         self.unread: list[tuple[int, Tensor]] = []
@@ -278,12 +279,13 @@ class _State:
 
     def _seen(self, watch: Watcher, draft: dict[str, Any]) -> Generator[Event, None, tuple[Reading | None, dict[str, Tensor]]]:
         """What the watcher says, and the weights where putting them together takes all processes."""
-        live = self.stepper.show()
+        live, self.looking = self.stepper.show(), True
         try:
             reading = yield from watch(self.step, draft)
         finally:
             self.stepper.put(live)
             self.clock = time.monotonic()
+        self.looking = False
         return reading, self.stepper.weights() if self.stepper.split else {}
 
     def _stop_clock(self) -> None:

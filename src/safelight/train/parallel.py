@@ -252,8 +252,8 @@ def whole(part: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     given: Any = like
-    shape = {"shape": like.shape, "stride": like.stride()}
-    return DTensor.from_local(part, given.device_mesh, given.placements, run_check=False, **shape).full_tensor()
+    mesh, places = given.device_mesh, given.placements
+    return DTensor.from_local(part, mesh, places, run_check=False, shape=like.shape, stride=like.stride()).full_tensor()
 
 
 def split(full: Tensor, like: Tensor) -> Tensor:
