@@ -68,8 +68,8 @@ def nodes(checkpoint: str, seed: int = 1) -> dict[str, Any]:
     graph = {
         "1": loader, "2": ("CLIPTextEncode", {"text": "a cat", "clip": ["1", 1]}), "3": ("CLIPTextEncode", {"text": "", "clip": ["1", 1]}),
         "4": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
-        "5": ("KSampler", {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": seed, "steps": 2,
-                           "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}),
+        "5": ("KSampler", {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": seed,
+                           "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}),
         "6": ("VAEDecode", {"samples": ["5", 0], "vae": ["1", 2]}), "7": ("SaveImage", {"images": ["6", 0], "filename_prefix": "bench"}),
     }
     return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in graph.items()}
@@ -107,16 +107,17 @@ def loaded(server: Server) -> None:
         for i in range(WAITING):
             call(f"{server.url}/prompt", {"prompt": nodes("", 10_000 + i), "client_id": f"c{i % SOCKETS}"})
         rate = WAITING / (time.perf_counter() - begun)
-        took = []
+        took, used = [], server.cpu()
         for _ in range(LOOKS):
             begun = time.perf_counter()
             assert len(call(f"{server.url}/queue")["queue_pending"]) == WAITING
             took.append(1000 * (time.perf_counter() - begun))
+        used = 1000 * (server.cpu() - used) / LOOKS
         memory = psutil.Process(server.process.pid).memory_info().rss / 2**20
         assert len(ears) == SOCKETS
     shares = statistics.quantiles(took, n=100)
-    print(f"{WAITING} waiting, {SOCKETS} sockets: GET /queue p50 {shares[49]:.0f} ms, p99 {shares[98]:.0f} ms; server {memory:.0f} MB; "
-          f"{rate:.0f} prompts taken in a second")
+    print(f"{WAITING} waiting, {SOCKETS} sockets: GET /queue p50 {shares[49]:.0f} ms, p99 {shares[98]:.0f} ms, {used:.1f} ms of processor time; "
+          f"server {memory:.0f} MB; {rate:.0f} prompts taken in a second")
     call(f"{server.url}/queue", {"clear": True})
     call(f"{server.url}/queue", {"pause": False})
 

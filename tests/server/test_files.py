@@ -169,17 +169,18 @@ def test_free_names_count_up_for_each_prefix(tmp_path: Path) -> None:
     names = Names()
     (tmp_path / "shot_00007_.png").touch()
     (tmp_path / "sub").mkdir()
-    made = []
-    for staged in ("shot_00001_.png", "shot_00002_.png", "sub/shot_00001_.png", "other_00009_.png", "page.html", "page.html"):
-        made.append(names.free(tmp_path, staged))
-        made[-1].touch()
-    assert [p.relative_to(tmp_path).as_posix() for p in made] == [
-        "shot_00008_.png",
-        "shot_00009_.png",
-        "sub/shot_00001_.png",
-        "other_00001_.png",
-        "page.html",
-        "page_00001_.html",
-    ]
+
+    def free(*staged: str) -> list[str]:
+        chosen: dict[str, str] = {}
+        made = [names.free(tmp_path, name, chosen) for name in staged]
+        for place in made:
+            place.touch()
+        return [place.relative_to(tmp_path).as_posix() for place in made]
+
+    assert free("shot_00001_.png", "shot_00002_.png", "sub/shot_00001_.png", "other_00009_.png") == [
+        "shot_00008_.png", "shot_00009_.png", "sub/shot_00001_.png", "other_00001_.png"]
     (tmp_path / "shot_00010_.png").touch()
-    assert names.free(tmp_path, "shot_00001_.png").name == "shot_00011_.png"
+    assert free("shot_00001_.png") == ["shot_00011_.png"]
+    assert free("page.html") + free("page.html") == ["page.html", "page_00001_.html"]
+    model = ("m_00001_/unet/config.json", "m_00001_/vae/config.json")
+    assert free(*model) + free(*model) == [*model, "m_00002_/unet/config.json", "m_00002_/vae/config.json"]

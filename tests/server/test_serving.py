@@ -219,6 +219,14 @@ def test_a_prompt_that_kills_its_worker_three_times_is_given_up(server: Server) 
     assert server.wait(second)["status"]["completed"]
 
 
+def test_what_is_no_picture_is_kept_whole(server: Server) -> None:
+    made = server.wait(server.queue({"mine": {"class_type": "model", "inputs": {"name": "mini"}}}))["outputs"]["mine"]["files"]
+    assert {"model_index.json", "unet", "vae"} <= {p.name for p in (server.home / "studio" / "output" / "mine_00001_").iterdir()}
+    assert all((server.home / "studio" / "output" / f["subfolder"] / f["filename"]).is_file() for f in made) and len(made) > 5
+    score = {"2": {"class_type": "score", "inputs": {"image": ["1", 0], "by": ["sharpness"]}}, **drawing(40)}
+    assert server.wait(server.queue(score))["outputs"]["2"]["files"][0]["filename"] == "scores.json"
+
+
 def test_the_openai_client_draws_and_edits(server: Server) -> None:
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:

@@ -13,7 +13,7 @@ from safelight.disk import put
 from safelight.folders import inside
 
 MARKED = re.compile(r"^(.*?)\s*\[(input|output|temp)\]$")
-COUNTED = re.compile(r"^(.*)_(\d{5,})_(\.\w+)$")
+COUNTED = re.compile(r"^(.*)_\d{5,}_(\.\w+)?$")
 PICTURES = {f".{end}": f"image/{kind}" for end, kind in [("jpg", "jpeg"), *((k, k) for k in ("png", "jpeg", "webp", "gif", "bmp"))]}
 LONGEST = 200
 """Bytes of a file's name."""
@@ -105,27 +105,31 @@ class Names:
     def __init__(self) -> None:
         self.last: dict[Path, int] = {}
 
-    def free(self, root: Path, staged: str) -> Path:
-        """The place of a result that a worker wrote as `staged`, a path below its folder: the same name with the next free number."""
-        found = COUNTED.match(staged)
-        stem, suffix = (found[1], found[3]) if found else os.path.splitext(staged)
-        if suffix not in PICTURES and not (root / staged).exists():
-            return _made(root / staged)
+    def free(self, root: Path, staged: str, chosen: dict[str, str]) -> Path:
+        """The place of a result that a worker wrote as `staged`, a path below its folder: the same name with the next free number. Files of
+        one numbered folder stay together: `chosen` holds what was found for one prompt."""
+        parts = staged.split("/")
+        at = next((i for i, part in enumerate(parts) if COUNTED.match(part)), len(parts) - 1)
+        head, rest = "/".join(parts[: at + 1]), parts[at + 1 :]
+        if head not in chosen:
+            found = COUNTED.match(head)
+            stem, suffix = (found[1], found[2] or "") if found else os.path.splitext(head)
+            chosen[head] = head if not found and not (root / head).exists() else self._next(root, stem, suffix)
+        place = root / "/".join([chosen[head], *rest])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def _next(self, root: Path, stem: str, suffix: str) -> str:
         base = root / stem
         number = self.last.get(base) or _highest(base)
-        place = base
-        while place == base or place.exists():
+        name = stem
+        while name == stem or (root / name).exists():
             number += 1
-            place = base.parent / f"{base.name}_{number:05}_{suffix}"
+            name = f"{stem}_{number:05}_{suffix}"
         self.last[base] = number
         if len(self.last) > 10_000:
             self.last.pop(next(iter(self.last)))
-        return _made(place)
-
-
-def _made(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+        return name
 
 
 def _highest(base: Path) -> int:

@@ -220,7 +220,8 @@ class Studio:
         for node, told in result.items():
             staged = self.staging / id / ("" if told["kept"] else "temp")
             root = (self.shelves.output if told["kept"] else self.shelves.temp).path
-            places = [self.names.free(root, Path(f).relative_to(staged).as_posix()) for f in told["files"]]
+            chosen: dict[str, str] = {}
+            places = [self.names.free(root, Path(f).relative_to(staged).as_posix(), chosen) for f in told["files"]]
             moves += [(f, str(p)) for f, p in zip(told["files"], places, strict=True)]
             if places:
                 self.written[told["stamp"]] = places

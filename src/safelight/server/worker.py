@@ -33,7 +33,7 @@ from safelight.folders import current as folders
 from safelight.server.reading import Most
 from safelight.spec import Work
 from safelight.store import Store, current
-from safelight.values import Value, canonical, digest
+from safelight.values import Image, Value, canonical, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +132,7 @@ class Bench:
         """Run and keep, having looked at what it asks for now that all links to numbers are resolved."""
         folder = self.staging / one.id
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         nodes = comfy.translate(one.order["prompt"], self.places).graph
         if wrong := self.most.refused(nodes.values()):
             raise ValueError(wrong)
@@ -139,7 +140,10 @@ class Bench:
         def keep(value: Value, saved: Saved, texts: Mapping[str, str], store: Store) -> list[Path]:
             stamp = digest("result", value.key, saved.prefix, str(saved.kept), canonical(texts))
             again = stamp in self.written and not one.order.get("fresh")
+            before = {f for told in one.stamps.values() for f in told["files"]}
             files = [] if again else save(value, saved, folder, texts, store)
+            if not again and not isinstance(value, Image):  # a model is more files than it names
+                files = [p for p in sorted(folder.rglob("*")) if p.is_file() and str(p) not in before]
             one.stamps[saved.node] = {"stamp": stamp, "kept": saved.kept, "files": [str(f) for f in files], "type": type(value).__name__}
             return files
 
