@@ -79,13 +79,13 @@ def trained(family: Family, adapter: Adapter, steps: int = 6, **more: Any) -> Ma
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_is_no_change_at_first_and_gone_at_the_end(family: Family, rounded: Family, method: str) -> None:
-    for f in (family, rounded):
+    for f in (family, rounded) if method in ("lora", "dora", "loha") else (family,):
         before, plain = look(f), lora_file.probe(f, PROMPTS)
         with trainables.adapter(f, LoraShape(rank=4, method=method), 0) as adapter:
             assert torch.equal(lora_file.probe(f, PROMPTS), plain)
             assert all(p.dtype == torch.float32 for p in adapter.parameters.values())
             assert adapter.text
-            trained(f, adapter, 3)
+            trained(f, adapter, 2)
             changed = lora_file.probe(f, PROMPTS)
             assert float((changed - plain).abs().max()) > 1e-3
             with adapter.off():
@@ -122,7 +122,7 @@ def test_a_broken_run_ends_as_a_straight_one(family: Family, tmp_path: Path, met
     with trainables.adapter(family, shape, 0) as adapter:
         straight, held = trained(family, adapter), {k: t.clone() for k, t in adapter.buffers().items()}
     checkpoints = Checkpoints(tmp_path / "c")
-    for stop in (1, 3, 0):
+    for stop in (3, 0):
         torch.manual_seed(stop)
         with trainables.adapter(family, shape, 0) as adapter:
             found = run(task(family, adapter, 6, checkpoints=checkpoints), stop)
@@ -132,8 +132,7 @@ def test_a_broken_run_ends_as_a_straight_one(family: Family, tmp_path: Path, met
     assert all(torch.equal(again[k], t) for k, t in held.items())
 
 
-@pytest.mark.parametrize("targets", ["attention", "full"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "targets"), [*((m, "full") for m in METHODS), ("lora", "attention"), ("lokr", "attention")])
 def test_the_file_does_what_was_trained(family: Family, tmp_path: Path, method: str, targets: str) -> None:
     path, shape = tmp_path / "a.safetensors", LoraShape(rank=3, alpha=1.5, targets=targets, method=method)
     with trainables.adapter(family, shape, 0) as adapter:
@@ -196,8 +195,8 @@ def test_pissa_trains_the_main_directions_and_writes_the_difference(family: Fami
     with trainables.adapter(family, LoraShape(rank=3, init="pissa", method=method), 0) as adapter:
         assert float((lora_file.probe(family, PROMPTS) - plain).abs().max()) < 1e-5
         one = next(iter(adapter.layers.values()))
-        down, up, scale = one.form.factors(one.weights)  # type: ignore[attr-defined]
-        own = (scale * up[:, :3].flatten(1) @ down[:3].flatten(1)).detach()
+        scale = 3**0.5 if method == "rslora" else 1.0
+        own = (scale * one.weights["lora_up.weight"].flatten(1) @ one.weights["lora_down.weight"].flatten(1)).detach()
         u, s, v = torch.linalg.svd(one.layer.weight.flatten(1))
         assert torch.allclose(own, u[:, :3] * s[:3] @ v[:3], atol=1e-5)
         weights = trained(family, adapter)

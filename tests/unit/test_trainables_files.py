@@ -1,4 +1,4 @@
-"""LoRAs made narrower, added up, and made of other adapters and of models: against the dense differences, and with the error that is told."""
+"""LoRAs made narrower, added up, and made of other adapters and of models: against the dense differences, and with the error told."""
 from pathlib import Path
 from typing import Any
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from safelight.events import Note, Progress
 from safelight.op import Knob, Work, op
@@ -15,37 +15,30 @@ if TYPE_CHECKING:
     from safelight.patches.lora import Change
     from safelight.patches.lora.narrow import Written
 
-RANK = Knob(1, 4096, help="ranks of a layer, at most")
-KEEP = Knob(0.01, 1, help="how much of the squared singular values of each layer; fewer ranks where that is enough")
+Rank = Annotated[int | None, Knob(1, 4096, help="ranks of a layer, at most; nothing: all there are")]
+Keep = Annotated[float, Knob(0.01, 1, help="how much of each layer's squared singular values is kept; with less than 1, fewer ranks do")]
 
 
 @op(group="model", version=1)
-def resize_lora(lora: Patch, *, rank: Annotated[int | None, RANK] = None, keep: Annotated[float, KEEP] = 0.95) -> Work[Patch]:
+def resize_lora(lora: Patch, *, rank: Rank = None, keep: Keep = 0.95) -> Work[Patch]:
     """Make a LoRA narrower: of each layer the largest singular values are kept, and the file is smaller.
 
     A change that is no plain LoRA goes through as_lora first.
-
-    Args:
-        rank: ranks of a layer, at most; nothing: as many as `keep` says
-        keep: how much of the squared singular values is kept in each layer; 1: all that rank allows
     """
     from safelight.patches.lora.narrow import Width, merged
 
-    path = lora.weights.path
-    made = merged([(_changes(lora), 1.0, path)], Width(rank, keep))
-    return (yield from _finished("resize_lora", made, str(lora.info.get("name") or Path(path).stem), _notes(path)))
+    made = merged([(_changes(lora), 1.0, lora.weights.path)], Width(rank, keep))
+    return (yield from _finished("resize_lora", made, _title(lora), _notes(lora)))
 
 
 @op(group="model", version=1)
-def merge_loras(loras: Sequence[Patch], *, weights: Sequence[float] = (), rank: Annotated[int | None, RANK] = None) -> Work[Patch]:
+def merge_loras(loras: Sequence[Patch], *, weights: Sequence[float] = (), rank: Rank = None) -> Work[Patch]:
     """Add LoRAs up into one file: at the sum of their ranks exactly, at fewer the nearest there is.
 
     Layers go by their names, so files of different programs go through as_lora first.
 
     Args:
-        loras: two or more plain LoRAs
         weights: how much each counts; empty: as much as its strength
-        rank: ranks of a layer, at most; nothing: the sum
     """
     from safelight.patches.lora.narrow import Width, merged
 
@@ -53,65 +46,51 @@ def merge_loras(loras: Sequence[Patch], *, weights: Sequence[float] = (), rank: 
         raise ValueError(f"merge_loras: {len(weights)} weights for {len(loras)} LoRAs; expected one for each, or none")
     counted = weights or [lora.strength for lora in loras]
     made = merged([(_changes(one), w, one.weights.path) for one, w in zip(loras, counted, strict=True)], Width(rank))
-    name = " + ".join(str(one.info.get("name") or Path(one.weights.path).stem) for one in loras)
-    return (yield from _finished("merge_loras", made, name, {}))
+    return (yield from _finished("merge_loras", made, " + ".join(map(_title, loras)), {}))
 
 
 @op(group="model", version=1)
-def as_lora(
-    adapter: Patch, model: Model, *, rank: Annotated[int | None, RANK] = 32, keep: Annotated[float, KEEP] = 1.0
-) -> Work[Patch]:
+def as_lora(adapter: Patch, model: Model, *, rank: Rank = 32, keep: Keep = 1.0) -> Work[Patch]:
     """Make a plain LoRA of any adapter (LoHa, LoKr, DoRA, full differences, any program's names), in kohya's layout.
 
     Args:
-        adapter: what to rewrite
-        model: what it is for; a DoRA depends on its weights
-        rank: ranks of a layer, at most; nothing: all there are
-        keep: how much of the squared singular values is kept in each layer
+        model: what it is for; what a DoRA does depends on the weights
     """
     import torch
 
     from safelight.patches.lora import PREFIXES, kohya_name, match
     from safelight.patches.lora.beside import effective
-    from safelight.patches.lora.narrow import Width, Written, layer_delta
+    from safelight.patches.lora.narrow import Width, Written
     from safelight.runtime import lease
 
-    made, path = Written(), adapter.weights.path
+    made = Written(Width(rank, keep))
     with lease(model, dtype=torch.float32, holder="as_lora") as family:
         several = "text_encoder_2" in {part for part in family.trainable() if part in PREFIXES}
-        fits = [fit for some in match(family, _changes(adapter), path).values() for fit in some]
+        fits = [fit for some in match(family, _changes(adapter), adapter.weights.path).values() for fit in some]
         for i, (place, change) in enumerate(fits, 1):
-            name = kohya_name(place.part, place.path, several=several)
-            layer_delta(made, name, change=change, layer=place.layer, weight=effective(place.layer)[0].detach(), width=Width(rank, keep))
+            made.change(kohya_name(place.part, place.path, several=several), change, place.layer, effective(place.layer)[0].detach())
             yield Progress(step=i, total=len(fits), what="layers")
-    return (yield from _finished("as_lora", made, str(adapter.info.get("name") or Path(path).stem), _notes(path)))
+    return (yield from _finished("as_lora", made, _title(adapter), _notes(adapter)))
 
 
 @op(group="model", version=1)
-def extract_lora(
-    model: Model, tuned: Model, *, rank: Annotated[int | None, RANK] = 32, keep: Annotated[float, KEEP] = 1.0
-) -> Work[Patch]:
+def extract_lora(model: Model, tuned: Model, *, rank: Rank = 32, keep: Keep = 1.0) -> Work[Patch]:
     """Make a LoRA of the difference between two models: what makes one into the other, as far as its ranks reach.
 
     Args:
         model: what the LoRA is for
         tuned: the same model, trained further or with patches on it
-        rank: ranks of a layer, at most; nothing: all there are
-        keep: how much of the squared singular values is kept in each layer
     """
     from safelight.patches.lora.narrow import Width, Written
 
-    made = Written()
-    after, before = _weights(tuned), _weights(model)
+    made, after, before = Written(Width(rank, keep)), _weights(tuned), _weights(model)
     if {k: t.shape for k, (t, _) in after.items()} != {k: t.shape for k, (t, _) in before.items()}:
         raise ValueError(f"extract_lora: {tuned.source} and {model.source} have different layers; expected two models of one shape")
     for i, (key, (weight, name)) in enumerate(before.items(), 1):
         delta = after[key][0].double() - weight.double()
         if delta.any() and name:
-            made.dense(name, delta, Width(rank, keep))
-        elif delta.any():
-            square = float(delta.square().sum())
-            made.whole, made.lost = made.whole + square, made.lost + square
+            made.dense(name, delta)
+        made.lose(None if name else delta)
         yield Progress(step=i, total=len(before), what="layers")
     if not made.pairs:
         raise ValueError(f"extract_lora: no linear or convolution layer of {tuned.source} differs from {model.source}")
@@ -132,6 +111,10 @@ def _weights(model: Model) -> dict[str, tuple[Tensor, str]]:
         return {key: (p.detach().cpu().clone(), names.get(key, "")) for key, p in found}
 
 
+def _title(lora: Patch) -> str:
+    return str(lora.info.get("name") or Path(lora.weights.path).stem)
+
+
 def _changes(lora: Patch) -> dict[str, Change]:
     from safelight.patches.lora import read
 
@@ -141,11 +124,12 @@ def _changes(lora: Patch) -> dict[str, Change]:
     return read(lora.weights.path, alpha=None if alpha is None else float(alpha), config=lora.options.get("config"))
 
 
-def _notes(path: str) -> dict[str, str]:
+def _notes(lora: Patch) -> dict[str, str]:
     """What a file says of itself that a narrower one may say too."""
     from safelight.patches.lora.file import CONFIG, opened
 
-    return {k: v for k, v in opened(path).metadata.items() if k != CONFIG and not k.startswith(("ss_network_", "sshs_"))}
+    told = opened(lora.weights.path).metadata
+    return {k: v for k, v in told.items() if k != CONFIG and not k.startswith(("ss_network_", "sshs_"))}
 
 
 def _finished(name: str, made: Written, title: str, notes: Mapping[str, str]) -> Work[Patch]:
@@ -155,14 +139,11 @@ def _finished(name: str, made: Written, title: str, notes: Mapping[str, str]) ->
     from safelight.train.lora_file import tensor_hash, write
 
     tensors, most = made.tensors(), max(made.ranks, default=0)
-    own = {
-        "ss_network_module": "networks.lora", "ss_network_dim": str(most), "ss_network_alpha": str(most),
-        "sshs_model_hash": tensor_hash(tensors), "safelight.error": f"{made.error:.3e}",
-    }
+    own = {"ss_network_module": "networks.lora", "ss_network_dim": str(most), "ss_network_alpha": str(most)}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "lora.safetensors"
-        write(file, tensors, {**notes, **own})
+        write(file, tensors, {**notes, **own, "sshs_model_hash": tensor_hash(tensors), "safelight.error": f"{made.error:.3e}"})
         blob = current().blob(file)
-    told: dict[str, Any] = {"name": title, "rank": most, "ranks": sorted(set(made.ranks)), "layers": len(made.ranks), "error": made.error}
     yield Note(text=f"{name}: {len(made.ranks)} layers of rank {most} at most; relative error {made.error:.2e}")
+    told = {"name": title, "rank": most, "ranks": sorted(set(made.ranks)), "layers": len(made.ranks), "error": made.error}
     return Patch("lora", blob, info=told)

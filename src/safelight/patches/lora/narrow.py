@@ -32,8 +32,10 @@ class Width:
 
 @dataclass
 class Written:
-    """A LoRA file in the making. `whole` and `lost` are sums of squares of the differences asked for, and of what is missing."""
+    """A LoRA file in the making. `keys` name a layer's down, up and alpha, which is "" where its file has none; `whole` and `lost` are sums
+    of squares of the differences asked for, and of what is missing."""
 
+    width: Width
     pairs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     keys: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     others: dict[str, Tensor] = field(default_factory=dict)
@@ -50,26 +52,40 @@ class Written:
         """Of the layers."""
         return [len(down) for _, down in self.pairs.values()]
 
-    def add(self, name: str, up: Tensor, down: Tensor, width: Width, *, inner: torch.Size, keys: tuple[str, str, str]) -> None:
-        """up (out, r) @ down (r, columns), cut. `inner` is the shape of a row: (in,) or (in, k, k); `keys` name down, up and alpha, which
-        may be "" where files have none."""
+    def add(self, name: str, up: Tensor, down: Tensor, inner: torch.Size) -> None:
+        """up (out, r) @ down (r, columns), cut. `inner` is the shape of a row: (in,) or (in, k, k)."""
         wide, q = torch.linalg.qr(up.double())
         tall, r = torch.linalg.qr(down.double().t())
         u, s, v = torch.linalg.svd(q @ r.t())
-        n = width.of(s)
-        root = s[:n].sqrt()
+        n = self.width.of(s)
         self.whole += float(s.square().sum())
         self.lost += float(s[n:].square().sum())
-        ones = [1] * (len(inner) - 1)
+        root, ones = s[:n].sqrt(), [1] * (len(inner) - 1)
         made = (wide @ u[:, :n] * root).view(-1, n, *ones), (root[:, None] * (v[:n] @ tall.t())).view(n, *inner)
-        self.pairs[name], self.keys[name] = (made[0].float(), made[1].float()), keys
+        self.pairs[name] = made[0].float(), made[1].float()
+        self.keys.setdefault(name, kohya_keys(name))
 
-    def dense(self, name: str, delta: Tensor, width: Width) -> None:
-        """A difference as large as the weight, under kohya's name."""
+    def dense(self, name: str, delta: Tensor) -> None:
+        """A difference as large as the weight."""
         flat = delta.flatten(1)
         one = torch.eye(min(flat.shape), dtype=torch.float64, device=flat.device)
-        up, down = (one, flat) if len(flat) <= flat.shape[1] else (flat, one)
-        self.add(name, up, down, width, inner=delta.shape[1:], keys=kohya_keys(name))
+        self.add(name, *((one, flat) if len(flat) <= flat.shape[1] else (flat, one)), delta.shape[1:])
+
+    def lose(self, delta: Tensor | None) -> None:
+        """A difference that no LoRA can hold, a norm's or a bias."""
+        square = 0.0 if delta is None else float(delta.double().square().sum())
+        self.whole, self.lost = self.whole + square, self.lost + square
+
+    def change(self, name: str, change: Change, layer: nn.Module, weight: Tensor) -> None:
+        """A change of any kind of a layer with this weight."""
+        self.lose(change.bias)
+        if isinstance(change.weight, Lora) and change.weight.factor.b is not None:
+            up, down = factors(change.weight)
+            self.add(name, up, down.flatten(1), weight.shape[1:])
+        elif change.weight is not None and isinstance(original(layer), nn.Linear | nn.Conv2d):
+            self.dense(name, change.weight.delta(weight))
+        elif change.weight is not None:
+            self.lose(change.weight.delta(weight))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is to be written. Where layers have an alpha it is one number for all: diffusers misreads kohya files of more."""
@@ -88,37 +104,32 @@ def kohya_keys(name: str) -> tuple[str, str, str]:
 
 def merged(files: Iterable[tuple[Mapping[str, Change], float, str]], width: Width) -> Written:
     """The sum of (changes, weight, path), cut. Layers go by their names in the files. ValueError for a layer that is no plain LoRA."""
-    out, layers = Written(), dict[str, list[tuple[Change, float, str]]]()
+    out, layers = Written(width), dict[str, list[tuple[Change, float, str]]]()
     for changes, weight, path in files:
         for name, change in changes.items():
             layers.setdefault(name, []).append((change, weight, path))
     for name, parts in layers.items():
-        _sum(out, name, parts, width)
+        _sum(out, name, parts)
     return out
 
 
-def _sum(out: Written, name: str, parts: list[tuple[Change, float, str]], width: Width) -> None:
-    (first, _, path), ups, downs = parts[0], [], []
-    head, inner = split(path, first.keys[0])[0], torch.Size()
+def _sum(out: Written, name: str, parts: list[tuple[Change, float, str]]) -> None:
+    (first, _, path), pairs = parts[0], []
+    head, roles = split(path, first.keys[0])[0], {split(path, key)[1]: key for key in first.keys}
+    down, up, _ = kohya_keys(head)
+    out.keys[name] = roles.get("down", down), roles.get("up", up), roles.get("alpha", "")
     for change, weight, where in parts:
-        if isinstance(change.weight, Lora) and change.weight.factor.b is not None:
-            up, down = factors(change.weight)
-            inner = down.shape[1:]
-            ups.append(up * weight)
-            downs.append(down.flatten(1))
-        elif change.weight is not None and not isinstance(change.weight, Full):
-            raise ValueError(f"lora {where}: {name} is {change.weight.name}; expected plain LoRA, which as_lora makes of it")
-        for end, t in (("diff_b", change.bias), ("diff", change.weight.difference if isinstance(change.weight, Full) else None)):
+        kind = change.weight
+        if isinstance(kind, Lora) and kind.factor.b is not None:
+            pairs.append((factors(kind)[0] * weight, factors(kind)[1]))
+        elif kind is not None and not isinstance(kind, Full):
+            raise ValueError(f"lora {where}: {name} is {kind.name}; expected plain LoRA, which as_lora makes of it")
+        for end, t in (("diff_b", change.bias), ("diff", kind.difference if isinstance(kind, Full) else None)):
             if t is not None:
                 out.others[f"{head}.{end}"] = out.others.get(f"{head}.{end}", 0) + t.float() * weight
-    if ups:
-        out.add(name, torch.cat(ups, dim=1), torch.cat(downs), width, inner=inner, keys=_own_keys(path, first, head))
-
-
-def _own_keys(path: str, change: Change, head: str) -> tuple[str, str, str]:
-    roles = {split(path, key)[1]: key for key in change.keys}
-    down, up, _ = kohya_keys(head)
-    return roles.get("down", down), roles.get("up", up), roles.get("alpha", "")
+    if pairs:
+        ups, downs = zip(*pairs, strict=True)
+        out.add(name, torch.cat(ups, dim=1), torch.cat([d.flatten(1) for d in downs]), downs[0].shape[1:])
 
 
 def factors(kind: Lora) -> tuple[Tensor, Tensor]:
@@ -128,18 +139,3 @@ def factors(kind: Lora) -> tuple[Tensor, Tensor]:
     if core is None:
         return a.flatten(1) * kind.scale, b.double()
     return a.t() * kind.scale, torch.einsum("ij...,jr->ir...", core.double(), b.double().flatten(1))
-
-
-def layer_delta(out: Written, name: str, *, change: Change, layer: nn.Module, weight: Tensor, width: Width) -> None:
-    """One layer's change of any kind as a LoRA. What cannot be one (a norm's, a bias) is missing from the file and counts as lost."""
-    missing = [] if change.bias is None else [change.bias]
-    if isinstance(change.weight, Lora) and change.weight.factor.b is not None:
-        up, down = factors(change.weight)
-        out.add(name, up, down.flatten(1), width, inner=weight.shape[1:], keys=kohya_keys(name))
-    elif change.weight is not None and isinstance(original(layer), nn.Linear | nn.Conv2d):
-        out.dense(name, change.weight.delta(weight), width)
-    elif change.weight is not None:
-        missing.append(change.weight.delta(weight))
-    for t in missing:
-        out.whole += float(t.double().square().sum())
-        out.lost += float(t.double().square().sum())

@@ -83,10 +83,6 @@ def adapter(family: Family, shape: LoraShape, seed: int) -> Iterator[Adapter]:
         raise ValueError(f"train_lora: init {shape.init!r} is for {', '.join(OWN_START)}; leave it out for {shape.method}")
     found = spots(family, shape)
     made: Adapter = importlib.import_module(f"{__name__}.methods.{shape.method.replace('-', '_')}").method(found, shape, seed)
-    if shape.plus != 1 and not made.rising:
-        raise ValueError(f"train_lora: plus {shape.plus:g} is for methods with an up matrix; leave it out for {shape.method}")
-    made.text = any(spot.text for spot in found)
-    made.rates = dict.fromkeys(made.rising, shape.plus) if shape.plus != 1 else {}
     with kept(spot.layer for spot in found):
         made.put_on()
         yield made

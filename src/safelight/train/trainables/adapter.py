@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from safelight.patches.lora.names import DENOISERS
 from safelight.train.batches import generator
 from safelight.train.settings import TARGETS, LoraShape
 from safelight.train.trainables.products import added, beside
+from safelight.train.trainables.steady import Steady
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -31,6 +32,24 @@ DOWN, UP = "lora_down.weight", "lora_up.weight"
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """What one layer's change is made of, by the names its method has for them."""
+
+Form: TypeAlias = tuple[Callable[[Any, Tensor, Weights], Tensor], Callable[[Weights], dict[str, Tensor]]]
+"""What a layer says of x with the change in it, in its dtype; and the change's tensors in a file, by the ends of their names."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One layer's change. `names` are those that `weights` are trained and checkpointed under; two layers may have one in common."""
+
+    layer: Any
+    form: Form
+    weights: Mapping[str, nn.Parameter]
+    names: Mapping[str, str]
+    text: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Stands in the layer for its `forward`."""
+        return self.form[0](self.layer, x, self.weights)
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,12 @@ class Spot:
         size: torch.Size = self.layer.weight.shape
         return size
 
+    @property
+    def plain(self) -> Tensor:
+        """The layer's weight as a float32 matrix, a row an output channel."""
+        weight: Tensor = self.layer.weight
+        return weight.detach().float().flatten(1)
+
     def parameter(self, start: Tensor, *, trained: bool = True) -> nn.Parameter:
         """Float32 on the device."""
         return nn.Parameter(start.detach().to(self.device, torch.float32).clone(), requires_grad=trained)
@@ -57,124 +82,53 @@ class Spot:
         start = torch.rand(*size, generator=generator("adapter", seed, self.name, what)) * 2 - 1
         return start / math.sqrt(start[0].numel())
 
-    def plain(self) -> Tensor:
-        """The layer's weight as a float32 matrix, a row an output channel."""
-        weight: Tensor = self.layer.weight
-        return weight.detach().float().flatten(1)
+    def change(self, form: Form, weights: Mapping[str, nn.Parameter], names: Mapping[str, str] | None = None) -> Change:
+        """With weights of its own, unless `names` say otherwise."""
+        return Change(self.layer, form, weights, names or {key: f"{self.name}.{key}" for key in weights}, self.text)
 
 
-class Form(Protocol):
-    """How a layer's change is computed, and what it is in a file."""
-
-    def forward(self, layer: nn.Module, x: Tensor, w: Weights) -> Tensor:
-        """The layer's output with the change in it."""
-        ...
-
-    def file(self, layer: nn.Module, w: Weights) -> dict[str, Tensor]:
-        """Tensors by the end of their names."""
-        ...
-
-
-@dataclass(frozen=True)
-class Pair:
+def pair(factors: Callable[[Weights], tuple[Tensor, Tensor, float]]) -> Form:
     """scale * up @ down; `factors` makes down, up and scale of a layer's weights. Any such change is a plain LoRA in the file."""
 
-    factors: Callable[[Weights], tuple[Tensor, Tensor, float]]
-
-    def forward(self, layer: nn.Module, x: Tensor, w: Weights) -> Tensor:
-        """As the layer's, in its dtype."""
-        return beside(layer, x, *self.factors(w))
-
-    def file(self, layer: nn.Module, w: Weights) -> dict[str, Tensor]:
-        """kohya's three."""
-        down, up, scale = self.factors(w)
+    def file(w: Weights) -> dict[str, Tensor]:
+        down, up, scale = factors(w)
         return {DOWN: down, UP: up, "alpha": torch.tensor(scale * len(down))}
 
+    return lambda layer, x, w: beside(layer, x, *factors(w)), file
 
-@dataclass(frozen=True)
-class Dense:
-    """A difference as large as the weight; `delta` makes it of the layer's weights, which are written as they are, with `alpha`."""
 
-    delta: Callable[[Weights], Tensor]
-    alpha: float
-
-    def forward(self, layer: Any, x: Tensor, w: Weights) -> Tensor:
-        """As the layer's, in its dtype."""
-        return added(layer, x, self.delta(w).view(layer.weight.shape))
-
-    def file(self, layer: nn.Module, w: Weights) -> dict[str, Tensor]:
-        """LyCORIS's names."""
-        return {**w, "alpha": torch.tensor(self.alpha)}
+def dense(delta: Callable[[Weights], Tensor], alpha: float) -> Form:
+    """A difference as large as the weight. In a file the layer's weights are what they are, with `alpha`."""
+    return lambda layer, x, w: added(layer, x, delta(w).view(layer.weight.shape)), lambda w: {**w, "alpha": torch.tensor(alpha)}
 
 
 @dataclass(frozen=True)
-class Change:
-    """One layer's change. `names` are those that `weights` are trained and checkpointed under; two layers may have one in common."""
+class Adapter(Steady):
+    """Changes inside a model, by kohya name; of most methods nothing but the parameters moves. Parameters that need no gradient are part of
+    the result, and only the method itself moves them. `rates` are what learning rates of parameters are multiplied by."""
 
-    layer: Any
-    form: Form
-    weights: Mapping[str, nn.Parameter]
-    names: Mapping[str, str]
+    layers: Mapping[str, Change]
+    rates: Mapping[str, float]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Stands in the layer for its `forward`."""
-        return self.form.forward(self.layer, x, self.weights)
-
-
-def change(spot: Spot, form: Form, weights: Mapping[str, nn.Parameter]) -> Change:
-    """A change with weights of its own."""
-    return Change(spot.layer, form, weights, {key: f"{spot.name}.{key}" for key in weights})
-
-
-class Adapter:
-    """Changes inside a model, by kohya name; the protocol of trainables, for methods of which nothing but the parameters moves."""
-
-    def __init__(self, layers: Mapping[str, Change]) -> None:
-        """Off, until `put_on`. `text`: some are a text encoder's; `rates` are what learning rates of parameters are multiplied by."""
-        self.layers = layers
-        self.text = False
-        self.rates: Mapping[str, float] = {}
-
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Float32 weights by name. Those that need no gradient are part of the result, and nothing moves them but the method."""
-        return {one.names[key]: p for one in self.layers.values() for key, p in one.weights.items()}
-
-    @property
-    def rising(self) -> list[str]:
-        """Names of the up matrices, which LoRA+ (arXiv:2402.12354) trains at a higher rate."""
-        return [name for name in self.parameters if name.endswith(UP)]
-
-    def penalty(self) -> Tensor | None:
-        """Nothing."""
-        return None
-
-    def buffers(self) -> Mapping[str, Tensor]:
-        """None."""
-        return {}
-
-    def before_step(self, step: int, steps: int) -> None:
-        """Nothing to do."""
-
-    def after_step(self, step: int, steps: int) -> None:
-        """Nothing to do."""
+    @classmethod
+    def of(cls, layers: Mapping[str, Change], shape: LoraShape, **more: Any) -> Self:
+        """Off, until `put_on`. Up matrices have LoRA+'s rate (arXiv:2402.12354); ValueError when there are none for it."""
+        parameters = {one.names[key]: p for one in layers.values() for key, p in one.weights.items()}
+        rising = [name for name in parameters if name.endswith(UP) and shape.plus != 1]
+        if shape.plus != 1 and not rising:
+            raise ValueError(f"train_lora: plus {shape.plus:g} is for methods with an up matrix; leave it out for {shape.method}")
+        return cls(parameters, any(one.text for one in layers.values()), layers, dict.fromkeys(rising, shape.plus), **more)
 
     def file(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights as a kohya or LyCORIS file holds them, with one alpha for all layers: diffusers misreads kohya files of more."""
-        made = {n: one.form.file(one.layer, {key: weights[full] for key, full in one.names.items()}) for n, one in self.layers.items()}
-        alpha = max(float(tensors["alpha"]) for tensors in made.values())
-        out = {}
+        made = {n: one.form[1]({key: weights[full] for key, full in one.names.items()}) for n, one in self.layers.items()}
+        alpha, out = max(float(tensors["alpha"]) for tensors in made.values()), dict[str, Tensor]()
         for name, tensors in made.items():
             part = float(tensors["alpha"]) / alpha
             if part != 1:
                 tensors |= {"alpha": torch.tensor(alpha), UP: tensors[UP] * part}
             out |= {f"{name}.{end}": t.detach().clone(memory_format=torch.contiguous_format) for end, t in tensors.items()}
         return out
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Put weights in place. KeyError when one is missing."""
-        for name, p in self.parameters.items():
-            p.data.copy_(weights[name])
 
     def put_on(self) -> None:
         """The layers say what they say with the change."""

@@ -35,7 +35,7 @@ def beside(layer: Any, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Ten
         return run(layer, x, layer.weight, layer.bias) + F.conv2d(run(layer, x, low, None), wide)
     how = (layer.stride, layer.padding, layer.dilation)
     plain: Tensor = _Frozen.apply(x, layer.weight, layer.bias, how)  # type: ignore[no-untyped-call]
-    inner: Tensor = _Frozen.apply(x, low, None, how)
+    inner: Tensor = _Frozen.apply(x, low, None, how)  # type: ignore[no-untyped-call]
     return plain + F.conv2d(inner, wide)
 
 

@@ -15,31 +15,28 @@ from torch import Tensor, nn
 
 from safelight.train.batches import generator
 from safelight.train.settings import LoraShape
-from safelight.train.trainables.adapter import DOWN, UP, Adapter, Change, Pair, Spot, Weights, change, scale
+from safelight.train.trainables.adapter import DOWN, UP, Adapter, Change, Spot, Weights, pair, scale
 
 P, L, Q = "lora_p", "lora_l", "lora_q"
-WIDER = 1.5
-FIRST, LAST = 0.1, 0.3
-"""Shares of the steps before ranks fall and after."""
-TIMES = 100
-"""How often ranks are chosen anew in a run."""
-MEMORY = 0.85
-"""Of both running means."""
-GAMMA = 0.5
-"""What the mean distance of P and Q from orthogonal ones counts in the loss."""
+WIDER, FIRST, LAST, TIMES, MEMORY, GAMMA = 1.5, 0.1, 0.3, 100, 0.85, 0.5
+"""Ranks at first, as a multiple; shares of the steps before they fall and after; how often they are chosen in a run; the means' decay; what
+P's and Q's distance from orthogonal ones counts in the loss."""
 
 
+@dataclass(frozen=True)
 class Allocating(Adapter):
-    """`importance` and `variation` are running means for every parameter, `mask` is 1 for ranks in use, all layers' in a row."""
+    """`importance` and `variation` are running means for every parameter; `mask` is 1 for ranks in use, all layers' in a row, of which
+    `target` are left in the end."""
 
-    def __init__(self, layers: Mapping[str, Change], rank: int) -> None:
-        """`rank` is how many a layer has in the end, in the mean."""
-        super().__init__(layers)
-        self.importance = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        self.variation = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-        self.sizes = [len(one.weights[L]) for one in layers.values()]
-        self.target = sum(min(rank, size) for size in self.sizes)
-        self.mask = torch.ones(sum(self.sizes), device=next(iter(self.importance.values())).device)
+    importance: Mapping[str, Tensor]
+    variation: Mapping[str, Tensor]
+    mask: Tensor
+    target: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many ranks each layer starts with."""
+        return [len(one.weights[L]) for one in self.layers.values()]
 
     def penalty(self) -> Tensor:
         """gamma times the mean of ||P^T P - 1||^2 and ||Q Q^T - 1||^2."""
@@ -68,8 +65,8 @@ class Allocating(Adapter):
         if done <= last and (done <= first or (done % max(1, steps // TIMES) and done != last)):
             return
         if done <= last:
-            best = torch.cat(self._scores()).sort(descending=True, stable=True).indices[: self.budget(done, steps)]
-            self.mask.zero_()[best] = 1
+            order = torch.cat([self._scores(one) for one in self.layers.values()]).sort(descending=True, stable=True).indices
+            self.mask.zero_()[order[: self.budget(done, steps)]] = 1
         for one, mask in zip(self.layers.values(), self.mask.split(self.sizes), strict=True):
             one.weights[L].mul_(mask)
 
@@ -78,11 +75,9 @@ class Allocating(Adapter):
         first, last = between(steps)
         return self.target + round((sum(self.sizes) - self.target) * ((last - done) / max(last - first, 1)) ** 3)
 
-    def _scores(self) -> list[Tensor]:
-        def score(one: Change, key: str) -> Tensor:
-            return (self.importance[one.names[key]] * self.variation[one.names[key]]).flatten(1 if key != L else 0)
-
-        return [score(one, L) + score(one, P).mean(0) + score(one, Q).mean(1) for one in self.layers.values()]
+    def _scores(self, one: Change) -> Tensor:
+        p, l, q = (self.importance[one.names[key]] * self.variation[one.names[key]] for key in (P, L, Q))  # noqa: E741
+        return l + p.flatten(1).mean(0) + q.flatten(1).mean(1)
 
 
 def between(steps: int) -> tuple[int, int]:
@@ -90,25 +85,24 @@ def between(steps: int) -> tuple[int, int]:
     return math.floor(steps * FIRST), math.floor(steps * (1 - LAST))
 
 
-@dataclass(frozen=True)
-class Singular(Pair):
-    """Ranks at zero are left out of the file, but for one where there is no other."""
-
-    def file(self, layer: nn.Module, w: Weights) -> dict[str, Tensor]:
-        """kohya's three."""
-        down, up, by = self.factors(w)
-        left = w[L].nonzero().flatten() if w[L].any() else torch.zeros(1, dtype=torch.long)
-        return {DOWN: down[left], UP: up[:, left], "alpha": torch.tensor(by * len(left))}
-
-
 def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
-    """P, L and Q are trained. L starts at zero."""
+    """P, L and Q are trained. L starts at zero. Ranks at zero are left out of the file, but for one where there is no other."""
     by = scale(shape)
 
     def factors(w: Weights) -> tuple[Tensor, Tensor, float]:
         return w[Q] * w[L].view(-1, *[1] * (w[Q].ndim - 1)), w[P], by
 
-    return Allocating({spot.name: change(spot, Singular(factors), _start(spot, shape.rank, seed)) for spot in spots}, shape.rank)
+    def file(w: Weights) -> dict[str, Tensor]:
+        down, up, _ = factors(w)
+        left = w[L].nonzero().flatten() if w[L].any() else torch.zeros(1, dtype=torch.long)
+        return {DOWN: down[left], UP: up[:, left], "alpha": torch.tensor(by * len(left))}
+
+    layers = {spot.name: spot.change((pair(factors)[0], file), _start(spot, shape.rank, seed)) for spot in spots}
+    named = {one.names[key]: p for one in layers.values() for key, p in one.weights.items()}
+    sizes = [len(one.weights[L]) for one in layers.values()]
+    importance, variation = ({n: torch.zeros_like(p) for n, p in named.items()} for _ in range(2))
+    mask, target = torch.ones(sum(sizes), device=spots[0].device), sum(min(shape.rank, size) for size in sizes)
+    return Allocating.of(layers, shape, importance=importance, variation=variation, mask=mask, target=target)
 
 
 def _start(spot: Spot, rank: int, seed: int) -> dict[str, nn.Parameter]:

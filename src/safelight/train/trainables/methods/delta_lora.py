@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from safelight.train.settings import LoraShape
-from safelight.train.trainables.adapter import DOWN, UP, Adapter, Pair, Spot, change, scale
-from safelight.train.trainables.methods.lora import ANCHOR_DOWN, ANCHOR_UP, anchored, pair
+from safelight.train.trainables.adapter import DOWN, UP, Adapter, Spot, pair, scale
+from safelight.train.trainables.methods.lora import ANCHOR_DOWN, ANCHOR_UP, anchored, narrow
 
 LAMBDA = 2.0
 BEFORE = 0.1
@@ -33,9 +33,9 @@ class Following(Adapter):
 
 def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
     """Both matrices are trained."""
-    form, layers = Pair(lambda w: anchored(w, scale(shape), LAMBDA)), {}
+    form, layers = pair(lambda w: anchored(w, scale(shape), LAMBDA)), {}
     for spot in spots:
-        own = pair(spot, shape, seed)
+        own = narrow(spot, shape, seed)
         anchors = {key: spot.parameter(own[of], trained=False) for key, of in ((ANCHOR_DOWN, DOWN), (ANCHOR_UP, UP))}
-        layers[spot.name] = change(spot, form, own | anchors)
-    return Following(layers)
+        layers[spot.name] = spot.change(form, own | anchors)
+    return Following.of(layers, shape)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from safelight.train.batches import generator
 from safelight.train.settings import LoraShape
-from safelight.train.trainables.adapter import Adapter, Dense, Spot, Weights, change, scale
+from safelight.train.trainables.adapter import Adapter, Spot, Weights, dense, scale
 
 WIDTHS = {"hada_w1_a": 0.1, "hada_w1_b": 1.0, "hada_w2_a": 0.0, "hada_w2_b": 1.0}
 """The four matrices and how wide they are drawn; with one at zero there is no change."""
@@ -29,5 +29,5 @@ def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
             key: spot.parameter(torch.randn(sizes[key], generator=generator("adapter", seed, spot.name, key)) * width)
             for key, width in WIDTHS.items()
         }
-        layers[spot.name] = change(spot, Dense(delta, by * shape.rank), weights)
-    return Adapter(layers)
+        layers[spot.name] = spot.change(dense(delta, by * shape.rank), weights)
+    return Adapter.of(layers, shape)

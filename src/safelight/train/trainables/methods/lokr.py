@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from safelight.train.settings import LoraShape
-from safelight.train.trainables.adapter import Adapter, Dense, Spot, Weights, change, scale
+from safelight.train.trainables.adapter import Adapter, Spot, Weights, dense, scale
 
 
 def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
@@ -18,7 +18,8 @@ def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
         large = w["lokr_w2"] if "lokr_w2" in w else w["lokr_w2_a"] * scale(shape) @ w["lokr_w2_b"]
         return torch.kron(w["lokr_w1"], large.flatten(1))
 
-    return Adapter({spot.name: change(spot, Dense(delta, scale(shape) * shape.rank), _factors(spot, shape.rank, seed)) for spot in spots})
+    form = dense(delta, scale(shape) * shape.rank)
+    return Adapter.of({spot.name: spot.change(form, _factors(spot, shape.rank, seed)) for spot in spots}, shape)
 
 
 def _factors(spot: Spot, rank: int, seed: int) -> dict[str, nn.Parameter]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from safelight.train.batches import generator
 from safelight.train.settings import LoraShape
-from safelight.train.trainables.adapter import DOWN, UP, Adapter, Pair, Spot, Weights, change, scale
+from safelight.train.trainables.adapter import DOWN, UP, Adapter, Spot, Weights, pair, scale
 
 ANCHOR_DOWN, ANCHOR_UP = "anchor_down", "anchor_up"
 
@@ -20,12 +20,12 @@ def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
 
 def scaled(spots: Sequence[Spot], shape: LoraShape, seed: int, *, by: float, frozen: bool = False) -> Adapter:
     """up @ down times `by`; with `frozen`, down stays what it is."""
-    form = Pair(lambda w: anchored(w, by) if ANCHOR_UP in w else (w[DOWN], w[UP], by))
-    start = principal if shape.init == "pissa" else pair
-    return Adapter({spot.name: change(spot, form, start(spot, shape, seed, by=by, frozen=frozen)) for spot in spots})
+    form = pair(lambda w: anchored(w, by) if ANCHOR_UP in w else (w[DOWN], w[UP], by))
+    start = principal if shape.init == "pissa" else narrow
+    return Adapter.of({s.name: s.change(form, start(s, shape, seed, by=by, frozen=frozen)) for s in spots}, shape)
 
 
-def pair(spot: Spot, shape: LoraShape, seed: int, *, by: float = 1.0, frozen: bool = False) -> dict[str, nn.Parameter]:
+def narrow(spot: Spot, shape: LoraShape, seed: int, *, by: float = 1.0, frozen: bool = False) -> dict[str, nn.Parameter]:
     """Down drawn, up zero. Up is (out, r), or (out, r, 1, 1) for a convolution."""
     rows, *inner = spot.shape
     start = spot.drawn((shape.rank, *inner), seed, "down")
@@ -39,7 +39,7 @@ def principal(spot: Spot, shape: LoraShape, seed: int, *, by: float, frozen: boo
     """PiSSA (arXiv:2404.02948): the weight's largest singular directions are trained. What they were is taken off again by anchors, so the
     frozen weight stays as it is, and the file is an exact LoRA of twice the rank."""
     rows, *inner = spot.shape
-    u, s, v = torch.linalg.svd(spot.plain(), full_matrices=False)
+    u, s, v = torch.linalg.svd(spot.plain, full_matrices=False)
     root = (s[: shape.rank] / by).sqrt()
     down = (root[:, None] * v[: shape.rank]).view(-1, *inner)
     up = (u[:, : shape.rank] * root).view(rows, -1, *[1] * (len(inner) - 1))

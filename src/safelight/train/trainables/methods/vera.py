@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safelight.train.batches import generator
 from safelight.train.settings import LoraShape
-from safelight.train.trainables.adapter import Adapter, Change, Pair, Spot, Weights, change, scale
+from safelight.train.trainables.adapter import Adapter, Change, Spot, Weights, pair, scale
 
 START = 0.1
 """Of the vector d; b starts at zero."""
@@ -22,7 +22,7 @@ def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
     """b and d are trained: diag(b) B diag(d) A."""
     rows, columns = max(s.shape[0] for s in spots), max(s.shape[1:].numel() for s in spots)
     a, b = (_drawn(size, seed, name).to(spots[0].device) for size, name in (((shape.rank, columns), "A"), ((rows, shape.rank), "B")))
-    return Adapter({spot.name: _change(spot, a, b, by=scale(shape)) for spot in spots})
+    return Adapter.of({spot.name: _change(spot, a, b, by=scale(shape)) for spot in spots}, shape)
 
 
 def _change(spot: Spot, a: Tensor, b: Tensor, *, by: float) -> Change:
@@ -34,7 +34,7 @@ def _change(spot: Spot, a: Tensor, b: Tensor, *, by: float) -> Change:
         return down * w["vera_lambda_d"].view(-1, *ones), up * w["vera_lambda_b"].view(-1, *ones), by
 
     start = {"vera_lambda_d": torch.full((rank,), START), "vera_lambda_b": torch.zeros(rows)}
-    return change(spot, Pair(factors), {key: spot.parameter(value) for key, value in start.items()})
+    return spot.change(pair(factors), {key: spot.parameter(value) for key, value in start.items()})
 
 
 def _drawn(size: tuple[int, int], seed: int, name: str) -> Tensor:
