@@ -391,6 +391,22 @@ def test_sizes_are_told_to_families_that_take_them(family: Family) -> None:
         assert torch.equal(blind, said) == (family.name != "sdxl")
 
 
+def test_the_net_reads_the_mask_of_each_picture(flow: Family) -> None:
+    lesson = lesson_of(flow, latents(flow, [(8, 8)] * 2), ["a fox"] * 2)
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :3] = 1
+    assert isinstance(lesson.learn.shelf, dict)
+    lesson.learn.shelf["1"]["mask"] = mask  # the other one has none and counts in full
+    with trainables.adapter(flow, LoraShape(rank=2, text_encoder=False), 0) as adapter, torch.no_grad():
+        net = net_of(flow, adapter, lesson, objective={"unmasked": 0.25})
+        [part] = net.course.parts(0, [range(6)])
+        said = flow.predict(flow.noised(part.x0, part.noise, part.sigma), part.sigma, net.cond(["a fox"] * 6))
+        off = (said - flow.target(part.x0, part.noise, part.sigma)).square().mean(dim=1)  # (B, h, w)
+        for slot, rows, got in zip(part.slots, off, net.errors(part), strict=True):
+            wanted = (3 * rows[:3].mean() + 0.25 * 5 * rows[3:].mean()) / (3 + 0.25 * 5) if slot.item else rows.mean()
+            assert float(got) == pytest.approx(float(wanted), rel=1e-4)
+
+
 def test_the_picture_that_does_not_belong_is_found(flow: Family) -> None:
     """Five pictures of one thing and one of another, under the same caption, trained for a few steps."""
     same, other = latents(flow, [(8, 8)] * 2)

@@ -166,7 +166,7 @@ def _optimizer(p: Probe, o: Optimizer) -> tuple[float, int]:
 def _unchanged(p: Probe) -> Iterator[None]:
     """Random numbers, gradients and state are afterwards what they were."""
     kept = {name: t.clone() for name, t in p.state().items()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([p.device] if p.device.type == "cuda" else []):
         try:
             yield
         finally:
