@@ -36,8 +36,8 @@ test-slow: $(STAMP) ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 test-ray: $(STAMP) ## the tests on Ray, which this installs
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements/lock.txt 'ray[data]>=2.60'
-	$(BIN)/python -m pytest -q -m "slow or not slow" tests/flow/test_juicer_ray.py $(ARGS)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements/lock.txt 'ray[data,train]>=2.60'
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/flow/test_juicer_ray.py tests/flow/test_train_parallel.py $(ARGS)
 
 lint: $(STAMP) ## style, types, layers, sizes, generated docs
 	$(BIN)/ruff check
@@ -65,7 +65,7 @@ docs-tables: $(STAMP) ## rewrite the generated tables of README.md and docs/
 lock: ## resolve pyproject.toml anew in a fresh environment and write requirements/lock.txt
 	rm -rf build/lock
 	"$(PYTHON)" -m venv build/lock
-	build/lock/bin/python -m pip install --disable-pip-version-check 'torch==2.13.0' hatchling editables '.[dev,docs,onnx,parquet,render]'
+	build/lock/bin/python -m pip install --disable-pip-version-check 'torch==2.13.0' hatchling editables '.[dev,docs,onnx,parquet,render,serve]'
 	build/lock/bin/python tools/lock.py
 	rm -rf build/lock
 

@@ -48,7 +48,7 @@ class Trainer:
     """The process of `train_child.py`, and what it says."""
 
     def __init__(self, model: Path, pictures: Path) -> None:
-        self.given = f"{model} {pictures}"
+        self.given, self.steps = f"{model} {pictures}", 24
         here = Path(__file__)
         env = {**os.environ, "PYTHONPATH": str(here.parents[2]), "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, "-m", "tests.flow.train_child"]
@@ -56,7 +56,7 @@ class Trainer:
 
     def lines(self, home: Path) -> Iterator[str]:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{home} {self.given}\n")
+        self.process.stdin.write(f"{home} {self.given} {self.steps}\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("exit"):
@@ -107,8 +107,9 @@ def trainer(tmp_path: Path) -> Iterator[Trainer]:
         made.process.communicate()
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_points_it_ends_with_the_same_bits(trainer: Trainer, tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(("kills", "steps"), [(3, 24), pytest.param(20, 150, marks=pytest.mark.slow)])
+def test_killed_at_random_points_it_ends_with_the_same_bits(trainer: Trainer, tmp_path: Path, kills: int, steps: int) -> None:
+    trainer.steps = steps
     straight = trainer.run(tmp_path / "straight")
     dice = random.Random(7)
     with ExitStack() as stack:
@@ -119,8 +120,7 @@ def test_killed_at_random_points_it_ends_with_the_same_bits(trainer: Trainer, tm
         assert "bytes" in filled.error and "it goes on from step 1" in filled.error
         (home / "filler").unlink(missing_ok=True)
         for _ in range(kills):
-            # few events a run, so that all the runs together do not reach the end
-            killed = trainer.run(home, kill=(dice.randint(1, 8 if kills < 10 else 3), dice.random() * 0.02))
+            killed = trainer.run(home, kill=(dice.randint(1, 5), dice.random() * 0.02))  # so few that they do not reach the end
             assert not killed.sha and not killed.error
         after = trainer.run(home)
         assert not any((home / "work").glob("*/checkpoints"))

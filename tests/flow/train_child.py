@@ -1,7 +1,7 @@
 """A process that trains on request, each time in a child of its own, which may be killed: the imports are paid once.
 
-Reads `HOME MODEL PICTURES` lines; the child prints `pid N`, a line an event, and `done SHA256 RECORD` or `failed ERROR`; then this process
-prints `exit STATUS`.
+Reads `HOME MODEL PICTURES STEPS` lines; the child prints `pid N`, a line an event, and `done SHA256 RECORD` or `failed ERROR`; then this
+process prints `exit STATUS`.
 """
 import json
 import os
@@ -15,7 +15,7 @@ from safelight.op import load_ops
 from safelight.recipes import shared
 from safelight.store import Store
 
-KNOBS = {"rank": 2, "steps": 24, "batch": 2, "every": 8, "samples": 1, "held_out": 0.2, "lr": 1e-2}
+KNOBS = {"rank": 2, "batch": 2, "samples": 1, "held_out": 0.2, "lr": 1e-2}
 
 
 def say(text: str) -> None:
@@ -23,9 +23,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run(home: Path, model: str, pictures: str) -> None:
+def run(home: Path, model: str, pictures: str, steps: int) -> None:
     ops, store = load_ops(), Store(home)
-    work = call(ops["train_lora"], {"model": model, "data": pictures, **KNOBS}, store)
+    work = call(ops["train_lora"], {"model": model, "data": pictures, "steps": steps, "every": steps // 3, **KNOBS}, store)
     say(f"pid {os.getpid()}")
     while True:
         try:
@@ -45,7 +45,7 @@ def main() -> None:
     for line in sys.stdin:
         child = os.fork()
         if not child:
-            run(*(kind(part) for kind, part in zip((Path, str, str), line.split(), strict=True)))
+            run(*(kind(part) for kind, part in zip((Path, str, str, int), line.split(), strict=True)))
             os._exit(0)
         say(f"exit {os.waitpid(child, 0)[1]}")
 
