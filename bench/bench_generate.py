@@ -27,8 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from safelight import runtime
 from safelight.embedded import WEIGHTS
@@ -43,6 +41,9 @@ def write_sd15(folder: Path) -> Path:
     """A diffusers folder of SD 1.5's shape with random weights; the embedded model's tokenizer, in 77 tokens."""
     if (folder / "model_index.json").exists():
         return folder
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
     torch.manual_seed(0)
     widths = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
     UNet2DConditionModel(**widths).half().save_pretrained(folder / "unet")
@@ -65,6 +66,8 @@ def write_sd15(folder: Path) -> Path:
 
 def pipeline(folder: Path, dtype: torch.dtype) -> Any:
     """diffusers' pipeline with the U-Net and the VAE in channels_last."""
+    from diffusers import StableDiffusionPipeline  # here, so that a cold start of ours does not read it
+
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     for network in (pipe.unet, pipe.vae):

@@ -5,9 +5,10 @@
 
 Each trains a LoRA of rank 16 on the attention of the U-Net alone, AdamW, in a process of its own, in turns. SCRIPT is diffusers' example
 `train_text_to_image_lora.py`, run in its default float32 and with bfloat16; DIR a checkout of kohya's sd-scripts with `train_network.py`,
-run in bfloat16 with its latents and texts cached. The floor is a bare torch loop on the same network and adapter in bfloat16, everything
-cached. A step's time is the median between the ends of optimizer steps, the first two left out. `small` is 35 million parameters at 256
-pixels, `sd15` Stable Diffusion 1.5's shape at 512; weights are random. Neither peer's files are part of this project.
+run in bfloat16 with its latents cached, on the `sd15` shape, the only one it knows. The floor is a bare torch loop on the same network in
+bfloat16 with peft's layers, latents and texts at hand. A step's time is the median between the ends of optimizer steps, the first two left
+out. `small` is 35 million parameters at 256 pixels, `sd15` Stable Diffusion 1.5's shape at 512; weights are random. Neither peer's files
+are part of this project.
 """
 from __future__ import annotations
 
@@ -58,6 +59,15 @@ def written(name: str) -> Path:
         vae=vae, text_encoder=text, tokenizer=words, unet=unet, scheduler=levels, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False).save_pretrained(folder)
     return folder
+
+
+def words(folder: Path) -> None:
+    """CLIP's own words, as kohya's scripts look for them."""
+    from transformers import CLIPTokenizer
+
+    from safelight.families.clip_words import clip_folder
+
+    CLIPTokenizer.from_pretrained(clip_folder("<|endoftext|>")).save_pretrained(folder)
 
 
 def pictures(size: int, count: int = 24) -> Path:
@@ -130,13 +140,15 @@ def commands(folder: Path, data: Path, a: argparse.Namespace) -> dict[str, list[
         ]
         runs["diffusers float32"] = [str(x) for x in example]
         runs["diffusers bfloat16"] = [str(x) for x in (*example, "--mixed_precision", "bf16")]
-    if a.kohya:
+    if a.kohya and a.shape == "sd15":
+        words(ROOM / "words" / "openai_clip-vit-large-patch14")
         network = [
             a.kohya_python, a.kohya / "train_network.py", "--pretrained_model_name_or_path", folder, "--train_data_dir", data,
             "--resolution", size, "--train_batch_size", a.batch, "--max_train_steps", steps, "--network_module", "networks.lora",
             "--network_dim", RANK, "--network_alpha", RANK, "--network_train_unet_only", "--cache_latents", "--mixed_precision", "bf16",
             "--learning_rate", "1e-4", "--optimizer_type", "AdamW", "--caption_extension", ".txt", "--output_dir", ROOM / "kohya",
-            "--output_name", "peer", "--sdpa", "--max_data_loader_n_workers", "0", "--save_precision", "float",
+            "--output_name", "peer", "--tokenizer_cache_dir", ROOM / "words", "--sdpa",
+            "--max_data_loader_n_workers", "0", "--save_precision", "float",
         ]
         runs["kohya bfloat16"] = [str(x) for x in network]
     return runs

@@ -228,9 +228,10 @@ async def write(request: Request) -> Response:
 async def doctor(request: Request) -> Response:
     """What is wrong with the folder, before a step is spent on it."""
     from safelight.data.doctor import KINDS, Limits, by_kind, examine
+    from safelight.index import home
 
     path = place(studio(request), request.query_params.get("path", ""))
-    found = await asyncio.to_thread(lambda: spent(examine(path, Limits(min_side=64))))
+    found = await asyncio.to_thread(lambda: spent(examine(path, Limits(min_side=64), kept=home() / "measures.sqlite")))
     kinds = [(*KINDS[kind], [(f.file, f.text) for f in some[:8]], len(some)) for kind, some in by_kind(found.findings)]
     return render(request, "_doctor.html", kinds=kinds, files=found.files, pictures=len(found.rows))
 
