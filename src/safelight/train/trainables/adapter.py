@@ -18,7 +18,7 @@ from safelight.patches.lora import PREFIXES, kohya_name
 from safelight.patches.lora.names import DENOISERS
 from safelight.train.batches import generator
 from safelight.train.settings import TARGETS, LoraShape
-from safelight.train.trainables.products import added, beside
+from safelight.train.trainables.products import beside, run
 from safelight.train.trainables.steady import Steady
 
 if TYPE_CHECKING:
@@ -98,8 +98,13 @@ def pair(factors: Callable[[Weights], tuple[Tensor, Tensor, float]]) -> Form:
 
 
 def dense(delta: Callable[[Weights], Tensor], alpha: float) -> Form:
-    """A difference as large as the weight. In a file the layer's weights are what they are, with `alpha`."""
-    return lambda layer, x, w: added(layer, x, delta(w).view(layer.weight.shape)), lambda w: {**w, "alpha": torch.tensor(alpha)}
+    """A difference as large as the weight; computed beside it, for their sum would round most of a small one away. In a file the layer's
+    weights are what they are, with `alpha`."""
+
+    def forward(layer: Any, x: Tensor, w: Weights) -> Tensor:
+        return run(layer, x, layer.weight, layer.bias) + run(layer, x, delta(w).view(layer.weight.shape).to(x.dtype), None)
+
+    return forward, lambda w: {**w, "alpha": torch.tensor(alpha)}
 
 
 @dataclass(frozen=True)
@@ -160,15 +165,10 @@ def spots(family: Family, shape: LoraShape) -> list[Spot]:
     several, found = "text_encoder_2" in networks, []
     for part, network in networks.items():
         text = part not in DENOISERS
-        paths = layer_paths(network, TEXT_TARGETS if text else TARGETS[shape.targets]) if shape.text_encoder or not text else []
-        for path in paths:
-            found.append(Spot(kohya_name(part, path, several=several), network.get_submodule(path), text, family.device))
+        ends = re.compile(rf"(.*\.)?({TEXT_TARGETS if text else TARGETS[shape.targets]})")
+        for path, layer in network.named_modules() if shape.text_encoder or not text else ():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and ends.fullmatch(path):
+                found.append(Spot(kohya_name(part, path, several=several), layer, text, family.device))
     if all(spot.text for spot in found):
         raise ValueError(f"train_lora: no layer of this {family.name} model fits targets {shape.targets!r}")
     return found
-
-
-def layer_paths(network: nn.Module, pattern: str) -> list[str]:
-    """Linear and convolution layers whose path ends in the pattern."""
-    ends = re.compile(rf"(.*\.)?({pattern})")
-    return [path for path, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and ends.fullmatch(path)]

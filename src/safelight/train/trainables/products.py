@@ -16,17 +16,13 @@ from torch.nn import functional as F
 
 def run(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What a linear layer or a convolution would say with this weight and bias."""
-    if isinstance(layer, nn.Conv2d):
-        out: Tensor = layer._conv_forward(x, weight, bias)
-        return out
-    return F.linear(x, weight, bias)
+    out: Tensor = layer._conv_forward(x, weight, bias) if isinstance(layer, nn.Conv2d) else F.linear(x, weight, bias)
+    return out
 
 
 def beside(layer: Any, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """layer(x) + scale * up(down(x)). `down` is (r, in) or (r, in, k, k), `up` (out, r) or (out, r, 1, 1), float32.
-
-    The input is kept for the backward pass only where `down` is trained (arXiv:2308.03303).
-    """
+    """layer(x) + scale * up(down(x)). `down` is (r, in) or (r, in, k, k), `up` (out, r) or (out, r, 1, 1), float32. The input is kept for
+    the backward pass only where `down` is trained (arXiv:2308.03303)."""
     if not isinstance(layer, nn.Conv2d):
         out: Tensor = _Beside.apply(x, down, up, scale, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
         return out
@@ -37,12 +33,6 @@ def beside(layer: Any, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Ten
     plain: Tensor = _Frozen.apply(x, layer.weight, layer.bias, how)  # type: ignore[no-untyped-call]
     inner: Tensor = _Frozen.apply(x, low, None, how)  # type: ignore[no-untyped-call]
     return plain + F.conv2d(inner, wide)
-
-
-def added(layer: Any, x: Tensor, delta: Tensor) -> Tensor:
-    """What the layer would say with `delta`, float32, added to its weight; computed beside it, for the sum of the weights would round most
-    of a small difference away."""
-    return run(layer, x, layer.weight, layer.bias) + run(layer, x, delta.to(x.dtype), None)
 
 
 class _Beside(Function):

@@ -24,15 +24,10 @@ def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
 
 def _factors(spot: Spot, rank: int, seed: int) -> dict[str, nn.Parameter]:
     (rows, columns), inner = spot.shape[:2], spot.shape[2:]
-    small, narrow = near_root(rows), near_root(columns)
+    small, narrow = (next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0) for n in (rows, columns))  # divisors next to the roots
     high, wide = rows // small, columns // narrow * inner.numel()
     first = {"lokr_w1": spot.parameter(spot.drawn((small, narrow), seed, "w1"))}
     if rank * (high + wide) >= high * wide:
         return first | {"lokr_w2": spot.parameter(torch.zeros(high, columns // narrow, *inner))}
     drawn = spot.drawn((high, rank), seed, "w2")
     return first | {"lokr_w2_a": spot.parameter(drawn), "lokr_w2_b": spot.parameter(torch.zeros(rank, wide))}
-
-
-def near_root(number: int) -> int:
-    """The largest divisor that is at most the square root."""
-    return next(d for d in range(math.isqrt(number), 0, -1) if number % d == 0)
