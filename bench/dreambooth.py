@@ -27,7 +27,7 @@ from safelight.values import Dataset, Image, Model, Patch
 
 GROUNDS = ("blue", "green", "yellow", "pink", "white", "gray")
 WHO = {"hair": "purple", "cut": "long", "skin": "tan", "clothes": "green", "mouth": "smiling", "glasses": "glasses"}
-COLUMNS = 6
+COLUMNS = 4
 INSTANCE, CLASS = "a sks person", "a person"
 
 
@@ -59,7 +59,7 @@ def told(patch: Patch) -> dict[str, Any]:
 
 def drawn(model: Model, prompts: Sequence[str]) -> list[np.ndarray]:
     """A picture of each."""
-    return [sl.generate(model, prompt, seeds=[100 + i], steps=20).pixels[0] for i, prompt in enumerate(prompts)]
+    return [sl.generate(model, prompt, seeds=[100 + i], steps=12).pixels[0] for i, prompt in enumerate(prompts)]
 
 
 def sheet(model: Model, data: Dataset, trained: dict[str, Patch]) -> Image:
@@ -78,16 +78,20 @@ def main() -> None:
     """The command above."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--steps", type=int, default=200)
-    p.add_argument("--batch", type=int, default=4)
+    p.add_argument("--batch", type=int, default=4, help="pictures of the subject a step; with prior preservation as many of the class")
+    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--classes", type=int, default=32)
+    p.add_argument("--judged", type=int, default=16)
     p.add_argument("--sheet", type=Path)
+    p.add_argument("--only", choices=("no prior", "prior"), help="one of the two trainings; they are kept, and not run again")
     a = p.parse_args()
     model = sl.model("mini")
     with tempfile.TemporaryDirectory() as folder:
         data = subject(Path(folder))
-        knobs = {"instance": INSTANCE, "class_name": CLASS, "classes": 32, "judged": 16, "steps": a.steps, "every": a.steps // 4,
-                 "samples": 0, "drop": 0.0, "held_out": 0.17}
+        knobs = {"instance": INSTANCE, "class_name": CLASS, "classes": a.classes, "judged": a.judged, "steps": a.steps, "lr": a.lr,
+                 "every": a.steps // 4, "samples": 0, "drop": 0.0, "held_out": 0.17}
         ways = {"no prior": {"prior": 0.0, "batch": a.batch}, "prior": {"prior": 0.5, "batch": 2 * a.batch}}
-        trained = {name: sl.train_dreambooth(model, data, **knobs, **way) for name, way in ways.items()}
+        trained = {name: sl.train_dreambooth(model, data, **knobs, **way) for name, way in ways.items() if a.only in (None, name)}
         for name, patch in trained.items():
             print(json.dumps({name: told(patch)}))
         if a.sheet:

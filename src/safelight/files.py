@@ -136,12 +136,11 @@ def _json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _save_patch(patch: Patch, path: Path, store: Store) -> list[Path]:
     told = patch.files.get("config.json")  # of a network that diffusers reads from a folder
-    names = {path: patch.weights} if path.suffix == ".safetensors" else (
-        {path / "diffusion_pytorch_model.safetensors": patch.weights, path / "config.json": told} if told
-        else {path / f"{patch.kind}.safetensors": patch.weights})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    single = path.suffix == ".safetensors"
+    names = {path if single else path / f"{'diffusion_pytorch_model' if told else patch.kind}.safetensors": patch.weights}
+    names |= {path / "config.json": told} if told and not single else {}
+    (path.parent if single else path).mkdir(parents=True, exist_ok=True)
     for name, blob in names.items():
-        name.parent.mkdir(exist_ok=True)
         _copy(Path(blob.path), name)
     return list(names)
 

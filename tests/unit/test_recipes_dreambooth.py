@@ -14,7 +14,8 @@ from PIL import Image as Pil
 
 from safelight import runtime
 from safelight.recipes import denoising, dreambooth
-from safelight.recipes.dreambooth import Plan, rare, train_dreambooth
+from safelight.recipes.dreambooth import rare, train_dreambooth
+from safelight.recipes.teaching import Plan
 from safelight.scoring import clip
 from safelight.scoring.diversity import diversity
 from safelight.scoring.drift import drift

@@ -117,8 +117,8 @@ def train_dreambooth(
         data: three to twenty pictures of the subject; captions that have the rare word are kept, all others become the instance's prompt
         seed: order, noise and start of the training; -1 draws one
     """
-    from safelight.recipes.dreambooth import Plan
     from safelight.recipes.dreambooth import train_dreambooth as run
+    from safelight.recipes.teaching import Plan
 
     plan = Plan(subject, optimizer, batches, objective, watch, seed)
     return (yield from _begin(run, model, data, plan, *_place("train_dreambooth", model, data, plan)))
@@ -144,8 +144,8 @@ def train_full(
         data: pictures with captions
         seed: order and noise of the training; -1 draws one
     """
-    from safelight.recipes.full import Plan
     from safelight.recipes.full import train_full as run
+    from safelight.recipes.teaching import Plan
 
     plan = Plan(shape, optimizer, batches, objective, watch, seed)
     return (yield from _begin(run, model, data, plan, *_place("train_full", model, data, plan)))
@@ -168,7 +168,7 @@ def train_embedding(
         data: a handful of pictures of what the word should mean
         seed: order and noise of the training; -1 draws one
     """
-    from safelight.recipes.textual_inversion import Plan
+    from safelight.recipes.teaching import Plan
     from safelight.recipes.textual_inversion import train_embedding as run
 
     plan = Plan(word, optimizer, batches, objective, watch, seed)

@@ -39,9 +39,6 @@ from safelight.values import Dataset, Model, Patch, Row, canonical, digest
 if TYPE_CHECKING:
     from safelight.families import Family
 
-GIVEN = "given"
-"""What hints are called that no preprocessor made."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,13 +56,12 @@ class Plan:
 def train_control(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str, *, given: Dataset | None = None) -> Work[Patch]:
     """The patch, float16, with its curves, samples and proof in `files`. `work` is the run's own folder: called again after it was stopped,
     in any way, it goes on there. `lineage` is written into the file. `given` are hint pictures by the names of the dataset's."""
-    by = plan.by if given is None else GIVEN
+    by = plan.by if given is None else "given"
     with lease(model, dtype=shared.training_dtype(), train=True, holder="train_control") as family:
-        _expect_unet(family)
+        copy = begin(family, plan)
         lesson = yield from denoising.prepare("train_control", family, model, data, plan)
         shown = Hints(cache.Shelf(current().folder("encoded")), by, pairs(family, data, lesson, plan, given))
         yield from shown.fill()
-        copy = begin(family, plan)
         drawn = replace(plan, watch=replace(plan.watch, samples=0))  # those are drawn after hints, below
         net = denoising.Net(family, copy, lesson, drawn, lambda slots: copy.steering(shown.of(slots)))
         trained = yield from denoising.learn(net, work, watcher=Watching(net, work / "samples", plan.watch.samples))
@@ -83,11 +79,6 @@ def train_control(model: Model, data: Dataset, plan: Plan, work: Path, lineage: 
     patch = Patch("control", current().blob(file), options={"config": config}, files=files, info=info)
     shutil.rmtree(work)
     return patch
-
-
-def _expect_unet(family: Family) -> None:
-    if "unet" not in family.trainable():
-        raise ValueError(f"train_control: a {family.name} model has no U-Net whose encoder could be copied; use SD, SDXL or Kolors")
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,9 @@ class Copy(Steady):
 
 
 def begin(family: Family, plan: Plan) -> Copy:
-    """The copy as it is before the first step; the same for the same seed."""
+    """The copy as it is before the first step; the same for the same seed. ValueError when there is nothing to copy."""
+    if "unet" not in family.trainable():
+        raise ValueError(f"train_control: a {family.name} model has no U-Net whose encoder could be copied; use SD, SDXL or Kolors")
     with torch.random.fork_rng():
         torch.manual_seed(batches.number("control", plan.seed))
         net = control.fresh(family, attention=plan.attention)

@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from safelight.codec import decode, encode
 from safelight.disk import put
 from safelight.pictures import floats, read, square
 from safelight.recipes import denoising, full, lora, shared
+from safelight.recipes.teaching import Plan
 from safelight.reporting.sheet import contact_sheet
 from safelight.runtime import lease
 from safelight.sampling.draw import Shot, draw, starts
@@ -34,7 +35,6 @@ from safelight.store import current
 from safelight.train import cache
 from safelight.train.lessons import Lesson
 from safelight.train.methods import FullShape, Subject
-from safelight.train.settings import Batches, Objective, Optimizer, Watch
 from safelight.values import Blob, Caption, Dataset, Image, Model, Patch, Row
 
 if TYPE_CHECKING:
@@ -51,37 +51,26 @@ SHOWN = 4
 """Pictures of each kind on the sheet."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All settings of a run."""
-
-    subject: Subject
-    optimizer: Optimizer
-    batches: Batches
-    objective: Objective
-    watch: Watch
-    seed: int
-
-
 def train_dreambooth(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
-    """A patch of the kind `lora` or `full`; its record has `dreambooth`, what `measured` says, and `dreambooth.png` shows it."""
+    """A patch of the kind `lora` or `full`; its record has `dreambooth`, what `measured` says, and `dreambooth.png` shows it. The plan's
+    shape is a Subject."""
     patch = (yield from _taught(model, data, plan, work, lineage)) if not (work / DONE).is_file() else _read(work / DONE)
-    if plan.subject.judged >= 2:
+    if plan.shape.judged >= 2:
         _write(work / DONE, patch)  # so that the training is not lost when the measuring is stopped
-        patch = yield from _judged(model, patch, data, plan.subject)
+        patch = yield from _judged(model, patch, data, plan.shape)
     shutil.rmtree(work)
     return patch
 
 
 def _taught(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
-    word = rare(plan.subject)
+    word = rare(plan.shape)
     rest = (plan.optimizer, plan.batches, replace(plan.objective, trigger=word), plan.watch, plan.seed)
-    called = Dataset(tuple(_called(row, plan.subject, word) for row in data.kept))
-    ready = partial(prepare, subject=plan.subject)
-    if plan.subject.whole:
-        shape = FullShape(parts="all" if plan.subject.text_encoder else "denoiser")
-        return (yield from full.train_full(model, called, full.Plan(shape, *rest), work / "run", lineage, prepare=ready))
-    return (yield from lora.train_lora(model, called, lora.Plan(plan.subject, *rest), work / "run", lineage, prepare=ready))
+    called = Dataset(tuple(_called(row, plan.shape, word) for row in data.kept))
+    ready = partial(prepare, subject=plan.shape)
+    if plan.shape.whole:
+        shape = FullShape(parts="all" if plan.shape.text_encoder else "denoiser")
+        return (yield from full.train_full(model, called, Plan(shape, *rest), work / "run", lineage, prepare=ready))
+    return (yield from lora.train_lora(model, called, lora.Plan(plan.shape, *rest), work / "run", lineage, prepare=ready))
 
 
 def _write(place: Path, patch: Patch) -> None:

@@ -17,11 +17,24 @@ from safelight.spec import Work
 from safelight.store import current
 from safelight.train import lora_file
 from safelight.train.lessons import Lesson
+from safelight.train.settings import Batches, Objective, Optimizer, Watch
 from safelight.values import Blob, Dataset, Model, Patch, canonical
 
 if TYPE_CHECKING:
     from safelight.families import Family
     from safelight.train.trainables import Trainable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings of a run; `shape` are those of the method."""
+
+    shape: Any
+    optimizer: Optimizer
+    batches: Batches
+    objective: Objective
+    watch: Watch
+    seed: int
 
 
 class Prepare(Protocol):
@@ -44,7 +57,7 @@ class Way:
     name: str = ""
 
 
-def teach(way: Way, model: Model, data: Dataset, plan: denoising.Plan, *, work: Path, lineage: str) -> Work[Patch]:
+def teach(way: Way, model: Model, data: Dataset, plan: Plan, *, work: Path, lineage: str) -> Work[Patch]:
     """The patch, with its curves, samples and proof in `files`. `work` is the run's own folder: called again after it was stopped, in any
     way, it goes on there. `lineage` is written into the file."""
     with lease(model, dtype=shared.training_dtype(), train=True, holder=way.op) as family:

@@ -37,7 +37,6 @@ class Token(Knobs):
     token: Annotated[str, "the new word; it is no word of the prompts' language"] = "<new>"
     init_word: Annotated[str, "what it means before it is trained"] = "person"
     vectors: Annotated[int, Knob(1, 64, help="how many tokens it takes; more hold more, and leave less of the prompt")] = 4
-    own_captions: Annotated[bool, "learn under the pictures' captions with the word before them, instead of under short phrases"] = False
     layout: Annotated[Literal["webui", "diffusers"], "names in the file: emb_params, which most programs read, or diffusers' own"] = "webui"
 
 

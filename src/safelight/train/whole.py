@@ -59,15 +59,12 @@ def _folder(base: Path, held: Mapping[str, Mapping[str, Tensor]], path: Path) ->
         shutil.copytree(base / part, path / part, dirs_exist_ok=True, ignore=lambda _, names, w=weights: {f.name for f in w} & set(names))
         for file in weights:
             found = WeightFile(file)
-            shards = {name: Cut(name) for other in weights if _variant(other) == _variant(file) for name in WeightFile(other).shapes}
+            alike = [other for other in weights if (".fp16." in other.name) == (".fp16." in file.name)]
+            shards = {name: Cut(name) for name in WeightFile(*alike).shapes}
             pairs = [(cut, value) for cut, value in _by_file(held[part], shards, str(file)) if cut.name in found.shapes]
             _write(found, pairs, path / part / file.name)
     shutil.copyfile(base / INDEX, path / INDEX)
     return [path / INDEX]
-
-
-def _variant(file: Path) -> bool:
-    return ".fp16." in file.name
 
 
 def _by_file(state: Mapping[str, Tensor], cuts: Mapping[str, Cut], source: str) -> list[tuple[Cut, Tensor]]:
