@@ -57,7 +57,9 @@ def test_what_is_known_only_later_stops_the_translation_and_goes_on(here: Places
     }
     waiting = translate(prompt, here)
     assert waiting.first == "2" and waiting.targets == ["2"] and not waiting.saved
-    files = finish(comfy.run(prompt, here, store=Store(tmp_path / "store")))
+    seen: list[Any] = []
+    files = finish(comfy.run(prompt, here, store=Store(tmp_path / "store"), look=seen.append))
+    assert "4" not in seen[0] and seen[1]["4"]["inputs"]["width"] == 24 and len(seen) == 2
     assert [read(f).shape for f in files["5"]] == [(40, 24, 3)] * 3
     assert [files[k][0].read_text() for k in "678"] == ["40", "IMAGE 24 x 40, 3", "a c"]
     assert files["6"][0].parent.name == "temp"

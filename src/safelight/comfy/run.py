@@ -37,18 +37,21 @@ Keep = Callable[[Value, Saved, Mapping[str, str], Store], list[Path]]
 
 def run(
     prompt: Mapping[str, Any], places: Places, *, sets: Sequence[str] = (), store: Store | None = None, workflow: str = "",
-    keep: Keep | None = None,
+    keep: Keep | None = None, look: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Work[dict[str, list[Path]]]:
     """Run a prompt and save what its SaveImage and PreviewImage nodes are given; the files by node id.
 
     Events and errors name ComfyUI's nodes. PromptError when it cannot run. `workflow` is the editor's graph as JSON, kept in the files.
-    `keep` saves in another way than into the folder for results.
+    `keep` saves in another way than into the folder for results. `look` sees each graph of ours before it runs, and raises to refuse it: a
+    prompt with a size or text that is known only late becomes several, one after the other.
     """
     told, ops, said = with_settings(prompt, sets), known_ops(places), dict[str, Any]()
     at = store or current()
     with at.pin():
         while True:
             translation = translate(told, places, ops, said)
+            if look is not None:
+                look(translation.graph)
             values = yield from _renamed(engine.run(translation.graph, at, translation.targets, ops=ops), translation)
             if not translation.first:
                 break
