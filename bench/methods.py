@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as Pil
 
 import safelight as sl
 from safelight.recipes.shared import training_dtype
@@ -105,7 +106,8 @@ def main() -> None:
     if a.table:
         put(a.table, table(rows))
     if a.sheet:
-        sheet(model, patches).save(a.sheet)
+        pixels = sheet(model, patches).bytes8()[0]
+        Pil.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2), Pil.Resampling.LANCZOS).save(a.sheet, quality=88)
 
 
 if __name__ == "__main__":
