@@ -59,8 +59,8 @@ def _hard(story: Story) -> Markup:
     frames = [el("li", el("figure", thumb(rows[name]) if name in rows else "",
                           el("figcaption", el("b", name), el("small", f"{factor:.2f} times the usual loss "), caption or "no caption")))
               for _, name, caption, factor, _ in latest]
-    said = ("Pictures whose loss was furthest above what is usual at the noise they were shown under. A caption that does not fit, or a "
-            "picture that does not belong, is often among the first.")
+    said = ("Pictures whose loss was furthest above what is usual at the noise they were shown under. One that does not belong is often "
+            "the first; a wrong caption of a picture like the others shows less.")
     return el("div", el("h3", "Hardest to learn"), el("p", said, cls="advice"), el("ol", frames, cls="thumbs"), cls="kind")
 
 
