@@ -20,7 +20,8 @@ from safelight.values import Cond, Row, canonical, digest
 if TYPE_CHECKING:
     from safelight.families import Family
 
-AT_ONCE = 8
+AT_ONCE = 8 * 128 * 128
+"""Pixels that are encoded together, in any case one picture: an encoder's memory grows with them, and a processor gains nothing by more."""
 
 
 class Shelf:
@@ -62,7 +63,8 @@ def pictures(family: Family, encoder: str, wanted: Sequence[tuple[Row, Cut]], sh
     for key, (_, cut) in missing.items():
         sizes.setdefault((cut.width, cut.height), []).append(key)
     done = 0
-    for some in (same[at : at + AT_ONCE] for same in sizes.values() for at in range(0, len(same), AT_ONCE)):
+    groups = [(same, max(AT_ONCE // (width * height), 1)) for (width, height), same in sizes.items()]
+    for some in (same[at : at + count] for same, count in groups for at in range(0, len(same), count)):
         shown = [missing[key] for key in some]
         pixels = [cut.of(read(row.picture.path, least=max(cut.width, cut.height))) for row, cut in shown]
         for key, (row, cut), z in zip(some, shown, family.encode_image(torch.from_numpy(floats(np.stack(pixels)))), strict=True):
