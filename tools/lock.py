@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements" / "lock.txt"
-EXTRAS = ("dev", "docs", "onnx", "parquet", "render")
+EXTRAS = ("dev", "docs", "onnx", "parquet", "render", "serve")
 HEADER = "# Exact versions of everything, made by `make lock` with Python {}.{}; torch from any source of that version will do.\n"
 
 
