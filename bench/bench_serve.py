@@ -116,8 +116,8 @@ def loaded(server: Server) -> None:
         memory = psutil.Process(server.process.pid).memory_info().rss / 2**20
         assert len(ears) == SOCKETS
     shares = statistics.quantiles(took, n=100)
-    print(f"{WAITING} waiting, {SOCKETS} sockets: GET /queue p50 {shares[49]:.0f} ms, p99 {shares[98]:.0f} ms, {used:.1f} ms of processor time; "
-          f"server {memory:.0f} MB; {rate:.0f} prompts taken in a second")
+    print(f"{WAITING} waiting, {SOCKETS} sockets: GET /queue p50 {shares[49]:.0f} ms, p99 {shares[98]:.0f} ms, of processor time "
+          f"{used:.1f} ms; server {memory:.0f} MB; {rate:.0f} prompts taken in a second")
     call(f"{server.url}/queue", {"clear": True})
     call(f"{server.url}/queue", {"pause": False})
 

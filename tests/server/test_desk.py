@@ -140,6 +140,18 @@ def test_the_history_is_searched_by_words_and_time(tmp_path: Path) -> None:
     on(tmp_path / "q", work)
 
 
+def test_whatever_a_call_raises_is_its_callers(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        with pytest.raises(OverflowError):
+            await desk.find(Wanted(offset=10**30))
+        with pytest.raises(ZeroDivisionError):
+            await desk.do(lambda _: 1 // 0)
+        await put(desk, "a")
+        assert ids(await desk.waiting()) == ["a"]
+
+    on(tmp_path / "q", work)
+
+
 def test_a_full_disk_refuses_and_harms_nothing(tmp_path: Path) -> None:
     async def work(desk: Desk) -> None:
         await put(desk, "a")

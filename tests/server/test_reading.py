@@ -36,6 +36,8 @@ def test_sound_json_is_read_as_it_is(data: Any) -> None:
         (b'{"a":1,"a":2}', "twice"),
         (b'[{"b":{"c":1,"c":1}}]', "twice"),
         (b"\xff", "UTF-8"),
+        (b'"\\ud800"', "UTF-8"),
+        (b'{"a":"\\uDFFF x"}', "UTF-8"),
         (b"{", "Expecting"),
         (b"[" * (DEPTH + 1) + b"]" * (DEPTH + 1), "levels"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "levels"),

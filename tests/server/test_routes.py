@@ -305,6 +305,26 @@ def test_settings_of_our_ops_are_checked_before_they_are_queued(client: TestClie
         assert told["error"]["details"] and (kind == "bad_linked_input" or told["node_errors"]["1"]["errors"][0]["type"] == kind), told
 
 
+def test_strange_numbers_and_texts_break_nothing(client: TestClient) -> None:
+    for path in (
+        "/history?max_items=1e9",
+        f"/history?offset={10**30}",
+        "/history?max_items=x",
+        f"/api/jobs?offset={10**30}",
+        "/api/jobs?since=nan",
+    ):
+        assert client.get(path).status_code in (200, 400), path
+    assert client.post("/prompt", content=b'{"prompt":{"\\ud800":{"class_type":"\\ud800"}}}').status_code == 400
+    deep = {"original_ref": "[" * 100_000}
+    assert client.post("/upload/mask", files={"image": ("a.png", b"x")}, data=deep).status_code == 400
+    for n in ("nan", "inf", "1e999", "x", "-1"):
+        assert client.post("/v1/images/edits", files={"image": ("a.png", b"x")}, data={"prompt": "x", "n": n}).status_code == 400
+    assert queue(client, drawing(), number=1e308).json()["number"] == 1e308 and client.get("/queue").status_code == 200
+    assert (
+        wrong(client, {"1": {"class_type": "load_image", "inputs": {"path": "/etc/\0passwd"}}})[0] == "prompt_outputs_failed_validation"
+    )
+
+
 def test_two_servers_never_share_a_queue(tmp_path: Path) -> None:
     with still(tmp_path), pytest.raises(ValueError, match="another server"), still(tmp_path):
         pass

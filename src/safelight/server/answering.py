@@ -111,6 +111,7 @@ def text(given: Mapping[str, Any], name: str, default: str = "") -> str:
 
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     (TooLarge, 413), (Full, 507), (Outside, 403), (FileNotFoundError, 404), (KeyError, 409), (OSError, 507), (ValueError, 400),
+    (OverflowError, 400),
 )
 
 

@@ -332,7 +332,7 @@ def _tried(base: sqlite3.Connection, do: Do) -> tuple[Any, BaseException | None]
     base.execute("SAVEPOINT one")
     try:
         return do(base), None
-    except (sqlite3.Error, LookupError, OSError, ValueError) as e:
+    except Exception as e:
         if isinstance(e, sqlite3.Error) and isinstance(_named(e), Full):
             raise
         base.execute("ROLLBACK TO one")

@@ -12,6 +12,7 @@ from starlette.datastructures import UploadFile
 
 from safelight.server.answering import base64_of, ended, number, pictures, reads, studio, table, text
 from safelight.server.drawing import MODEL, graph, models, one_of, seeds, size
+from safelight.server.reading import read
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -45,7 +46,7 @@ async def edits(request: Request) -> dict[str, Any]:
     """Draw `image` anew after `prompt`, where the `mask` is transparent; without one all of it, by `strength`."""
     async with request.form(max_files=3, max_fields=30) as form:
         files = {k.removesuffix("[]"): await v.read() for k, v in form.items() if isinstance(v, UploadFile)}
-        given = {k: float(v) if k in NUMBERS else v for k, v in form.items() if isinstance(v, str)}
+        given = {k: read(v.encode()) if k in NUMBERS else v for k, v in form.items() if isinstance(v, str)}
     if "image" not in files:
         raise ValueError("image: there is no picture in the form")
     return await _drawn(request, given, files)

@@ -23,9 +23,12 @@ def read(raw: bytes, most: int = BODY) -> Any:
         text = raw.decode("utf-8")
         if _deep(text):
             raise ValueError(f"it is more than {DEPTH} levels deep")
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_float, parse_int=_int)
-    except UnicodeDecodeError as e:
-        raise ValueError(f"it is not UTF-8: {e.reason} at byte {e.start}") from e
+        found = json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_float, parse_int=_int)
+        if "\\ud" in text.lower():  # half of a character, which nothing can be written with
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        return found
+    except UnicodeError as e:
+        raise ValueError(f"it is not UTF-8: {e}") from e
     except RecursionError as e:
         raise ValueError(f"it is more than {DEPTH} levels deep") from e
 

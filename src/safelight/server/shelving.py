@@ -14,6 +14,7 @@ from safelight.disk import put
 from safelight.server.answering import EMPTY, body, studio, table
 from safelight.server.files import Root, info, keep_upload, media
 from safelight.server.pictures import opened
+from safelight.server.reading import read
 
 router = APIRouter(tags=["ComfyUI"])
 
@@ -70,7 +71,7 @@ async def upload(request: Request) -> dict[str, Any]:
 async def upload_mask(request: Request) -> dict[str, Any]:
     """The picture `original_ref` with the transparency of the one that comes."""
     fields, name, content = await _form(request)
-    ref = json.loads(fields.get("original_ref", "null"))
+    ref = read(fields.get("original_ref", "null").encode())
     if not isinstance(ref, dict) or not all(isinstance(v, str) for v in ref.values()):
         raise ValueError("original_ref: expected an object with filename, subfolder and type")
     original = studio(request).shelves.picture(ref.get("filename", ""), ref.get("type") or "output", ref.get("subfolder", ""))

@@ -107,7 +107,7 @@ def _paths(op: Op[..., Any], given: Mapping[str, Any], rooms: Rooms) -> Iterable
         setting = op.spec.setting.get(name)
         sure = setting is not None and setting.kind == "path"
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and len(text) < 4096 and text.isprintable() and not _allowed(text, sure, rooms):
+            if isinstance(text, str) and not _allowed(text, sure, rooms):
                 yield name, f"{text} is not in a folder that prompts may use; `safelight serve --data` adds one"
 
 
@@ -118,8 +118,8 @@ def _allowed(text: str, sure: bool, rooms: Rooms) -> bool:
         if not path.exists() and not (sure and (path.is_absolute() or ".." in path.parts)):
             return True
         real = path.resolve()
-    except (OSError, RuntimeError):  # too long for a name, or a user nobody knows: no path
-        return True
+    except (OSError, RuntimeError, ValueError):  # too long for a name, or a user nobody knows: no path
+        return not sure
     models = (place.path for places in rooms.places.models.places.values() for place in places)
     allowed = (rooms.shelves.input.path, rooms.shelves.output.path, *rooms.data, *models)
     return any(real.is_relative_to(root.resolve()) for root in allowed)
