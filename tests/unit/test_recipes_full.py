@@ -14,6 +14,7 @@ from safelight.families.sources import open_source
 from safelight.patches.full import full as put_on
 from safelight.runtime import lease
 from safelight.train import whole
+from safelight.train.loop import recomputing
 from safelight.train.lora_file import probe
 from safelight.train.methods import FullShape
 from safelight.train.trainables.full import full
@@ -55,7 +56,7 @@ def test_the_parts_asked_for_are_float32_copies_and_go_again(family: Family, par
 def test_every_trained_weight_gets_a_gradient_with_and_without_checkpointing(family: Family) -> None:
     grads = []
     for checkpointing in (False, True):
-        with full(family, FullShape(parts="all", checkpointing=checkpointing)) as own:
+        with full(family, FullShape(parts="all")) as own, recomputing(list(family.trainable().values()) if checkpointing else []):
             x = torch.randn(1, family.channels, 8, 8, generator=torch.Generator().manual_seed(1))
             family.predict(x, family.sigmas[[300]], family.encode_text(["a red apple"])).square().mean().backward()
             assert all(p.grad is not None for name, p in own.parameters.items() if "final_layer" not in name)
@@ -65,7 +66,7 @@ def test_every_trained_weight_gets_a_gradient_with_and_without_checkpointing(fam
 
 def test_half_precision_networks_learn_in_float32(tmp_path: Path) -> None:
     family = tiny.load(tiny.sd1(tmp_path / "m"), device=CPU, dtype=torch.bfloat16)
-    with full(family, FullShape(checkpointing=True)) as own:
+    with full(family, FullShape()) as own, recomputing(family.trainable().values()):
         x = torch.randn(1, family.channels, 8, 8)
         family.predict(x, family.sigmas[[300]], family.encode_text([""])).square().mean().backward()
         assert {p.dtype for p in own.parameters.values()} == {torch.float32}

@@ -26,7 +26,7 @@ from safelight.recipes import denoising, shared
 from safelight.runtime import lease
 from safelight.spec import Work
 from safelight.store import current
-from safelight.train import batches, cache, held_out, lora_file
+from safelight.train import batches, cache, held_out, lora_file, parallel
 from safelight.train.captions import captioned
 from safelight.train.lessons import Lesson, Slot
 from safelight.train.loop import Reading, Trained
@@ -61,7 +61,8 @@ def train_control(model: Model, data: Dataset, plan: Plan, work: Path, lineage: 
         copy = begin(family, plan)
         lesson = yield from denoising.prepare("train_control", family, model, data, plan)
         shown = Hints(cache.Shelf(current().folder("encoded")), by, pairs(family, data, lesson, plan, given))
-        yield from shown.fill()
+        with parallel.first():
+            yield from shown.fill()
         drawn = replace(plan, watch=replace(plan.watch, samples=0))  # those are drawn after hints, below
         net = denoising.Net(family, copy, lesson, drawn, lambda slots: copy.steering(shown.of(slots)))
         trained = yield from denoising.learn(net, work, watcher=Watching(net, work / "samples", plan.watch.samples))

@@ -32,7 +32,7 @@ from safelight.scoring.diversity import diversity
 from safelight.scoring.drift import drift
 from safelight.spec import Work
 from safelight.store import current
-from safelight.train import cache
+from safelight.train import cache, parallel
 from safelight.train.lessons import Lesson
 from safelight.train.methods import FullShape, Subject
 from safelight.values import Blob, Caption, Dataset, Image, Model, Patch, Row
@@ -114,8 +114,9 @@ def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Any, *, 
     if not plan.objective.prior:
         return lesson
     shelf = cache.Shelf(current().folder("encoded"))
-    own = yield from denoising.own_pictures(family, model, [subject.class_name] * subject.classes, lesson.side, shelf)
-    texts = yield from shared.texts(family, model, {*lesson.texts, subject.class_name}, shelf)
+    with parallel.first():
+        own = yield from denoising.own_pictures(family, model, [subject.class_name] * subject.classes, lesson.side, shelf)
+        texts = yield from shared.texts(family, model, {*lesson.texts, subject.class_name}, shelf)
     return replace(lesson, own=own, texts=texts)
 
 
