@@ -6,9 +6,9 @@
 Each trains a LoRA of rank 16 on the attention of the U-Net alone, AdamW, in a process of its own, in turns. SCRIPT is diffusers' example
 `train_text_to_image_lora.py`, run in its default float32 and with bfloat16; DIR a checkout of kohya's sd-scripts with `train_network.py`,
 run in bfloat16 with its latents cached, on the `sd15` shape, the only one it knows. The floor is a bare torch loop on the same network in
-bfloat16 with peft's layers, latents and texts at hand. A step's time is the median between the ends of optimizer steps, the first two left
-out. `small` is 35 million parameters at 256 pixels, `sd15` Stable Diffusion 1.5's shape at 512; weights are random. Neither peer's files
-are part of this project.
+bfloat16 with peft's layers, latents and texts at hand. A step's time is the median between the ends of the last optimizer steps, memory
+the most until then. `small` is 35 million parameters at 256 pixels, `sd15` Stable Diffusion 1.5's shape at 512; weights are random. Neither
+peer's files are part of this project.
 """
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def of_floor(folder: Path, data: Path, a: argparse.Namespace) -> None:
         optimizer.zero_grad()
 
 
-def commands(folder: Path, data: Path, a: argparse.Namespace) -> dict[str, list[str]]:
+def commands(folder: Path, data: Path, a: argparse.Namespace, turn: int) -> dict[str, list[str]]:
     """What is run, by name: a python, a script, its arguments."""
     size, steps = str(SHAPES[a.shape]["size"]), str(a.steps + 2)
-    same = ["--shape", a.shape, "--batch", str(a.batch), "--steps", str(a.steps), "--seed", str(os.getpid())]
+    same = ["--shape", a.shape, "--batch", str(a.batch), "--steps", str(a.steps), "--seed", f"{os.getpid()}{turn}"]
     runs = {name: [sys.executable, __file__, "--one", name, *same] for name in ("ours", "floor")}
     if a.diffusers:
         example = [
@@ -162,11 +162,11 @@ def run(name: str, command: list[str]) -> tuple[float, float, float]:
     clocked = [command[0], str(Path(__file__).with_name("clocked.py")), str(out), *command[1:]]
     with open(log, "wb") as said:
         subprocess.run(clocked, env=here, stdout=said, stderr=said, check=False)
-    if not out.exists() or len(seen := json.loads(out.read_text())["ends"]) < 4:
+    told = json.loads(out.read_text()) if out.exists() else {"ends": []}
+    if len(told["ends"]) < 5:
         raise SystemExit(f"bench_train: {name} did not train; see {log}")
-    told = json.loads(out.read_text())
-    wall, cpu = (statistics.median(np.diff(told[kind])[1:]) for kind in ("ends", "cpu"))
-    return float(wall), float(cpu), float(told["peak"]) if seen else 0.0
+    wall, cpu = (statistics.median(np.diff(told[kind])[-min(4, len(told[kind]) - 3) :]) for kind in ("ends", "cpu"))
+    return float(wall), float(cpu), float(told["peak"])
 
 
 def main() -> None:
@@ -186,11 +186,10 @@ def main() -> None:
     folder, data = written(a.shape), pictures(SHAPES[a.shape]["size"])
     if a.one:
         return {"ours": of_ours, "floor": of_floor}[a.one](folder, data, a)
-    runs = commands(folder, data, a)
-    seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
-    for _ in range(a.rounds):
-        for name, command in runs.items():
-            seen[name].append(run(name, command))
+    seen: dict[str, list[tuple[float, float, float]]] = {}
+    for turn in range(a.rounds):
+        for name, command in commands(folder, data, a, turn).items():  # another seed, or ours would be there already
+            seen.setdefault(name, []).append(run(name, command))
     for name, values in seen.items():
         wall, cpu, peak = (statistics.median(v[i] for v in values) for i in range(3))
         less = [statistics.median(o[i] / v[i] for o, v in zip(seen["ours"], values, strict=True)) for i in range(3)]

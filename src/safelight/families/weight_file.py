@@ -57,7 +57,8 @@ class WeightFile:
         if entry.dtype not in FLOATS or FLOATS[entry.dtype] == str(dtype).removeprefix("torch."):
             return self.read(name)
         held = torch.empty(entry.shape, dtype=getattr(torch, FLOATS[entry.dtype]))
-        room = memoryview(held.reshape(-1).view(torch.uint8).numpy())
+        taken: Any = held.reshape(-1).view(torch.uint8).numpy()
+        room = memoryview(taken)
         with open(self._places[name], "rb", buffering=0) as f:
             f.seek(entry.start)
             while len(room):
