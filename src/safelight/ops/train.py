@@ -30,7 +30,7 @@ from safelight.values import Dataset, Knobs, Model, Patch, canonical, digest
 P = ParamSpec("P")
 
 
-@op(group="train", version=3)
+@op(group="train", version=4)
 def train_lora(
     model: Model, data: Dataset, *,
     shape: LoraShape = SHAPE,
