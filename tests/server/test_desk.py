@@ -109,7 +109,9 @@ def test_who_was_alone_with_a_dead_worker_is_to_blame_and_of_several_nobody(tmp_
         assert await desk.take(8, idle=False) == []  # suspects wait for a worker of their own
         assert ids(await desk.take(8, idle=True)) == ["a"]
         assert [j.deaths for j in await desk.give_back(["a"], died=True)] == [1]
-        await desk.cancel(["a", "b"])
+        assert await desk.finish("a", "failed", "[]") is not None
+        assert ids((await desk.find(Wanted(ran=True)))[0]) == ["a"]  # it ran, so the history has it
+        assert ids(await desk.cancel(["a", "b"])) == ["b"]
         assert ids(await desk.take(8, idle=False)) == ["c"]
 
     on(tmp_path / "q", work)

@@ -230,7 +230,8 @@ class Desk:
                 return None
             outputs, moves[:] = publish() if publish else ("{}", [])
             base.execute(
-                "UPDATE jobs SET state = ?, ended = ?, messages = ?, outputs = ?, moves = ? WHERE id = ?",
+                "UPDATE jobs SET state = ?1, started = coalesce(started, ?2), ended = ?2, messages = ?3, outputs = ?4, moves = ?5 "
+                "WHERE id = ?6",
                 (state, time.time(), messages, outputs, json.dumps(moves) if moves else "", id),
             )
             return _jobs(base, "id = ?", [id])[0]
