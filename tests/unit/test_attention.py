@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as fused
@@ -49,7 +50,7 @@ def test_a_scale_is_heeded_and_other_calls_go_to_torch() -> None:
     mask = torch.zeros(64, 512, dtype=torch.bfloat16)
     asked = {"masked": {"attn_mask": mask}, "causal": {"is_causal": True}, "scaled": {"scale": 0.05}, "even": {"scale": 0.0}, "plain": {}}
     torchs = {name: fused(q, k, v, **more) for name, more in asked.items()}
-    with torch.no_grad(), attention._Attend():
+    with torch.no_grad(), attention._Attend(many=attention.attend):
         here = {name: fused(q, k, v, **more) for name, more in asked.items()}
         short = fused(q, k[:, :, :77], v[:, :, :77])
         exact = fused(q.float(), k.float(), v.float())
@@ -110,3 +111,21 @@ def test_the_autoencoder_uses_it_and_is_as_exact(tmp_path: Path, monkeypatch: py
     assert asked == [24 * 32]
     monkeypatch.setattr(attention, "WORTH", 10**9)
     assert _error(ours, true) < 1.1 * _error(half.decode(z), true)
+
+
+@pytest.mark.parametrize("keys", [64, 640])
+def test_training_attends_as_torch_does_and_learns_the_same(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(attention, "whole", lambda q, k, v, scale, real=attention.whole: asked.append(k.shape[2]) or real(q, k, v, scale))
+    torch.manual_seed(0)
+    layer = Attention(query_dim=24, heads=3, dim_head=8, processor=attention.Processor())
+    x, text = torch.randn(2, 40, 24, requires_grad=True), torch.randn(2, keys, 24)
+    layer(x, encoder_hidden_states=text).square().sum().backward()
+    assert asked == ([keys] if keys < attention.WORTH else []) and x.grad is not None
+    found, layer.processor = x.grad.clone(), AttnProcessor2_0()
+    x.grad = None
+    layer(x, encoder_hidden_states=text).square().sum().backward()
+    assert _error(found, x.grad) < 1e-5
+    with torch.no_grad():
+        attention.Processor()(layer, x, text)
+    assert len(asked) <= 1, "without a gradient torch's own kernel is faster"

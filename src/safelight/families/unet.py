@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
@@ -79,7 +78,7 @@ class UNet:
 
     def plain_attention(self) -> None:
         """Attention whose backward pass is fast on a CPU: that of the fused one costs about a third of a small U-Net's step there."""
-        self.net.set_attn_processor(AttnProcessor())
+        self.net.set_attn_processor(attention.Processor())
 
     def _painted(self, x: Tensor, cond: Cond) -> Tensor:
         given, (h, w) = cond.extras.get("inpaint"), x.shape[-2:]
