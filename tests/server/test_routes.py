@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -328,3 +329,15 @@ def test_strange_numbers_and_texts_break_nothing(client: TestClient) -> None:
 def test_two_servers_never_share_a_queue(tmp_path: Path) -> None:
     with still(tmp_path), pytest.raises(ValueError, match="another server"), still(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", ["default", "mixed", "subgraph", "group"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_editors_workflow_becomes_a_prompt(tmp_path: Path, name: str, wrapped: bool) -> None:
+    workflows = Path(__file__).parents[1] / "comfy" / "workflows"
+    workflow, prompt = (json.loads((workflows / f"{name}{end}.json").read_text("utf-8")) for end in ("", ".api"))
+    with still(tmp_path) as client:
+        found = client.post("/workflow/convert", json={"workflow": workflow} if wrapped else workflow)
+        assert found.status_code == 200 and found.json().keys() == prompt.keys()
+        assert {k: v["class_type"] for k, v in found.json().items()} == {k: v["class_type"] for k, v in prompt.items()}
+        assert client.post("/workflow/convert", json={"nodes": 3, "links": []}).status_code == 400

@@ -46,6 +46,14 @@ async def post_prompt(request: Request) -> dict[str, Any]:
     return {"prompt_id": job.id, "number": int(job.number) if number is None else job.number, "node_errors": ready.errors}
 
 
+@router.post("/workflow/convert")
+async def convert(request: Request) -> Response:
+    """An editor's workflow (litegraph's JSON, bare or as `workflow`) as the prompt that its editor would queue."""
+    given = await table(request)
+    workflow = given["workflow"] if isinstance(given.get("workflow"), dict) else given
+    return JSONResponse(await asyncio.to_thread(comfy.convert, workflow, studio(request).places))
+
+
 @router.get("/queue")
 async def get_queue(request: Request) -> Response:
     """What runs and what waits."""

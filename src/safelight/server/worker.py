@@ -133,9 +133,10 @@ class Bench:
         folder = self.staging / one.id
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        nodes = comfy.translate(one.order["prompt"], self.places).graph
-        if wrong := self.most.refused(nodes.values()):
-            raise ValueError(wrong)
+
+        def look(graph: Mapping[str, Any]) -> None:
+            if wrong := self.most.refused(graph.values()):
+                raise ValueError(wrong)
 
         def keep(value: Value, saved: Saved, texts: Mapping[str, str], store: Store) -> list[Path]:
             stamp = digest("result", value.key, saved.prefix, str(saved.kept), canonical(texts))
@@ -147,7 +148,8 @@ class Bench:
             one.stamps[saved.node] = {"stamp": stamp, "kept": saved.kept, "files": [str(f) for f in files], "type": type(value).__name__}
             return files
 
-        return (yield from comfy.run(one.order["prompt"], self.places, store=self.store, workflow=one.order["workflow"], keep=keep))
+        prompt, workflow = one.order["prompt"], one.order["workflow"]
+        return (yield from comfy.run(prompt, self.places, store=self.store, workflow=workflow, keep=keep, look=look))
 
     def advance(self, one: _Running) -> None:
         """Go on until it asks, ends, or others should have a turn."""
