@@ -183,7 +183,7 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     p.add_argument("--one", choices=("ours", "floor"), help=argparse.SUPPRESS)
     a = p.parse_args()
-    folder, data = written(a.shape), pictures(SHAPES[a.shape]["size"])
+    folder, data = written(a.shape), pictures(SHAPES[a.shape]["size"], 24 if a.shape == "small" else 6)
     if a.one:
         return {"ours": of_ours, "floor": of_floor}[a.one](folder, data, a)
     seen: dict[str, list[tuple[float, float, float]]] = {}
