@@ -19,7 +19,7 @@ from safelight.data import summary
 from safelight.embed import LINEAGE
 from safelight.events import Note, Progress
 from safelight.recipes import denoising, lora_notes, portable, shared, teaching
-from safelight.runtime import lease
+from safelight.runtime import lease, release
 from safelight.spec import Work
 from safelight.store import current
 from safelight.train import lora_file, trainables
@@ -59,6 +59,7 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
     notes |= {LINEAGE: lineage, "sshs_model_hash": sha, provenance.TENSORS: f"0x{sha}", **provenance.notes(data, plan)}
     lora_file.write(file, tensors, notes)
     yield Progress(what="read the file back")
+    release()  # the proof is in float32: the model in its own dtype would be in memory beside it
     proof, readers = yield from prove(model, file, plan, trained, [lesson.learn.kept[0].captions[0], ""])
     told = [vars(r) for r in readers]
     lora_file.write(file, tensors, {**notes, "safelight.proof": canonical(told)})
