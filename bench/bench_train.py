@@ -62,12 +62,14 @@ def written(name: str) -> Path:
 
 
 def words(folder: Path) -> None:
-    """CLIP's own words, as kohya's scripts look for them."""
-    from transformers import CLIPTokenizer
+    """CLIP's own words, as kohya's scripts look for them and older transformers read them."""
+    from safelight.families.clip_words import merges, vocabulary
 
-    from safelight.families.clip_words import clip_folder
-
-    CLIPTokenizer.from_pretrained(clip_folder("<|endoftext|>")).save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary()))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges()))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **marks}))
 
 
 def pictures(size: int, count: int = 24) -> Path:
@@ -180,6 +182,7 @@ def main() -> None:
     p.add_argument("--diffusers-python", default=sys.executable)
     p.add_argument("--kohya", type=Path, metavar="DIR")
     p.add_argument("--kohya-python", default=sys.executable)
+    p.add_argument("--only", nargs="*", help="of ours, floor, diffusers float32, ...; all without it")
     p.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     p.add_argument("--one", choices=("ours", "floor"), help=argparse.SUPPRESS)
     a = p.parse_args()
@@ -189,10 +192,13 @@ def main() -> None:
     seen: dict[str, list[tuple[float, float, float]]] = {}
     for turn in range(a.rounds):
         for name, command in commands(folder, data, a, turn).items():  # another seed, or ours would be there already
+            if a.only and name not in a.only:
+                continue
             seen.setdefault(name, []).append(run(name, command))
     for name, values in seen.items():
         wall, cpu, peak = (statistics.median(v[i] for v in values) for i in range(3))
-        less = [statistics.median(o[i] / v[i] for o, v in zip(seen["ours"], values, strict=True)) for i in range(3)]
+        mine = seen.get("ours", values)
+        less = [statistics.median(o[i] / v[i] for o, v in zip(mine, values, strict=True)) for i in range(3)]
         print(f"{name:19} {a.batch / wall:7.3f} pictures/s, {cpu:7.2f} CPU s a step, peak {peak:.2f} GB; "
               f"ours is {1 / less[0]:.2f} times as fast (CPU {1 / less[1]:.2f}), memory {less[2]:.2f}", flush=True)
     return None
