@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,9 +18,6 @@ from safelight.values import Cond, Row, canonical, digest
 
 if TYPE_CHECKING:
     from safelight.families import Family
-
-AT_ONCE = 8 * 128 * 128
-"""Pixels that are encoded together, in any case one picture: an encoder's memory grows with them, and a processor gains nothing by more."""
 
 
 class Shelf:
@@ -56,21 +52,13 @@ def pictures(family: Family, encoder: str, wanted: Sequence[tuple[Row, Cut]], sh
              masked: bool = False) -> Generator[Event, None, list[str]]:
     """The keys under which each cut of a row lies: `latent` (C, height/f, width/f) float32, `size` (see `Cut.told`), and with `masked` the
     row's `mask` (1, height/f, width/f). `encoder` is the VAE's fingerprint."""
-    keys = [digest("picture", row.picture.sha256, canonical(cut), encoder, str(family.dtype), _mask(row)[1] if masked else "")
+    keys = [digest("picture alone", row.picture.sha256, canonical(cut), encoder, str(family.dtype), _mask(row)[1] if masked else "")
             for row, cut in wanted]
     missing = {key: given for key, given in zip(keys, wanted, strict=True) if not shelf.has(key)}
-    sizes: dict[tuple[int, int], list[str]] = {}
-    for key, (_, cut) in missing.items():
-        sizes.setdefault((cut.width, cut.height), []).append(key)
-    done = 0
-    groups = [(same, max(AT_ONCE // (width * height), 1)) for (width, height), same in sizes.items()]
-    for some in (same[at : at + count] for same, count in groups for at in range(0, len(same), count)):
-        shown = [missing[key] for key in some]
-        pixels = [cut.of(read(row.picture.path, least=max(cut.width, cut.height))) for row, cut in shown]
-        for key, (row, cut), z in zip(some, shown, family.encode_image(torch.from_numpy(floats(np.stack(pixels)))), strict=True):
-            kept = {"latent": z, "size": cut.told(row.width, row.height)}
-            shelf.put(key, kept | ({"mask": _masked(row, cut, z)} if masked else {}))
-        done += len(some)
+    for done, (key, (row, cut)) in enumerate(missing.items(), 1):  # each alone: an encoder's last bits depend on what it is encoded with
+        pixels = cut.of(read(row.picture.path, least=max(cut.width, cut.height)))
+        z = family.encode_image(torch.from_numpy(floats(pixels[None])))[0]
+        shelf.put(key, {"latent": z, "size": cut.told(row.width, row.height)} | ({"mask": _masked(row, cut, z)} if masked else {}))
         yield Progress(step=done, total=len(missing), what="encode pictures", unit="picture")
     return keys
 
