@@ -81,6 +81,8 @@ def adapter(family: Family, shape: LoraShape, seed: int) -> Iterator[Adapter]:
         raise ValueError(f"train_lora: method {shape.method!r}; expected one of {', '.join(METHODS)}")
     if shape.init != "kaiming" and shape.method not in OWN_START:
         raise ValueError(f"train_lora: init {shape.init!r} is for {', '.join(OWN_START)}; leave it out for {shape.method}")
+    if shape.share != LoraShape.share and shape.method != "lora-drop":
+        raise ValueError(f"train_lora: share {shape.share:g} is for lora-drop; leave it out for {shape.method}")
     found = spots(family, shape)
     made: Adapter = importlib.import_module(f"{__name__}.methods.{shape.method.replace('-', '_')}").method(found, shape, seed)
     with kept(spot.layer for spot in found):

@@ -43,10 +43,12 @@ class Dropping(Adapter):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """After the measured steps, decide."""
-        if step + 1 != min(max(2, round(MEASURED * steps)), steps):
+        """After the measured steps, decide. Until then the processes agree at every step: a checkpoint holds the first one's sums."""
+        left = min(max(2, round(MEASURED * steps)), steps) - step - 1
+        if left >= 0:
+            parallel.mean([self.book["sums"]])
+        if left:
             return
-        parallel.mean([self.book["sums"]])
         largest, order = self.book["sums"].cpu().sort(descending=True, stable=True)
         before = largest.cumsum(0) - largest
         self.kept.zero_()
@@ -80,7 +82,8 @@ def _form(at: int, by: float, book: Book) -> Form:
     said, file = pair(factors)
 
     def forward(layer: Any, x: Tensor, w: Weights) -> Tensor:
-        if torch.is_grad_enabled() and book["open"]:
+        again = torch._C._current_graph_task_id() >= 0  # a checkpointed layer is asked a second time, in the backward pass
+        if torch.is_grad_enabled() and book["open"] and not again:
             with torch.no_grad():
                 inner, up = run(layer, x, w[DOWN].to(x.dtype), None).float(), w[UP].flatten(1)
                 flat = inner.transpose(0, 1).flatten(1) if isinstance(layer, nn.Conv2d) else inner.reshape(-1, up.shape[1]).t()
