@@ -45,6 +45,9 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
                prepare: teaching.Prepare = denoising.prepare) -> Work[Patch]:
     """The patch, with its curves, samples and proof in `files`. `work` is the run's own folder: called again after it was stopped, in any
     way, it goes on there, and ends with the very file an uninterrupted run writes. `lineage` is written into the file."""
+    if plan.shape.method == "adalora" and (plan.optimizer.average or plan.optimizer.kind == "schedulefree"):
+        raise ValueError("train_lora: adalora takes ranks away, which averaged weights would still have; expected average 0 and another "
+                         "optimizer than schedulefree")
     samples, file = work / "samples", work / "lora.safetensors"
     with lease(model, dtype=shared.training_dtype(), train=True, holder="train_lora") as family:
         lesson = yield from prepare("train_lora", family, model, data, plan)
@@ -54,7 +57,7 @@ def train_lora(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str
             watcher = Keeping(watcher, adapter, work / "steps") if plan.watch.files else watcher
             trained = yield from denoising.learn(net, work, watcher=watcher, rates=adapter.rates)
             tensors = adapter.file(trained.weights)
-        notes = lora_notes.metadata(family, model, lesson=lesson, plan=plan, trained=trained, samples=samples)
+        notes = lora_notes.metadata(family, model, lesson=lesson, plan=plan, trained=trained, samples=samples, tensors=tensors)
     sha = lora_file.tensor_hash(tensors)
     notes |= {LINEAGE: lineage, "sshs_model_hash": sha, provenance.TENSORS: f"0x{sha}", **provenance.notes(data, plan)}
     lora_file.write(file, tensors, notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from safelight.train.loop import Trained
 from safelight.values import Model, canonical
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from safelight.families import Family
     from safelight.recipes.lora import Plan
 
@@ -30,18 +33,23 @@ LYCORIS = {"loha": {"algo": "loha"}, "lokr": {"algo": "lokr"}, "dora": {"algo": 
 THUMBNAIL, TAGS = 256, 8
 
 
-def metadata(family: Family, model: Model, *, lesson: Lesson, plan: Plan, trained: Trained, samples: Path) -> dict[str, str]:
-    """kohya's names, as far as they are known, then modelspec's, then ours. `samples` is the folder that samples were drawn into."""
+def metadata(family: Family, model: Model, *, lesson: Lesson, plan: Plan, trained: Trained, samples: Path,
+             tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """kohya's names, as far as they are known, then modelspec's, then ours. `samples` is the folder that samples were drawn into. Rank and
+    alpha are those of the file's `tensors`: PiSSA and Delta-LoRA write twice the rank, rsLoRA another alpha."""
     shape, opt, seen, aim = plan.shape, plan.optimizer, plan.batches, plan.objective
-    alpha = shape.rank if shape.alpha is None else shape.alpha
-    args = LYCORIS.get(shape.method, {}) | ({"conv_dim": str(shape.rank), "conv_alpha": f"{alpha:g}"} if shape.targets == "full" else {})
+    rank = max((len(t) for name, t in tensors.items() if name.endswith("lora_down.weight")), default=shape.rank)
+    alpha = max(float(t) for name, t in tensors.items() if name.endswith(".alpha"))
+    args = LYCORIS.get(shape.method, {}) | ({"conv_dim": str(rank), "conv_alpha": f"{alpha:g}"} if shape.targets == "full" else {})
+    args |= {"loraplus_lr_ratio": f"{shape.plus:g}"} if shape.plus != 1 else {}
+    decay = "constant" if opt.kind == "schedulefree" else {"restarts": "cosine_with_restarts"}.get(opt.decay, opt.decay)
     kohya = {
         "ss_network_module": "lycoris.kohya" if shape.method in LYCORIS else "networks.lora", "ss_network_args": json.dumps(args),
-        "ss_network_dim": shape.rank, "ss_network_alpha": f"{alpha:g}", "ss_output_name": lesson.trigger or "lora", "ss_seed": plan.seed,
+        "ss_network_dim": rank, "ss_network_alpha": f"{alpha:g}", "ss_output_name": lesson.trigger or "lora", "ss_seed": plan.seed,
         "ss_base_model_version": lora_file.base_version(family), "ss_v2": lora_file.base_version(family) == "sd_v2",
         "ss_sd_model_name": Path(model.source).name, "ss_sd_model_hash": model.fingerprint, "ss_optimizer": OPTIMIZERS[opt.kind],
         "ss_learning_rate": f"{opt.lr:g}", "ss_unet_lr": f"{opt.lr:g}", "ss_text_encoder_lr": f"{opt.lr:g}" if shape.text_encoder else None,
-        "ss_lr_scheduler": {"restarts": "cosine_with_restarts"}.get(opt.decay, opt.decay), "ss_lr_warmup_steps": opt.warmup,
+        "ss_lr_scheduler": decay, "ss_lr_warmup_steps": opt.warmup,
         "ss_max_grad_norm": f"{opt.clip:g}", "ss_max_train_steps": seen.steps, "ss_steps": trained.step, "ss_total_batch_size": seen.batch,
         "ss_min_snr_gamma": aim.min_snr or None, "ss_noise_offset": aim.noise_offset, "ss_prior_loss_weight": aim.prior_weight,
         "ss_caption_dropout_rate": seen.drop, "ss_gradient_checkpointing": opt.checkpointing, "ss_shuffle_caption": seen.shuffle,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from safelight import provenance
 from safelight.events import Progress
 from safelight.recipes import denoising, shared
 from safelight.runtime import lease
@@ -70,7 +71,8 @@ def teach(way: Way, model: Model, data: Dataset, plan: Plan, *, work: Path, line
         name = way.name or Path(model.source).name
         notes = lora_file.modelspec(family, f"{name} from {Path(model.source).name}", lesson.side, kind=way.kind)
     file = work / f"{way.kind}.safetensors"
-    own = {"safelight.settings": canonical(plan), "safelight.lineage": lineage, "safelight.base": model.key}
+    own = {"safelight.settings": canonical(plan), "safelight.lineage": lineage, "safelight.base": model.key, **provenance.notes(data, plan)}
+    own[provenance.TENSORS] = f"0x{lora_file.tensor_hash(tensors)}"
     lora_file.write(file, tensors, notes | own)
     yield Progress(what="read the file back")
     patch = Patch(way.kind, Blob.of(file), options=way.options, info={"name": name, "steps": trained.step, "parameters": size})
