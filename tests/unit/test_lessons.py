@@ -27,7 +27,7 @@ from safelight.train.captions import captioned, varied
 from safelight.train.lessons import Lesson
 from safelight.train.pictures import Ahead, Cut, Kept, Pictures
 from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
-from safelight.values import Blob, Caption, Dataset, Row
+from safelight.values import Blob, Caption, Dataset, Model, Row
 from tests import tiny
 
 LOAD: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -239,6 +239,30 @@ def test_nothing_stays_in_memory(sd1: Family, tmp_path: Path) -> None:
     shelf._path(keys[2]).unlink()
     with pytest.raises(RuntimeError, match=r"2.png vanished"):
         kept.read(2)
+
+
+def test_a_latent_does_not_depend_on_what_was_encoded_with_it(sd1: Family, tmp_path: Path) -> None:
+    """Encoders round otherwise in a batch; a run that was stopped while it encoded goes on with fewer, and must end with the same."""
+    rows = [row(tmp_path / f"{i}.png", pixels(64, 64, i)) for i in range(5)]
+    wanted, whole, parts = [(r, Cut(64, 64)) for r in rows], cache.Shelf(tmp_path / "a"), cache.Shelf(tmp_path / "b")
+    keys = done(cache.pictures(sd1, "v", wanted, whole))
+    done(cache.pictures(sd1, "v", wanted[4:], parts))
+    assert done(cache.pictures(sd1, "v", wanted, parts)) == keys
+    assert all(torch.equal(whole.get(k)["latent"], parts.get(k)["latent"]) for k in keys)  # type: ignore[index]
+
+
+def test_a_picture_drawn_is_known_by_those_drawn_with_it(sd1: Family, folder: Path, tmp_path: Path) -> None:
+    shelf, model = cache.Shelf(tmp_path / "s"), Model("sd", str(folder / "sd1"), "")
+
+    def keys(captions: list[str]) -> list[str]:
+        return [kept.keys[0] for kept in done(denoising.own_pictures(sd1, model, captions, 16, shelf)).kept]
+
+    first = keys(["a"] * 9)
+    shelf._path(first[3]).unlink()
+    assert keys(["a"] * 9) == first and shelf.has(first[3])
+    other = keys(["a"] * 8 + ["b"])
+    assert other[:8] == first[:8] and other[8] != first[8]
+    assert not set(keys(["b"] + ["a"] * 7)) & set(first)
 
 
 # Captions.

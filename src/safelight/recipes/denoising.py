@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 OWN = 24
 """How many pictures of its own the model is held to, at most."""
 
+TOGETHER = 8
+"""How many of them are drawn at once."""
+
 
 class Plan(shared.Plan, Protocol):
     """The settings that the loss asks for."""
@@ -54,6 +57,8 @@ class Plan(shared.Plan, Protocol):
 
 def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Plan) -> Work[Lesson]:
     """Encode what is not yet encoded. ValueError when there is no picture."""
+    if parallel.share().shards:
+        raise ValueError(f"{op}: --shard: what this trains is whole in every process; leave --shard out")
     side = yield from shared.check(op, family, data, plan.batches.size)
     rows, several = data.kept, plan.batches.several
     trigger = plan.objective.trigger or found_trigger([row.caption for row in rows])
@@ -66,6 +71,8 @@ def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Plan) ->
     if not trigger and plan.objective.prior and plan.objective.prior_by == "answers":
         yield Note(text=f"{op}: the captions share no trigger, so what is learned may show everywhere; `caption` can add one")
     learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
+    if plan.watch.patience and not held:
+        yield Note(text=f"{op}: patience {plan.watch.patience} needs held-out pictures, and there are none", level="warning")
     own = [calm[i] for i in learn][: OWN if plan.objective.prior else 0]
     with parallel.first():
         drawn = yield from own_pictures(family, model, own, side, shelf)
@@ -73,14 +80,17 @@ def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Plan) ->
 
 
 def own_pictures(family: Family, model: Model, captions: Sequence[str], side: int, shelf: cache.Shelf) -> Work[Pictures]:
-    """Latents of what the model draws of the captions, picture i with seed i. Drawn once, then kept."""
-    keys = [digest("drawn", model.key, c, str(i), str(side), str(family.dtype), canonical(shared.SAMPLE)) for i, c in enumerate(captions)]
-    missing = [i for i, key in enumerate(keys) if not shelf.has(key)]
-    begun = starts(family, Size(side, side), len(captions), None, None) if missing else []
-    shots = [Shot(captions[i], i, shared.SAMPLE, Guidance(), begun[i][0]) for i in missing]
+    """Latents of what the model draws of the captions, picture i with seed i. Drawn once, then kept; those drawn together are told apart
+    by all their captions, since a picture's last bits depend on its company."""
+    groups = [range(at, min(at + TOGETHER, len(captions))) for at in range(0, len(captions), TOGETHER)]
+    how = (str(side), str(family.dtype), canonical(shared.SAMPLE))
+    keys = [digest("drawn", model.key, str(i), *how, *[captions[k] for k in some]) for some in groups for i in some]
     size = Cut(side, side).told(side, side)
-    for i, latent in zip(missing, (yield from walk(family, shots, previews=False)), strict=True):
-        shelf.put(keys[i], {"latent": latent[0], "size": size})
+    for some in (group for group in groups if not all(shelf.has(keys[i]) for i in group)):
+        begun = starts(family, Size(side, side), len(some), None, None)
+        shots = [Shot(captions[i], i, shared.SAMPLE, Guidance(), z) for i, (z, _) in zip(some, begun, strict=True)]
+        for i, latent in zip(some, (yield from walk(family, shots, previews=False)), strict=True):
+            shelf.put(keys[i], {"latent": latent[0], "size": size})
     shape = (side // family.factor, side // family.factor)
     return Pictures(shelf, [Kept(f"own {i}", (c,), (keys[i],), shape) for i, c in enumerate(captions)])
 
@@ -174,25 +184,24 @@ class Net:
         mask = None if part.mask is None else part.mask.to(f.device)
         return objectives.mean(o, objectives.distance(o, error, time, sigma), mask) * objectives.weight(o, f.prediction, sigma)
 
-    @torch.no_grad()
     def held_out_losses(self) -> Tensor:
         """(N, STRATA) of the held-out pictures, under their captions."""
-        held, sigmas = self.lesson.held, self.judge.levels
+        return self.fixed_losses(self.lesson.held)
+
+    @torch.no_grad()
+    def fixed_losses(self, held: Pictures, *, empty: bool = False) -> Tensor:
+        """(N, STRATA) under fixed noise and their captions, or the empty one."""
+        judge = held_out.HeldOut([(self.family.channels, *kept.shape) for kept in held.kept], self.family.sigmas, self.plan.seed)
+        sigmas = judge.levels
         time = (torch.arange(len(sigmas)) + 0.5) / len(sigmas)
 
         def errors(i: int, noise: Tensor, sigma: Tensor) -> Tensor:
             read = {k: t.expand(len(sigma), *t.shape) for k, t in held.read(i).items()}
-            slot = Slot(0, held, i, 0, held.kept[i].captions[0])
+            slot = Slot(0, held, i, 0, "" if empty else held.kept[i].captions[0])
             part = Part([slot] * len(sigma), read["latent"], noise, noise, time, sigma, read.get("size"), read.get("mask"))
             return self.errors(part)
 
-        return self.judge.losses(errors)
-
-    @cached_property
-    def judge(self) -> held_out.HeldOut:
-        """Of the held-out pictures."""
-        shapes = [(self.family.channels, *kept.shape) for kept in self.lesson.held.kept]
-        return held_out.HeldOut(shapes, self.family.sigmas, self.plan.seed)
+        return judge.losses(errors)
 
     def items(self, step: int) -> list[str]:
         """The names of the pictures of a step."""
@@ -230,11 +239,12 @@ class Watching:
 
     def __call__(self, step: int, record: dict[str, Any]) -> Work[Reading | None]:
         """A reading when pictures were held out. Into the record go `samples`, `bands` (step, sigma, loss, low, high) and `hard` (step,
-        name, caption, how often its loss it has of what is usual, how often it was shown)."""
+        name, caption, how often its loss it has of what is usual, how often it was shown), and `doubtful` at the last step."""
         net = self.net
         record["samples"] = yield from shared.samples(net.family, self.prompts(), self.folder, step)
         kept = net.lesson.learn.kept
         record["hard"] = [[step, kept[i].name, kept[i].captions[0], *told] for i, *told in held_out.hard(net.seen.cpu())]
+        yield from self._doubt(step, record)
         if not len(net.lesson.held):
             return None
         if self.first is None:
@@ -242,9 +252,24 @@ class Watching:
                 self.first = net.held_out_losses()
         yield Progress(what="held-out loss")
         now = net.held_out_losses()
-        found = held_out.reading(now, self.first, net.judge.levels)
+        found = held_out.reading(now, self.first, held_out.HeldOut((), net.family.sigmas, net.plan.seed).levels)
         record["bands"] = [[step, *band] for band in found.bands]
         return found
+
+    def _doubt(self, step: int, record: dict[str, Any]) -> Work[None]:
+        """Into the record at the last step: (step, name, caption, see `held_out.doubtful`) of the hardest pictures, as many as cost less
+        than a third of the training; a note of the worst."""
+        net, b = self.net, self.net.plan.batches
+        room = b.steps * b.batch // (2 * held_out.STRATA)
+        hard = [i for i, *_ in held_out.hard(net.seen.cpu(), room)]
+        if step < b.steps or len(hard) < held_out.FEW:
+            return
+        yield Progress(what="captions")
+        some = net.lesson.learn.some(hard)
+        found = held_out.doubtful(net.fixed_losses(some), net.fixed_losses(some, empty=True))
+        record["doubtful"] = [[step, some.kept[i].name, some.kept[i].captions[0], far] for i, far in found]
+        if wrong := [some.kept[i].name for i, far in found if far > held_out.FAR]:
+            yield Note(text=f"train: captions that fit their pictures far less than the others': {', '.join(wrong)}", level="warning")
 
     def prompts(self) -> list[str]:
         """The asked ones, or held-out captions and then others; as many as there should be samples."""
@@ -264,6 +289,8 @@ def learn(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mappin
             raise ValueError(f"train: {flight.text()}; that was the preflight, nothing was trained")
         put(told, json.dumps(vars(flight)).encode())
     trained = yield from train(task(net, work, watcher=watcher, rates=rates))
+    if not trained.step:
+        yield Note(text="train: no look found a better held-out loss than before the first step, whose weights are kept", level="warning")
     return replace(trained, record={**trained.record, "preflight": json.loads(told.read_text(encoding="utf-8"))})
 
 

@@ -15,6 +15,9 @@ from safelight.values import Row, digest
 STRATA = 8
 """How many noise levels each picture is looked at, in equal parts of time."""
 
+FEW, FAR = 8, 6.0
+"""Of fewer pictures nobody can say which caption is unlike the others'; beyond so many median deviations one is."""
+
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[int], list[int]]:
     """(kept for training, held out): indices. A picture's side depends on its content and the seed alone; at least one is held out when
@@ -61,6 +64,15 @@ def _around(now: Tensor, first: Tensor) -> tuple[float, float, float]:
     n, mean = len(now), float(now.mean())
     half = float(stdtrit(n - 1, 0.975)) * float((now - first).std()) / n**0.5 if n > 1 else 0.0
     return mean, mean - half, mean + half
+
+
+def doubtful(told: Tensor, untold: Tensor, most: int = 10) -> list[tuple[int, float]]:
+    """The pictures whose captions help least: (index, how far from the median, in median deviations), worst first. `told` and `untold`
+    (N, K) are losses under the captions and under the empty one; a wrong caption is worse than none."""
+    harm = ((told - untold) / untold.clamp(min=1e-12)).mean(dim=1)
+    apart = harm - harm.median()
+    apart = apart / apart.abs().median().clamp(min=1e-12)
+    return [(i, round(float(apart[i]), 2)) for i in apart.argsort(descending=True, stable=True)[:most].tolist()]
 
 
 def hard(seen: Tensor, most: int = 10) -> list[tuple[int, float, int]]:

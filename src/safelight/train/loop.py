@@ -146,7 +146,6 @@ def train(t: Training) -> Generator[Event, None, Trained]:
 
 @contextmanager
 def recomputing(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Gradient checkpointing in the networks that can, for as long as the block lasts."""
     """Gradient checkpointing, in those networks that can, for as long as the block lasts."""
     able = [n for n in networks if isinstance(n, Recomputing)]
     for n in able:

@@ -109,6 +109,13 @@ class Objective(Knobs):
     prior_weight: Annotated[float, Knob(0, 100, help="what that share counts in the loss")] = 1.0
     trigger: Annotated[str, "the words that call what is learned; empty: the part that all captions share"] = ""
 
+    def __post_init__(self) -> None:
+        """ValueError for noise levels that are none."""
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest {self.lowest:g}, highest {self.highest:g}; expected lowest below highest")
+        if self.times == "mode" and not -1 <= self.spread <= 1.75:
+            raise ValueError(f"spread {self.spread:g} for times mode; expected -1 to 1.75")
+
 
 @dataclass(frozen=True)
 class Watch(Knobs):
