@@ -174,7 +174,9 @@ def test_what_kohya_takes_and_we_do_not_is_one_list(folders: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("asked", "knob", "value"), [
-    ({"optimizer_type": "Prodigy", "learning_rate": 1.0}, "kind", "prodigy"), ({"use_8bit_adam": True}, "kind", "adamw8bit"),
+    ({"optimizer_type": "Prodigy", "learning_rate": 1.0}, "kind", "prodigy"),
+    ({"optimizer_type": "Prodigy", "learning_rate": 1.0}, "weight_decay", 0.0), ({"use_lion_optimizer": True}, "betas", [0.9, 0.99]),
+    ({"use_8bit_adam": True}, "kind", "adamw8bit"),
     ({"lr_scheduler": "cosine_with_restarts"}, "decay", "restarts"), ({"lr_warmup_steps": 0.1}, "warmup", 160),
     ({"min_snr_gamma": 5.0}, "min_snr", 5.0), ({"noise_offset": 0.05}, "noise_offset", 0.05), ({"max_timestep": 500}, "highest", 0.5),
     ({"network_dim": None}, "rank", 4), ({"text_encoder_lr": 0.0}, "text_encoder", False),

@@ -135,7 +135,8 @@ def _first(value: Any) -> Any:
 
 def _optimizer(a: Mapping[str, Any], steps: int, problems: list[str]) -> dict[str, Any]:
     named = "adamw8bit" if a["use_8bit_adam"] else "lion" if a["use_lion_optimizer"] else str(a["optimizer_type"]).lower()
-    told: dict[str, Any] = {"weight_decay": 0.01, "betas": (0.9, 0.999)}
+    told: dict[str, Any] = {"weight_decay": 0.01 if named in ("", "adamw", "adamw8bit") else 0.0,
+                            "betas": (0.9, 0.99) if named == "lion" else (0.9, 0.999)}
     for name, value in _pairs(a, "optimizer_args").items():
         if name in told:
             told[name] = ast.literal_eval(value)
@@ -154,6 +155,8 @@ def _optimizer(a: Mapping[str, Any], steps: int, problems: list[str]) -> dict[st
 def _objective(a: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     if (a["clip_skip"] or 1) != 1:
         problems.append(f"clip_skip = {a['clip_skip']}: the text encoder's last layer is what is read")
+    if a["zero_terminal_snr"] and not a["v_parameterization"]:
+        problems.append("zero_terminal_snr: expected v_parameterization with it")
     if a["loss_type"] not in ("l2", "l1", "huber"):
         problems.append(f"loss_type = {a['loss_type']!r}: expected l2, l1 or huber")
     falls = {"constant": "constant", "exponential": "time", "snr": "snr"}
