@@ -12,7 +12,7 @@ STAMP := .venv/.stamp
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help venv demo test test-slow test-ray lint bench bench-embedded docs docs-tables lock clean
+.PHONY: help venv demo test test-slow test-ray test-browser lint bench bench-embedded docs docs-tables lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -38,6 +38,10 @@ test-slow: $(STAMP) ## the tests that `make test` leaves out
 test-ray: $(STAMP) ## the tests on Ray, which this installs
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements/lock.txt 'ray[data,train]>=2.60'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/flow/test_juicer_ray.py tests/flow/test_train_parallel.py $(ARGS)
+
+test-browser: $(STAMP) ## the tests in Chromium, with the node editor, which this installs
+	$(BIN)/python -m pip install --disable-pip-version-check -q "$$(sed -nE 's/^comfy = \["([^"]+)"\].*/\1/p' pyproject.toml)"
+	$(BIN)/python -m pytest -q tests/browser tests/server/test_editor.py $(ARGS)
 
 lint: $(STAMP) ## style, types, layers, sizes, generated docs
 	$(BIN)/ruff check

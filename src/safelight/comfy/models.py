@@ -14,6 +14,8 @@ KINDS = {
     "clip_name1": "text_encoders", "clip_name2": "text_encoders", "clip_name3": "text_encoders", "model_path": "diffusers",
     "model": "diffusers", "chatglm3_checkpoint": "LLM",
 }
+EMBEDDED = "mini"
+"""The model that comes with Safelight, among the checkpoints."""
 SOCKET = {"vae": "VAE", "text_encoder": "CLIP", "text_encoder_2": "CLIP", "text_encoder_3": "CLIP"}
 
 Models = dict[str, tuple[str, dict[str, str]]]
@@ -60,6 +62,8 @@ def _inputs(key: str, known: Any, given: Mapping[str, Any], places: Places) -> d
 
 def _found(kind: str, name: str, places: Places) -> str:
     """The path of a name; of a name on Hugging Face also by its last part, or in the cache."""
+    if (kind, name) == ("checkpoints", EMBEDDED):
+        return name
     if kind != "diffusers" or "/" not in name:
         return places.find(kind, name)
     for known in (name, name.rpartition("/")[2]):

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from safelight.server import jobs, openai, pages, sdapi, shelving, wire
+from safelight.server import editor, jobs, openai, pages, sdapi, shelving, wire
 from safelight.server.answering import STATUS, failure
 from safelight.server.guard import Guard
 from safelight.server.reading import BODY
@@ -29,10 +29,11 @@ def application(setup: Setup) -> FastAPI:
     for prefix in ("", "/api"):
         app.include_router(wire.router, prefix=prefix, include_in_schema=not prefix)
         app.include_router(shelving.router, prefix=prefix, include_in_schema=not prefix)
-    for router in (wire.sockets, jobs.router, openai.router, sdapi.router, pages.router):
+    for router in (wire.sockets, jobs.router, openai.router, sdapi.router, pages.router, editor.router):
         app.include_router(router)
     kinds: list[type[Exception]] = [HTTPException, *(kind for kind, _ in STATUS)]
     for kind in kinds:
         app.add_exception_handler(kind, failure)
+    app.add_middleware(editor.Below)
     app.add_middleware(Guard, rules=setup.rules, body=BODY, uploads=UPLOADS)
     return app

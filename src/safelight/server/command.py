@@ -63,6 +63,7 @@ def listen(setup: Setup, port: int) -> None:
     """Serve until a signal comes."""
     import uvicorn
 
+    from safelight.server import editor
     from safelight.server.app import application
 
     host = setup.rules.host
@@ -71,6 +72,8 @@ def listen(setup: Setup, port: int) -> None:
         at = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         click.echo(f"Safelight listens on http://{shown}:{at}" + (" (with a token)" if setup.rules.token else ""))
+        if editor.frontend():
+            click.echo(f"the node editor is on http://{shown}:{at}{editor.AT}/")
         config = uvicorn.Config(
             application(setup), ws="websockets-sansio", ws_max_size=2**20, log_level="warning", access_log=False, server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=3, limit_concurrency=1000,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from safelight.comfy.building import Building, Clip, Link
+from safelight.comfy.models import EMBEDDED
 from safelight.comfy.node import Given, choice, files, integer, node, real, socket, switch
 
 STRENGTH = (1.0, -100.0, 100.0)
@@ -14,8 +15,8 @@ DEVICE = replace(choice("device", ("default", "cpu"), optional=True), told={"adv
 PREDICTIONS = {"eps": "eps", "v_prediction": "v"}
 
 
-@node("CheckpointLoaderSimple", "loaders", [choice("ckpt_name", files("checkpoints"))], "MODEL", "CLIP", "VAE", title="Load Checkpoint",
-      parts={"name": "ckpt_name"})
+@node("CheckpointLoaderSimple", "loaders", [choice("ckpt_name", lambda places: [*files("checkpoints")(places), EMBEDDED])],
+      "MODEL", "CLIP", "VAE", title="Load Checkpoint", parts={"name": "ckpt_name"})
 def checkpoint(b: Building, n: Given) -> Any:
     """A checkpoint with all its parts."""
     whole = b.model()

@@ -10,6 +10,12 @@
   });
   label();
 
+  // A page that is kept for going back would hold its stream open, and a browser opens six connections to one server.
+  let live = null;
+  htmx.createEventSource = (url) => (live = new EventSource(url));
+  addEventListener("pagehide", () => { if (live) live.close(); });
+  addEventListener("pageshow", (e) => { if (e.persisted) location.reload(); });
+
   const chosen = () => [...document.querySelectorAll(".pick input:checked")];
   const recount = () => { const b = document.getElementById("compare"); if (b) b.disabled = chosen().length !== 2; };
 

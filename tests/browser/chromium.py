@@ -1,0 +1,144 @@
+"""Chromium without a window, over its DevTools protocol: what is needed to use a page as a user does, and to hear what it says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+connect = pytest.importorskip("websockets.sync.client").connect
+
+PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None)
+QUIET = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--no-first-run",
+    "--mute-audio",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--lang=en-US",
+    "--remote-debugging-port=0",
+)
+
+
+class Page:
+    """One page. `errors`: what its console called an error. `asked`: the hosts that it asked for something."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+        self.number = 0
+        self.errors: list[str] = []
+        self.asked: set[str] = set()
+        for domain in ("Runtime", "Log", "Page", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **given: Any) -> dict[str, Any]:
+        """One command; what happens meanwhile is heard."""
+        self.number += 1
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": given}))
+        while True:
+            told = json.loads(self.socket.recv(timeout=40))
+            if told.get("id") == self.number:
+                assert "error" not in told, (method, told["error"])
+                return dict(told["result"])
+            self._hear(told.get("method", ""), told.get("params", {}))
+
+    def _hear(self, event: str, told: dict[str, Any]) -> None:
+        if event == "Runtime.exceptionThrown":
+            self.errors.append(json.dumps(told["exceptionDetails"])[:800])
+        elif event == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
+            self.errors.append(" ".join(str(a.get("value") or a.get("description")) for a in told["args"])[:800])
+        elif event == "Log.entryAdded" and told["entry"]["level"] == "error":
+            self.errors.append(f"{told['entry']['text']} {told['entry'].get('url', '')}"[:800])
+        elif event == "Network.requestWillBeSent" and (address := urlsplit(told["request"]["url"])).scheme.startswith(("http", "ws")):
+            self.asked.add(address.netloc)
+
+    def run(self, script: str) -> Any:
+        """The value of an expression; a promise is waited for."""
+        told = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        assert "exceptionDetails" not in told, (script, told["exceptionDetails"])
+        return told["result"].get("value")
+
+    def until(self, script: str, seconds: float = 60) -> Any:
+        """The value of an expression, once it is true."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if value := self.run(script):
+                return value
+            time.sleep(0.05)
+        raise AssertionError(f"never true: {script}; the page said {self.errors}")
+
+    def open(self, url: str, *, width: int = 1440, height: int = 900, scheme: str = "dark") -> None:
+        """Go there in a window of this size."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call("Page.navigate", url=url)
+        self.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+
+    def type(self, selector: str, text: str) -> None:
+        """Into a field, as from a keyboard; what was there goes."""
+        self.run(f"(() => {{ const at = document.querySelector({json.dumps(selector)}); at.focus(); at.select(); }})()")
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, code: int, *, control: bool = False) -> None:
+        """A key, down and up."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, modifiers=2 if control else 0)
+
+    def click(self, selector: str) -> None:
+        """The middle of an element, with the mouse."""
+        x, y = self.run(f"""(() => {{
+          const at = document.querySelector({json.dumps(selector)});
+          at.scrollIntoView({{ block: "center", behavior: "instant" }});
+          const box = at.getBoundingClientRect();
+          return [box.x + box.width / 2, box.y + box.height / 2];
+        }})()""")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def picture(self, path: Path) -> None:
+        """What it looks like now, as PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+@contextmanager
+def chromium(home: Path) -> Iterator[Page]:
+    """A browser with one page; its profile is below `home`. Skips where there is no Chromium."""
+    if PROGRAM is None:
+        pytest.skip("no chromium on this machine")
+    profile = home / "profile"
+    process = subprocess.Popen(
+        [PROGRAM, *QUIET, f"--user-data-dir={profile}", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        with connect(_address(profile, process), max_size=None, open_timeout=30) as socket:
+            yield Page(socket)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _address(profile: Path, process: subprocess.Popen[bytes]) -> str:
+    """Where the page listens, once the browser says so."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            port = (profile / "DevToolsActivePort").read_text().split()[0]
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=30) as answer:
+                return str(next(p["webSocketDebuggerUrl"] for p in json.load(answer) if p["type"] == "page"))
+        except (OSError, IndexError, StopIteration):
+            time.sleep(0.05)
+    raise AssertionError("chromium did not start")
