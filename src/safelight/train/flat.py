@@ -14,9 +14,9 @@ class Flat:
     """Re-points parameters (and their gradients) into `weights` and its gradient, each (N,) float32."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        """They keep working as before, in the same modules; all must be float32 on one device."""
+        """They keep working as before, in the same modules, in float32; all must be on one device."""
         self.parameters = list(parameters)
-        self.weights = torch.nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
+        self.weights = torch.nn.Parameter(torch.cat([p.detach().reshape(-1).float() for p in self.parameters]))
         self.grads = torch.zeros_like(self.weights)
         self.weights.grad = self.grads
         for p, place, slope in zip(self.parameters, self.views(self.weights.data), self.views(self.grads), strict=True):
