@@ -60,7 +60,7 @@ def test_two_processes_follow_the_curve_of_one_and_resume_exactly(tmp_path: Path
     alone = run(tmp_path / "alone")
     with parallel.crew(2):
         assert parallel.share() == parallel.Share(0, 2)
-        two, stopped = run(tmp_path / "two"), run(tmp_path / "stopped", stop=4)
+        two, stopped = run(tmp_path / "two"), run(tmp_path / "stopped", stop=5)
         again = run(tmp_path / "stopped")
     assert parallel.share() == parallel.Share(0, 1) and "RANK" not in os.environ
     assert max(apart(two, alone).values()) < 1e-4
