@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.comfy import Places
+from safelight.disk import put
 from safelight.folders import current as folders
 from safelight.locks import acquire, release
 from safelight.server.desk import Desk, Full, Job
@@ -242,6 +244,8 @@ class Studio:
             await self._over(job, telling)
 
     async def _over(self, job: Job, telling: Telling) -> None:
+        if telling.measured:
+            await asyncio.to_thread(put, self.curve(job.id), json.dumps(telling.measured).encode())
         self.tellings.pop(job.id, None)
         self.fresh.discard(job.id)
         self.stopping.discard(job.id)
@@ -249,6 +253,10 @@ class Studio:
         telling.end()
         self._wake(job)
         await asyncio.to_thread(shutil.rmtree, self.staging / job.id, ignore_errors=True)
+
+    def curve(self, id: str) -> Path:
+        """Where the numbers of a run that ended are kept."""
+        return self.shelves.home / "curves" / f"{hashlib.sha256(id.encode()).hexdigest()[:32]}.json"
 
     def _wake(self, job: Job) -> None:
         for waiter in self.waiters.pop(job.id, []):

@@ -153,10 +153,12 @@ def _stages(run: Run, pieces: Sequence[str], execute: Execute) -> Generator[Even
     return _joined(run, done, left)
 
 
-def _watched(what: str, execute: Execute, work: Callable[[str], str], texts: Sequence[str]) -> Generator[Event, None, list[str]]:
+def _watched(
+    what: str, execute: Execute, work: Callable[[str], str], texts: Sequence[str], before: int = 0,
+) -> Generator[Event, None, list[str]]:
     told = []
-    for i, answer in enumerate(execute(work, texts) if texts else ()):
-        yield Progress(step=i, total=len(texts), what=what, unit="shard")
+    for i, answer in enumerate(execute(work, texts) if texts else (), before):
+        yield Progress(step=i, total=before + len(texts), what=what, unit="shard")
         told.append(answer)
     return told
 
@@ -223,7 +225,8 @@ def _stage(run: Run, stage: int, pieces: Sequence[str], execute: Execute) -> Gen
             run.alike.shape = merged(run.alike.shape, shape_named(manifest.shape))
     for tries in run.folder.glob("*.tries"):
         tries.unlink()
-    for told in (yield from _watched(f"stage {stage + 1} of {len(run.plan)}", execute, partial(do, run), todo)):
+    past, what = len(tasks) - len(todo), f"stage {stage + 1} of {len(run.plan)}"
+    for told in (yield from _watched(what, execute, partial(do, run), todo, past)):
         if told:
             raise RuntimeError(told)
     manifests = [made(run, *t) for t in tasks]

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from safelight.folders import current as folders
 from safelight.op import load_ops
 from safelight.server.answering import studio
-from safelight.server.desk import Full, Job, Wanted
+from safelight.server.desk import Full, Wanted
 from safelight.server.files import Outside
 from safelight.server.pages import cards, datasets
 from safelight.server.pages.making import said, submit
@@ -133,23 +133,18 @@ async def curve(request: Request, id: str) -> Response:
     if job is None:
         return JSONResponse({"error": f"there is no run {id}"}, 404)
     telling = at.tellings.get(id)
-    found = live(telling.measured) if telling is not None else await asyncio.to_thread(kept, at, job)
-    return JSONResponse({**found, "over": job.ended is not None}, headers={"Cache-Control": "no-store"})
+    measured = telling.measured if telling is not None else await asyncio.to_thread(kept, at.curve(id))
+    return JSONResponse({**drawn(measured), "over": job.ended is not None}, headers={"Cache-Control": "no-store"})
 
 
-def live(measured: list[tuple[float, dict[str, float]]]) -> dict[str, Any]:
-    """Of what a run told on its way."""
+def kept(file: Path) -> list[tuple[float, dict[str, float]]]:
+    """The numbers of an ended run."""
+    return [(step, values) for step, values in json.loads(file.read_bytes())] if file.is_file() else []
+
+
+def drawn(measured: list[tuple[float, dict[str, float]]]) -> dict[str, Any]:
+    """What a run told on its way, as the page draws it."""
     losses = [(step, v["loss"]) for step, v in measured if "loss" in v]
     held = [[step, v["held-out"], v["low"], v["high"]] for step, v in measured if "held-out" in v]
     return {"steps": [s for s, _ in losses], "loss": [x for _, x in losses], "held": held}
 
-
-def kept(at: Studio, job: Job) -> dict[str, Any]:
-    """Of an ended run's record."""
-    for told in cards.card(at, job).files:
-        file = at.shelves.root(told.get("type", "output")).find(told.get("subfolder", ""), told["filename"])
-        if file.name.endswith("record.json") and file.is_file():
-            record = json.loads(Path(file).read_text("utf-8"))
-            return {"steps": [r[0] for r in record["loss"]], "loss": [r[1] for r in record["loss"]],
-                    "held": [r[:4] for r in record.get("held_out", ())]}
-    return {"steps": [], "loss": [], "held": []}
