@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from safelight.server.workers import Pool
 log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
+LATELY = 256
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Studio:
         self.written: OrderedDict[str, list[Path]] = OrderedDict()
         self.fresh: set[str] = set()
         self.stopping: set[str] = set()
+        self.ended, self.lately = 0, deque[str](maxlen=LATELY)
+        """How many prompts ended while this server runs, and the latest of them."""
 
     async def start(self) -> None:
         """Put in order what the last run left, and begin."""
@@ -249,6 +252,8 @@ class Studio:
         self.tellings.pop(job.id, None)
         self.fresh.discard(job.id)
         self.stopping.discard(job.id)
+        self.ended += 1
+        self.lately.append(job.id)
         self.tell_status()
         telling.end()
         self._wake(job)

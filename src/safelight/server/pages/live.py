@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
@@ -17,6 +17,8 @@ router = APIRouter()
 
 PAUSE = 0.3
 """Seconds between two looks at what runs; a slow reader is looked for less often, and nothing is kept for it."""
+FIRST = 8
+"""Prompts that ended before a stream began and are told of in it."""
 QUIET = 15.0
 """Seconds after which a stream with nothing new says so, which finds dead readers."""
 
@@ -30,27 +32,27 @@ async def live(request: Request) -> Response:
 
 async def _stream(request: Request, at: Studio, code: str) -> AsyncIterator[str]:
     seen: dict[str, str] = {}
-    quiet = 0.0
+    known, quiet = max(at.ended - FIRST, 0), 0.0  # a prompt may have ended between the page's writing and this
     while not await request.is_disconnected():
-        now = await _now(at, code, set(seen))
-        changed = [(name, text) for name, text in now.items() if seen.get(name) != hashlib.sha256(text.encode()).hexdigest()]
-        for name, text in changed:
-            yield f"event: {name}\n" + "".join(f"data: {line}\n" for line in text.splitlines() or [""]) + "\n"
-        seen = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in now.items()}
-        quiet = 0.0 if changed else quiet + PAUSE
+        over, known = list(at.lately)[len(at.lately) - min(at.ended - known, len(at.lately)) :], at.ended
+        now = await _now(at, code, over)
+        marks = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in now.items()}
+        changed = [name for name, mark in marks.items() if seen.get(name) != mark]
+        for name in changed:
+            yield f"event: {name}\n" + "".join(f"data: {line}\n" for line in now[name].splitlines() or [""]) + "\n"
+        seen, quiet = marks, 0.0 if changed else quiet + PAUSE
         if quiet >= QUIET:
             yield ": still here\n\n"
             quiet = 0.0
         await asyncio.sleep(PAUSE)
 
 
-async def _now(at: Studio, code: str, before: set[str]) -> dict[str, str]:
-    """Every event's text as it is now; jobs that ended since the last look are told of once more."""
+async def _now(at: Studio, code: str, over: Sequence[str]) -> dict[str, str]:
+    """Every event's text as it is now; `over` are prompts that ended since the last look, however short they were."""
     template, say = environment().get_template("_card.html"), translator(code)
     ids = list(at.tellings)
-    gone = [name.removeprefix("job-") for name in before if name.startswith("job-") and name.removeprefix("job-") not in at.tellings]
-    told = {"queue": str(at.desk.remaining or ""), "jobs": " ".join(sorted(ids)) + f" {at.desk.remaining}"}
-    for job in [await at.desk.job(id) for id in (*ids, *gone)]:
+    told = {"queue": str(at.desk.remaining or ""), "jobs": f"{' '.join(sorted(ids))} {at.desk.remaining} {at.ended}"}
+    for job in [await at.desk.job(id) for id in dict.fromkeys((*ids, *over))]:
         if job is not None:
             told[f"job-{job.id}"] = template.render(_=say, lang=code, card=cards.card(at, job))
     return told
