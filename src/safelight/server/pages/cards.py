@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from safelight.server.desk import Job
+from safelight.server.desk import Job, Wanted
 from safelight.server.studio import Studio
 from safelight.server.telling import Telling
 
@@ -58,6 +58,13 @@ def card(at: Studio, job: Job) -> Card:
         hash(telling.latest[1]) & 0xFFFFFF if telling and telling.latest else 0,
         (job.ended or 0) - (job.started or job.created) if job.ended else 0.0, job.created,
     )
+
+
+async def listed(at: Studio, wanted: Wanted) -> dict[str, Any]:
+    """`cards` of the jobs wanted, and `next`, where those after them begin; 0 when there are none."""
+    jobs, total = await at.desk.find(wanted)
+    after = wanted.offset + wanted.limit
+    return {"cards": [card(at, job) for job in jobs], "next": after if after < total else 0}
 
 
 def share(telling: Telling) -> float:

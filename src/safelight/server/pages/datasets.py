@@ -12,13 +12,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from safelight.disk import put
 from safelight.server.answering import studio
 from safelight.server.files import Outside
+from safelight.server.pages import shell
 from safelight.server.pages.shell import render
 from safelight.server.studio import Studio
 from safelight.values import Caption, Dataset, Row
@@ -121,7 +121,7 @@ async def _looked(request: Request) -> dict[str, Any]:
     at, query = studio(request), request.query_params
     path = place(at, query.get("path", ""))
     given = {k: float(query.get(k) or low[4]) for k, low in SETTINGS.items()}
-    start = int(query.get("from", "0")) if query.get("from", "0").isdecimal() else 0
+    start = shell.start(request)
     data = await asyncio.to_thread(lambda: sort_out(read(at, path), given))
     side = query.get("show", "kept")
     rows = [r for r in data.rows if (not r.dropped) == (side != "dropped")]
@@ -159,6 +159,8 @@ def sort_out(data: Dataset, given: Mapping[str, float]) -> Dataset:
 
 def histograms(rows: Sequence[Row]) -> Iterable[Histogram]:
     """Of the shorter side and of what was measured."""
+    import numpy as np  # here, so that the server starts without it
+
     values = {"Shorter side, pixels": [(min(r.width, r.height), bool(r.dropped)) for r in rows if r.width]}
     for measure, label in (("sharpness", "Sharpness"), ("contrast", "Contrast")):
         told = [(r.info.get("measures", {}).get(measure), bool(r.dropped)) for r in rows]

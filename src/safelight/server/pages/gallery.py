@@ -9,10 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from safelight.comfy.check import is_link
 from safelight.embed import texts_of
 from safelight.server.answering import studio
 from safelight.server.desk import Wanted
-from safelight.server.pages import cards
+from safelight.server.pages import cards, shell
 from safelight.server.pages.shell import render
 
 router = APIRouter()
@@ -34,8 +35,7 @@ async def more(request: Request) -> Response:
 
 
 async def _found(request: Request) -> dict[str, Any]:
-    at, query = studio(request), request.query_params
-    start = int(query.get("from", "0")) if query.get("from", "0").isdecimal() else 0
+    at, query, start = studio(request), request.query_params, shell.start(request)
     oldest = query.get("order") == "oldest"
     jobs, total = await at.desk.find(
         Wanted(states=["done"], words=query.get("q", "")[:300], by="ended", newest=not oldest, limit=JOBS, offset=start)
@@ -63,12 +63,8 @@ def steps(graph: Mapping[str, Any]) -> Iterable[tuple[str, str, list[tuple[str, 
             continue
         found = entry.get("inputs")
         inputs: dict[str, Any] = found if isinstance(found, dict) else {}
-        plain = [(k, str(v)) for k, v in inputs.items() if not _linked(v)]
-        yield key, str(entry.get("class_type") or entry.get("op") or ""), plain, [str(v[0]) for v in inputs.values() if _linked(v)]
-
-
-def _linked(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+        plain = [(k, str(v)) for k, v in inputs.items() if not is_link(v)]
+        yield key, str(entry.get("class_type") or entry.get("op") or ""), plain, [str(v[0]) for v in inputs.values() if is_link(v)]
 
 
 @router.get("/studio/gallery/compare")

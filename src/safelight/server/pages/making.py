@@ -14,7 +14,7 @@ from safelight.folders import current as folders
 from safelight.op import load_ops
 from safelight.server.answering import studio
 from safelight.server.desk import Full, Wanted
-from safelight.server.pages import cards
+from safelight.server.pages import cards, shell
 from safelight.server.pages.shell import render
 from safelight.server.studio import Studio
 from safelight.server.validating import Refusal
@@ -65,10 +65,8 @@ async def more(request: Request) -> Response:
 
 async def history(request: Request) -> dict[str, Any]:
     """A page of cards, newest first."""
-    at, raw = studio(request), request.query_params.get("from", "0")
-    start = int(raw) if raw.isdecimal() else 0
-    jobs, total = await at.desk.find(Wanted(states=STATES, limit=PAGE, offset=start))
-    return {"cards": [cards.card(at, job) for job in jobs], "next": start + PAGE if start + PAGE < total else 0, "older": "/studio/history"}
+    wanted = Wanted(states=STATES, limit=PAGE, offset=shell.start(request))
+    return {**await cards.listed(studio(request), wanted), "older": "/studio/history"}
 
 
 @router.post("/studio/generate")

@@ -34,12 +34,14 @@ STATIC = Path(str(files("safelight.server") / "pages" / "static"))
 @cache
 def environment() -> Environment:
     """The templates; whatever is put into one is escaped."""
+    from safelight.reporting.html import duration, size  # here, so that the server starts without Pillow
+
     made = Environment(
         loader=PackageLoader("safelight.server.pages"), autoescape=select_autoescape(default=True), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
     made.filters["picture"] = picture_url
-    made.filters["ago"] = lambda seconds: f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    made.filters["ago"] = duration
     made.filters["size"] = size
     made.filters["place"] = lambda told: "/".join(x for x in (told.get("subfolder"), told["filename"]) if x)
     made.tests["match"] = lambda text, end: str(text).endswith(end)
@@ -52,13 +54,10 @@ def picture_url(told: Mapping[str, str], *, whole: bool = False) -> str:
     return "/view?" + urlencode(query if whole else {**query, "preview": "webp;88"}, quote_via=quote)
 
 
-def size(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+def start(request: Request) -> int:
+    """Where a list goes on: `from` in the address."""
+    told = request.query_params.get("from", "0")
+    return int(told) if told.isdecimal() else 0
 
 
 def language(request: Request) -> str:

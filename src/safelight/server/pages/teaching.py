@@ -15,7 +15,7 @@ from safelight.op import load_ops
 from safelight.server.answering import studio
 from safelight.server.desk import Full, Wanted
 from safelight.server.files import Outside
-from safelight.server.pages import cards, datasets
+from safelight.server.pages import cards, datasets, shell
 from safelight.server.pages.making import said, submit
 from safelight.server.pages.shell import render
 from safelight.server.studio import Studio
@@ -60,10 +60,8 @@ async def more(request: Request) -> Response:
 
 async def history(request: Request) -> dict[str, Any]:
     """A page of runs, newest first."""
-    at, raw = studio(request), request.query_params.get("from", "0")
-    start = int(raw) if raw.isdecimal() else 0
-    jobs, total = await at.desk.find(Wanted(states=STATES, words="train_", limit=PAGE, offset=start))
-    return {"cards": [cards.card(at, job) for job in jobs], "next": start + PAGE if start + PAGE < total else 0}
+    wanted = Wanted(states=STATES, words="train_", limit=PAGE, offset=shell.start(request))
+    return await cards.listed(studio(request), wanted)
 
 
 @router.post("")
