@@ -12,7 +12,7 @@ STAMP := .venv/.stamp
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help venv demo test test-slow test-ray test-browser lint bench bench-embedded docs docs-tables lock clean
+.PHONY: help venv demo test test-slow test-ray browser test-browser lint bench bench-embedded docs docs-tables lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -39,9 +39,20 @@ test-ray: $(STAMP) ## the tests on Ray, which this installs
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements/lock.txt 'ray[data,train]>=2.60'
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/flow/test_juicer_ray.py tests/flow/test_train_parallel.py $(ARGS)
 
-test-browser: $(STAMP) ## the tests in Chromium, with the node editor, which this installs
+browser: $(STAMP) ## install what the tests in a browser need: ComfyUI's frontend into .venv and, as root on Debian, Chromium
 	$(BIN)/python -m pip install --disable-pip-version-check -q "$$(sed -nE 's/^comfy = \["([^"]+)"\].*/\1/p' pyproject.toml)"
-	$(BIN)/python -m pytest -q tests/browser tests/server/test_editor.py $(ARGS)
+	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name && exit; done; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "make browser: no Chromium was found; install it (on Debian: sudo apt-get install chromium), then call make browser again" >&2; exit 1; \
+	fi; \
+	get="env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120"; \
+	echo "make browser: installs Debian's chromium"; \
+	$$get update && $$get install -y --no-install-recommends chromium >/dev/null && command -v chromium || { \
+	  echo "make browser: apt-get could not install chromium; what it said stands above" >&2; exit 1; \
+	}
+
+test-browser: browser ## the tests in Chromium alone; what they need is installed, and none is skipped
+	SAFELIGHT_BROWSER=required $(BIN)/python -m pytest -q tests/browser tests/server/test_editor.py $(ARGS)
 
 lint: $(STAMP) ## style, types, layers, sizes, generated docs
 	$(BIN)/ruff check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -11,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import pytest
@@ -34,11 +35,18 @@ QUIET = (
 )
 
 
+def missing(what: str) -> NoReturn:
+    """Skips for want of something; with SAFELIGHT_BROWSER=required, as in continuous integration, that is a failure."""
+    if os.environ.get("SAFELIGHT_BROWSER") == "required":
+        pytest.fail(f"{what}, and SAFELIGHT_BROWSER=required; `make browser` installs it", pytrace=False)
+    pytest.skip(what)
+
+
 class Page:
     """One page. `errors`: what its console called an error. `asked`: the hosts that it asked for something."""
 
-    def __init__(self, socket: Any) -> None:
-        self.socket = socket
+    def __init__(self, socket: Any, browser: str) -> None:
+        self.socket, self.browser = socket, browser
         self.number = 0
         self.errors: list[str] = []
         self.asked: set[str] = set()
@@ -88,6 +96,18 @@ class Page:
         self.call("Page.navigate", url=url)
         self.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
 
+    @contextmanager
+    def tab(self, url: str) -> Iterator[Page]:
+        """Another page of the same browser, in front of this one for as long as it is there."""
+        asked = urllib.request.Request(f"{self.browser}/json/new?{url}", method="PUT")
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            told = json.load(answer)
+        with connect(told["webSocketDebuggerUrl"], max_size=None, open_timeout=30) as socket:
+            other = Page(socket, self.browser)
+            other.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+            yield other
+            other.call("Page.close")
+
     def type(self, selector: str, text: str) -> None:
         """Into a field, as from a keyboard; what was there goes."""
         self.run(f"(() => {{ const at = document.querySelector({json.dumps(selector)}); at.focus(); at.select(); }})()")
@@ -118,27 +138,28 @@ class Page:
 def chromium(home: Path) -> Iterator[Page]:
     """A browser with one page; its profile is below `home`. Skips where there is no Chromium."""
     if PROGRAM is None:
-        pytest.skip("no chromium on this machine")
+        missing("there is no Chromium on this machine")
     profile = home / "profile"
     process = subprocess.Popen(
         [PROGRAM, *QUIET, f"--user-data-dir={profile}", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        with connect(_address(profile, process), max_size=None, open_timeout=30) as socket:
-            yield Page(socket)
+        browser, address = _address(profile, process)
+        with connect(address, max_size=None, open_timeout=30) as socket:
+            yield Page(socket, browser)
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _address(profile: Path, process: subprocess.Popen[bytes]) -> str:
-    """Where the page listens, once the browser says so."""
+def _address(profile: Path, process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    """Where the browser and its first page listen, once the browser says so."""
     end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         try:
-            port = (profile / "DevToolsActivePort").read_text().split()[0]
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=30) as answer:
-                return str(next(p["webSocketDebuggerUrl"] for p in json.load(answer) if p["type"] == "page"))
+            browser = f"http://127.0.0.1:{(profile / 'DevToolsActivePort').read_text().split()[0]}"
+            with urllib.request.urlopen(f"{browser}/json", timeout=30) as answer:
+                return browser, str(next(p["webSocketDebuggerUrl"] for p in json.load(answer) if p["type"] == "page"))
         except (OSError, IndexError, StopIteration):
             time.sleep(0.05)
     raise AssertionError("chromium did not start")

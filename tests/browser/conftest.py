@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.chromium import PROGRAM, Page, chromium
+from tests.browser.chromium import PROGRAM, Page, chromium, missing
 from tests.server.serving import Server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if PROGRAM is None:
-        pytest.skip("no chromium on this machine")
+        missing("there is no Chromium on this machine")
     server = Server(tmp_path_factory.mktemp("server"))
     yield server
     assert server.stop() == 0

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.browser.chromium import Page
+from tests.browser.chromium import Page, missing
 from tests.server.serving import Server
-
-pytestmark = pytest.mark.skipif(find_spec("comfyui_frontend_package") is None, reason="the extra `comfy` is not installed")
 
 LISTEN = """(() => {
   window.heard = [];
@@ -22,6 +20,12 @@ LISTEN = """(() => {
 })()"""
 RUN = "[data-testid=queue-button]"
 READY = f"window.app?.graph?.nodes?.length > 0 && document.querySelector('{RUN}') && !document.querySelector('#splash-loader')"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> None:
+    if find_spec("comfyui_frontend_package") is None:
+        missing("the extra `comfy` is not installed")
 
 
 @pytest.fixture
