@@ -188,6 +188,10 @@ def _is_link(given: Any) -> bool:
 
 def check(graph: Mapping[str, Any], ops: Ops) -> list[Problem]:
     """All that is wrong with a graph; nothing is run."""
+    return _checked(graph, ops).problems
+
+
+def _checked(graph: Mapping[str, Any], ops: Ops) -> _Reader:
     reader = _Reader(graph, ops)
     reader.read()
     if not reader.problems:
@@ -195,7 +199,7 @@ def check(graph: Mapping[str, Any], ops: Ops) -> list[Problem]:
         for n in rest[:1]:
             name = reader.nodes[n].op.spec.name
             reader.problems.append(Problem(n, name, "", "cycle", f"{name}: its input is made from its own output; cut one link"))
-    return reader.problems
+    return reader
 
 
 def read(graph: Mapping[str, Any], ops: Ops, targets: Sequence[str] | None = None) -> tuple[list[Node], list[str]]:
@@ -203,13 +207,11 @@ def read(graph: Mapping[str, Any], ops: Ops, targets: Sequence[str] | None = Non
 
     Without targets: all nodes that no other takes a value from. GraphError with all problems.
     """
-    problems = check(graph, ops)
-    reader = _Reader(graph, ops)
-    reader.read()
+    reader = _checked(graph, ops)
     unknown = [t for t in targets or () if t not in reader.nodes]
-    problems += [Problem("", "", t, "bad_link", f"target {t}: no such node; {near(t, list(reader.nodes))}") for t in unknown]
-    if problems:
-        raise GraphError(problems)
+    reader.problems += [Problem("", "", t, "bad_link", f"target {t}: no such node; {near(t, list(reader.nodes))}") for t in unknown]
+    if reader.problems:
+        raise GraphError(reader.problems)
     used = {p for n in reader.nodes.values() for p in n.parents()}
     ends = list(targets) if targets else [n for n in reader.nodes if n not in used]
     order, _ = _sorted(reader.nodes, ends)

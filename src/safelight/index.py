@@ -1,7 +1,8 @@
 """What was found out about files once and holds while they do not change, kept between processes: hashes, families, kinds. No torch.
 
 An answer belongs to a path, a size and a time of change (nanoseconds). The index is a cache: when it is damaged or cannot be written,
-answers are found anew.
+answers are found anew. What a process was told it goes on knowing while the file's inode and times are the same. New bytes are not seen when
+length and times are those before: in a folder on another machine that tells them late, or when somebody sets the clock back.
 """
 from __future__ import annotations
 
@@ -24,6 +25,8 @@ FRESH = 2 * 10**9
 
 TABLE = "CREATE TABLE IF NOT EXISTS answers (question TEXT, path TEXT, stamp TEXT, answer TEXT, PRIMARY KEY (question, path)) WITHOUT ROWID"
 KEEP = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)"
+_told: dict[tuple[str, str], tuple[tuple[int | str, ...], str]] = {}
+"""What this process was told, by question and path: the file's marks, and the answer as JSON."""
 
 
 def home() -> Path:
@@ -37,14 +40,19 @@ def remember(file: Path, question: str, answer: Callable[[Path], T], *, version:
     OSError when the file cannot be read; what `answer` raises passes through and is not kept.
     """
     path, seen = os.path.abspath(file), os.stat(file)
-    kept = _ask("SELECT stamp, answer FROM answers WHERE question = ? AND path = ?", [(question, path)])
-    if kept and kept[0][0] == _stamp(seen, version):
-        found: T = json.loads(kept[0][1])
-        return found
-    found = answer(file)
-    if _settled(file, seen):
-        _ask(KEEP, [(question, path, _stamp(seen, version), json.dumps(found))])
-    return found
+    marks = (version, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    known = _told.get((question, path))
+    if known is None or known[0] != marks:
+        kept = _ask("SELECT stamp, answer FROM answers WHERE question = ? AND path = ?", [(question, path)])
+        if not kept or kept[0][0] != _stamp(seen, version):
+            found = answer(file)
+            if not _settled(file, seen):
+                return found
+            kept = [(_stamp(seen, version), json.dumps(found))]
+            _ask(KEEP, [(question, path, *kept[0])])
+        known = _told[question, path] = marks, kept[0][1]
+    told: T = json.loads(known[1])
+    return told
 
 
 def survey(files: Mapping[str, os.stat_result], question: str, answer: Callable[[Path], T], *, version: str = "") -> dict[str, T]:

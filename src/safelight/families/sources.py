@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -130,7 +131,8 @@ class Folder:
         return digest(*[p for f in files for p in (f.relative_to(self.path).as_posix(), index.sha256(f))])
 
     def _read(self, at: Path) -> list[Path]:
-        found = [f for f in at.rglob("*") if f.suffix in READ and f.is_file()]
+        there = (os.path.join(top, name) for top, _, names in os.walk(at) for name in names if os.path.splitext(name)[1] in READ)
+        found = [Path(f) for f in there if os.path.isfile(f)]
         return found if any(f.suffix == ".safetensors" for f in found) else [*found, *at.glob("*.bin")]
 
     def config(self, part: str) -> dict[str, Any]:
