@@ -4,13 +4,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from safelight.data.duplicates import coarse, phash, repeats, same_colours
 from safelight.data.measures import Measure, Picture, find
-from safelight.events import Event, Progress
+from safelight.data.metadata import read_table
+from safelight.events import Event, Note, Progress
 from safelight.pictures import Unreadable
 from safelight.values import Dataset, Row
 
@@ -21,6 +23,8 @@ EVERY = 20  # pictures between two progress events
 Known = MutableMapping[tuple[str, str], Any]
 HASH, COLOURS = "phash 3", "colours 1"
 """Questions beside the measures': a picture's hash and its coarse colours, as hex digits."""
+KEEP = "keep"
+"""What a table of choices says of a picture that is taken back."""
 T = TypeVar("T")
 
 
@@ -166,3 +170,20 @@ def _near(work: Verdicts, hashes: Mapping[int, int], distance: int, known: Known
     for at, (first, bits) in found.items():
         work.reasons[order[at]] = f"near duplicate: looks like {work.rows[order[first]].name} ({bits} of 64 bits differ)"
         work.like[order[at]] = {"kept": work.rows[order[first]].name, "bits": bits}
+
+
+def chosen(data: Dataset, path: Path) -> Generator[Event, None, Dataset]:
+    """The rows that the table names left out for the reason it gives, or (`keep`) taken back. A Note counts; ValueError when it names none
+    of the pictures."""
+    said = {PurePosixPath(e.file).as_posix(): e.text.strip() for e in read_table(path).entries if e.text.strip()}
+    rows = []
+    for row in data.rows:
+        told = said.get(row.name, "")
+        sound = told and not row.dropped.startswith("unreadable")
+        rows.append(dataclasses.replace(row, dropped="" if told == KEEP else told) if sound else row)
+    found, left = sum(row.name in said for row in rows), sum(bool(row.dropped) for row in rows)
+    if not found:
+        names = ", ".join(list(said)[:3]) or "nothing"
+        raise ValueError(f"choose_pictures: path: {path} names none of the {len(rows)} pictures; it names {names}")
+    yield Note(text=f"choose_pictures: {found} of {len(rows)} pictures by hand, {left} left out in all")
+    return dataclasses.replace(data, rows=tuple(rows))

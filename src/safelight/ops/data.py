@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from safelight.data.asking import LOOKING, TAGGING, WORDING, Looking, Tagging, Wording
 from safelight.op import Knob, OneOf, Work, op
-from safelight.values import Dataset
+from safelight.values import Blob, Dataset
 
 
 def _stamp(given: Mapping[str, Any]) -> str:
@@ -114,6 +114,25 @@ def drop_similar(
     stamp = _encoder_stamp(network)
     with contents(home() / "measures.sqlite", (r.picture.sha256 for r in data.rows)) as known:
         return (yield from thin_out(data, similarity, lambda: _towers(network), stamp=stamp, known=known))
+
+
+def _table(given: Mapping[str, Any]) -> str:
+    return Blob.of(Path(given["path"]).expanduser()).sha256
+
+
+@op(group="data", version=1, exact=True, fingerprint=_table)
+def choose_pictures(data: Dataset, *, path: Path) -> Work[Dataset]:
+    """Leave out or take back the pictures that a table names: what somebody decided by hand, whatever `curate` says.
+
+    Nothing is deleted: a picture that is left out stays in the dataset with its reason. One that cannot be read is not taken back.
+
+    Args:
+        path: a .csv, .jsonl or .parquet with the columns file_name and text, in UTF-8; the text `keep` takes a picture back, any other is
+            the reason for which it is left out
+    """
+    from safelight.data.curation import chosen
+
+    return (yield from chosen(data, Path(path).expanduser()))
 
 
 def _captioners() -> Iterable[str]:

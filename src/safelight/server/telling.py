@@ -11,6 +11,8 @@ from safelight.server.sockets import Sockets, now
 
 MEASURED = 2000
 """Numbers that are kept of one prompt."""
+SHOTS = 256
+"""Pictures of one prompt whose latest previews are kept."""
 
 
 class Telling:
@@ -26,6 +28,10 @@ class Telling:
         self.messages: list[list[Any]] = []
         self.preview: Mapping[str, Any] | None = None
         self.latest: tuple[str, bytes] | None = None
+        self.shots: dict[str, tuple[str, str]] = {}
+        """Each picture's latest preview by `node.index`: media type and base64."""
+        self.keys: dict[str, str] = {}
+        """The nodes' recipe keys, under which the store has what they made."""
         self.progress = 0.0
         self.measured: list[tuple[float, dict[str, float]]] = []
         """Numbers that work on the way told of, by step: losses, rates."""
@@ -51,6 +57,10 @@ class Telling:
     def event(self, event: Mapping[str, Any]) -> None:
         """Tell of one event of the worker's."""
         node, kind = str(event.get("node", "")), event["event"]
+        if event.get("outcome"):
+            self._post("safelight", prompt_id=self.id, node=node, text=event["outcome"])
+        if kind in ("started", "cached") and event.get("key"):
+            self.keys[node] = str(event["key"])
         if kind == "cached" and self.cached is not None:
             self.cached.append(node)
         elif kind == "started":
@@ -61,7 +71,9 @@ class Telling:
             self._measure(event)
             self._progress(node, event)
         elif kind == "preview":
-            self.preview = event
+            self.preview, shot = event, f"{node}.{event.get('index', 0)}"
+            if shot in self.shots or len(self.shots) < SHOTS:
+                self.shots[shot] = str(event["media"]), str(event["data"])
         elif kind == "note" and event.get("text"):
             self.notes = [*self.notes[-4:], event["text"]]
             self._post("notification", value=event["text"], id=node)
@@ -96,6 +108,8 @@ class Telling:
     def _measure(self, event: Mapping[str, Any]) -> None:
         if values := dict(event.get("values") or ()):
             self.measured.append((event["step"], values))
+            if "loss" in values or "held-out" in values:
+                self._post("safelight", prompt_id=self.id, node=str(event.get("node", "")), step=event["step"], values=values)
             if len(self.measured) > MEASURED:  # every other one of the older half
                 half = len(self.measured) // 2
                 self.measured = [*self.measured[:half:2], *self.measured[half:]]

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from safelight.server.pages import datasets, gallery, live, making, owning, shell, teaching, waiting
+from safelight.server.pages import board, datasets, gallery, live, making, owning, scoring, shell, teaching, twins, waiting
 
 router = APIRouter(include_in_schema=False)
-for part in (shell, making, datasets, teaching, gallery, owning, waiting, live):
+for part in (shell, making, board, datasets, twins, teaching, gallery, scoring, owning, waiting, live):
     router.include_router(part.router)
 
 __all__ = ["router"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
+from urllib.parse import urlencode
 
 from safelight.server.desk import Job, Wanted
 from safelight.server.studio import Studio
@@ -19,17 +21,31 @@ SHOWN = ("prompt", "text", "model", "lora", "steps", "scale", "sampler", "size",
 
 
 @dataclass(frozen=True)
+class Frame:
+    """The place of one picture on a card: its result; until then its latest preview, `at` its place among the previews and `seen` its mark.
+    `label` is what it was drawn from, where pictures differ in that; `box` its width and height, in pixels or in proportion."""
+
+    picture: Mapping[str, str] | None = None
+    at: str = ""
+    seen: int = 0
+    label: str = ""
+    box: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
 class Card:
     """What a page shows of a job. `form` is what its own page asked for, empty for prompts from elsewhere; `done` is the share of the
-    node at work."""
+    node at work, `answer` what was found by what made nothing."""
 
     id: str
     state: str
     title: str
     facts: tuple[tuple[str, str], ...]
     form: Mapping[str, Any]
-    pictures: tuple[Mapping[str, str], ...]
+    frames: tuple[Frame, ...]
+    sheet: Mapping[str, str] | None
     files: tuple[Mapping[str, str], ...]
+    answer: str
     error: str
     node: str
     done: float
@@ -42,6 +58,16 @@ class Card:
         """Which page it is from."""
         return str(self.form.get("kind", ""))
 
+    @property
+    def pictures(self) -> list[Mapping[str, str]]:
+        """Those that are there, in their order."""
+        return [frame.picture for frame in self.frames if frame.picture is not None]
+
+    @property
+    def address(self) -> str:
+        """Where Generate has the same settings in its form."""
+        return "/?" + urlencode({k: v for k, v in self.form.items() if isinstance(v, str | int) and k not in ("kind", "title", "size")})
+
 
 def card(at: Studio, job: Job) -> Card:
     """A job's card."""
@@ -52,12 +78,29 @@ def card(at: Studio, job: Job) -> Card:
     running = telling is not None and job.state == "running"
     return Card(
         job.id, job.state, title(graph, form), tuple(facts(form)), form,
-        tuple(p for node in sorted(outputs, key=natural) for p in outputs[node].get("images", ())),
+        tuple(frames(form, outputs, telling)), next(iter(outputs.get("sheet", {}).get("images", ())), None) if "lines" in form else None,
         tuple(f for ui in outputs.values() for f in ui.get("files", ())),
+        "\n".join(t for ui in outputs.values() for t in ui.get("text", ())),
         error(job), telling.nodes.get(telling.current, "") if telling else "", share(telling) if telling and running else 0.0,
         hash(telling.latest[1]) & 0xFFFFFF if telling and telling.latest else 0,
         (job.ended or 0) - (job.started or job.created) if job.ended else 0.0, job.created,
     )
+
+
+def frames(form: Mapping[str, Any], outputs: Mapping[str, Any], telling: Telling | None) -> Iterable[Frame]:
+    """A place for every picture that there will be, where the form says how many; else one for each that is there."""
+    made = [(node, p) for node in sorted(outputs, key=natural) for p in outputs[node].get("images", ())]
+    if form.get("kind") != "generate":
+        yield from (Frame(p) for _, p in made)
+        return
+    made = [(node, p) for node, p in made if node != "sheet"]
+    labels = [str(line["prompt"]) for line in form.get("lines", ())]
+    cells = [f"{i}.0" for i in range(1, 1 + prod(len(v) for _, v in form["grid"].values()))] if form.get("grid") else ()
+    box = tuple(int(x) for x in form["size"].split("x")) if form.get("size") else (1, 1)
+    for i, at in enumerate(cells or [f"1.{i}" for i in range(len(labels) or int(form.get("count", 0)))]):
+        seen = telling.shots.get(at) if telling is not None else None
+        mark = hash(seen[1]) & 0xFFFFFF if seen else 0
+        yield Frame(made[i][1] if i < len(made) else None, at, mark, labels[i] if labels else "", (box[0], box[1]))
 
 
 async def listed(at: Studio, wanted: Wanted) -> dict[str, Any]:
@@ -93,8 +136,8 @@ def _texts(inputs: Mapping[str, Any]) -> Iterable[str]:
 
 
 def facts(form: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """The settings that a card names."""
-    for name in SHOWN[2:]:
+    """The settings that a card names; a storyboard's pictures have a seed each."""
+    for name in SHOWN[2 : -2 if "lines" in form else None]:
         if form.get(name) not in (None, "", []):
             yield name, str(form[name])
 

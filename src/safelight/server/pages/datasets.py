@@ -117,12 +117,16 @@ async def sorted_out(request: Request) -> Response:
     return render(request, "_more_rows.html" if "from" in request.query_params else "_sorted.html", **await _looked(request))
 
 
+def settings(query: Mapping[str, str]) -> dict[str, float]:
+    """The sliders' values."""
+    return {k: float(query.get(k) or low[4]) for k, low in SETTINGS.items()}
+
+
 async def _looked(request: Request) -> dict[str, Any]:
     at, query = studio(request), request.query_params
-    path = place(at, query.get("path", ""))
-    given = {k: float(query.get(k) or low[4]) for k, low in SETTINGS.items()}
+    path, given = place(at, query.get("path", "")), settings(query)
     start = shell.start(request)
-    data = await asyncio.to_thread(lambda: sort_out(read(at, path), given))
+    data = await asyncio.to_thread(lambda: decided(at, path, sort_out(read(at, path), given)))
     side = query.get("show", "kept")
     rows = [r for r in data.rows if (not r.dropped) == (side != "dropped")]
     return {
@@ -130,7 +134,7 @@ async def _looked(request: Request) -> dict[str, Any]:
         "next": start + SHOWN if start + SHOWN < len(rows) else 0, "total": len(data.rows), "kept": sum(not r.dropped for r in data.rows),
         "reasons": Counter(r.dropped.partition(":")[0] for r in data.rows if r.dropped).most_common(),
         "bare": sum(not r.caption for r in data.rows if not r.dropped), "histograms": list(histograms(data.rows)),
-        "pairs": list(pairs(data.rows))[:12], "layer": layer,
+        "alike": sum("like" in r.info for r in data.rows), "layer": layer,
     }
 
 
@@ -175,15 +179,6 @@ def histograms(rows: Sequence[Row]) -> Iterable[Histogram]:
             yield Histogram(label, low, high, kept, dropped)
 
 
-def pairs(rows: Sequence[Row]) -> Iterable[tuple[Row, Row, int]]:
-    """Pictures taken for the same: the one that is left out, the one that is kept, how many bits differ."""
-    by_name = {r.name: r for r in rows}
-    for row in rows:
-        like = row.info.get("like")
-        if row.dropped and isinstance(like, dict) and like.get("kept") in by_name:
-            yield row, by_name[like["kept"]], int(like.get("bits", 0))
-
-
 def layer(caption: Caption) -> str:
     """Whose a caption is: human, machine or source."""
     from safelight.data.captions import kind_of
@@ -191,16 +186,31 @@ def layer(caption: Caption) -> str:
     return kind_of(caption)
 
 
-def table(at: Studio, path: Path) -> Path:
-    """Where captions written on this page are kept: a table that `take-captions` reads."""
-    return at.shelves.input.path / "captions" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.jsonl"
+def decided(at: Studio, path: Path, data: Dataset) -> Dataset:
+    """With what was left out and taken back on these pages."""
+    from safelight.data.curation import chosen
+
+    known = written(at, path, "choices").keys() & {r.name for r in data.rows}
+    return spent(chosen(data, table(at, path, "choices"))) if known else data
 
 
-def written(at: Studio, path: Path) -> dict[str, str]:
-    """What was written on this page, by the picture's name."""
-    file = table(at, path)
+def table(at: Studio, path: Path, of: str = "captions") -> Path:
+    """Where `captions` written on these pages are kept, a table that `take-captions` reads; and `choices`, for `choose-pictures`."""
+    return at.shelves.input.path / of / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.jsonl"
+
+
+def written(at: Studio, path: Path, of: str = "captions") -> dict[str, str]:
+    """What was written on these pages, by the picture's name."""
+    file = table(at, path, of)
     lines = file.read_text("utf-8").splitlines() if file.is_file() else []
     return {entry["file_name"]: entry["text"] for entry in map(json.loads, lines)}
+
+
+def write_down(at: Studio, path: Path, said: Mapping[str, str], of: str = "captions") -> None:
+    """Keep more of it; an empty text takes one out."""
+    both = {**written(at, path, of), **said}
+    lines = (json.dumps({"file_name": k, "text": v}, ensure_ascii=False) + "\n" for k, v in sorted(both.items()) if v)
+    put(table(at, path, of), "".join(lines).encode())
 
 
 @router.post("/caption")
@@ -215,9 +225,7 @@ async def write(request: Request) -> Response:
         return render(request, "_refused.html", 404, why=f"{name} is not in {path}")
 
     def keep() -> Dataset:
-        said = {**written(at, path), name: text}
-        lines = "".join(json.dumps({"file_name": k, "text": v}, ensure_ascii=False) + "\n" for k, v in sorted(said.items()) if v)
-        put(table(at, path), lines.encode())
+        write_down(at, path, {name: text})
         return read(at, path)
 
     if text != row.caption:

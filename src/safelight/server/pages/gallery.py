@@ -4,28 +4,34 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from safelight import parameters
 from safelight.comfy.check import is_link
 from safelight.embed import texts_of
 from safelight.server.answering import studio
 from safelight.server.desk import Wanted
-from safelight.server.pages import cards, shell
+from safelight.server.pages import cards, making, scoring, shell
 from safelight.server.pages.shell import render
+from safelight.server.studio import Studio
 
 router = APIRouter()
 
 PAGE = 48
 JOBS = 24
+SHOWS = {"pictures": "", "grids": "generate", "boards": "storyboard"}
+"""What the gallery shows, and the word that jobs with such things have."""
 
 
 @router.get("/studio/gallery")
 async def page(request: Request) -> Response:
     """The page; `q` are words of prompts, models and LoRAs."""
-    return render(request, "gallery.html", **await _found(request))
+    return render(request, "gallery.html", **await asyncio.to_thread(making.choices, studio(request)), **await _found(request))
 
 
 @router.get("/studio/gallery/more")
@@ -35,13 +41,39 @@ async def more(request: Request) -> Response:
 
 
 async def _found(request: Request) -> dict[str, Any]:
-    at, query, start = studio(request), request.query_params, shell.start(request)
-    oldest = query.get("order") == "oldest"
-    jobs, total = await at.desk.find(
-        Wanted(states=["done"], words=query.get("q", "")[:300], by="ended", newest=not oldest, limit=JOBS, offset=start)
-    )
-    shown = [(c, p) for c in (cards.card(at, job) for job in jobs) for p in c.pictures]
-    return {"shown": shown, "q": query.get("q", ""), "order": query.get("order", ""), "next": start + JOBS if start + JOBS < total else 0}
+    """What the address asks for: words, model, LoRA, order, a metric and its least value, and what to show."""
+    at, query, start, known = studio(request), request.query_params, shell.start(request), scoring.metrics()
+    asked = {k: query.get(k, "")[:300] for k in ("q", "model", "lora", "order", "show", "by", "least")}
+    by = asked["by"] if asked["by"] in known else known[0]
+    text = " ".join((asked["q"], asked["model"], asked["lora"].removesuffix(making.RESULT)))
+    scores = await scoring.scores(at)
+    if asked["show"] not in ("grids", "boards") and (asked["order"] == "score" or asked["least"]):
+        shown, after = await _scored(at, scores, (text, by, asked["least"], asked["order"]), start)
+    else:
+        word = SHOWS.get(asked["show"], "")
+        wanted = Wanted(states=["done"], words=f"{text} {word}", by="ended", newest=asked["order"] != "oldest", limit=JOBS, offset=start)
+        jobs, total = await at.desk.find(wanted)
+        part = {"grids": "grid", "boards": "lines"}.get(asked["show"], "")
+        found = [c for c in (cards.card(at, job) for job in jobs) if not part or part in c.form]
+        shown, after = [(c, p) for c in found for p in (c.pictures if not word else [None])], start + JOBS if start + JOBS < total else 0
+    values = {scoring.place(p): scores.get(scoring.place(p), {}).get("values", {}) for _, p in shown if p}
+    link = urlencode({**asked, "from": after})
+    return {"shown": shown, **asked, "by": by, "metrics": known, "values": values, "next": after, "link": link, "place": scoring.place}
+
+
+async def _scored(
+    at: Studio, scores: Mapping[str, Mapping[str, Any]], wanted: tuple[str, str, str, str], start: int,
+) -> tuple[list[tuple[cards.Card, Any]], int]:
+    """Scored pictures with all the words and at least the value, the best first or in order of their making; and where more begin."""
+    text, by, least, order = wanted
+    low = float(least) if least else -inf
+    fit = [(name, s) for name, s in scores.items()
+           if by in s["values"] and s["values"][by] >= low and all(w in s["text"] for w in text.lower().split())]
+    fit.sort(key=lambda f: -f[1]["values"][by] if order == "score" else f[1]["at"] if order == "oldest" else -f[1]["at"])
+    some = fit[start : start + PAGE]
+    jobs = {id: await at.desk.job(id) for id in {s["job"] for _, s in some}}
+    made = {id: cards.card(at, job) for id, job in jobs.items() if job is not None}
+    return [(made[s["job"]], scoring.told(name)) for name, s in some if s["job"] in made], start + PAGE if start + PAGE < len(fit) else 0
 
 
 @router.get("/studio/gallery/why")
@@ -70,7 +102,10 @@ def steps(graph: Mapping[str, Any]) -> Iterable[tuple[str, str, list[tuple[str, 
 @router.get("/studio/gallery/compare")
 async def compare(request: Request) -> Response:
     """Two pictures, one over the other; `a` and `b` are type/subfolder/name."""
-    names = [request.query_params.get(k, "") for k in "ab"]
-    pair = [dict(zip(("type", "subfolder", "filename"), (n.split("/")[0], "/".join(n.split("/")[1:-1]), n.split("/")[-1]), strict=True))
-            for n in names]
-    return render(request, "_compare.html", pair=pair)
+    at, names = studio(request), [request.query_params.get(k, "") for k in "ab"]
+    pair = [scoring.told(n) for n in names]
+    paths = [at.shelves.picture(p["filename"], p["type"], p["subfolder"]) for p in pair]
+    said = [parameters.read((await asyncio.to_thread(texts_of, p)).get("parameters", "")) if p.is_file() else {} for p in paths]
+    differ = [(name, said[0].get(name, ""), said[1].get(name, "")) for name in {**said[0], **said[1]}
+              if said[0].get(name) != said[1].get(name)]
+    return render(request, "_compare.html", pair=pair, differ=differ)

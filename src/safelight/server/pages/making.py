@@ -14,7 +14,7 @@ from safelight.folders import current as folders
 from safelight.op import load_ops
 from safelight.server.answering import studio
 from safelight.server.desk import Full, Wanted
-from safelight.server.pages import cards, shell
+from safelight.server.pages import board, cards, shell
 from safelight.server.pages.shell import render
 from safelight.server.studio import Studio
 from safelight.server.validating import Refusal
@@ -23,12 +23,12 @@ router = APIRouter()
 
 DEFAULTS: Mapping[str, str] = {
     "model": "mini", "lora": "", "strength": "1", "prompt": "", "negative": "", "width": "", "height": "", "steps": "20", "scale": "5",
-    "sampler": "", "seed": "-1", "count": "4", "x": "", "x_values": "", "y": "", "y_values": "",
+    "sampler": "", "seed": "-1", "count": "4", "mode": "one", "x": "", "x_values": "", "y": "", "y_values": "", "z": "", "z_values": "",
 }
-AXES = ("scale", "steps", "sampler", "seed", "strength", "prompt")
+AXES = ("scale", "steps", "sampler", "seed", "strength", "prompt", "lora", "model")
 RESULT = " [output]"
 MOST = 64
-"""Pictures of one grid."""
+"""Pictures of one grid or storyboard."""
 PAGE = 12
 STATES = ("pending", "running", "done", "failed")
 
@@ -66,7 +66,8 @@ async def more(request: Request) -> Response:
 async def history(request: Request) -> dict[str, Any]:
     """A page of cards, newest first."""
     wanted = Wanted(states=STATES, limit=PAGE, offset=shell.start(request))
-    return {**await cards.listed(studio(request), wanted), "older": "/studio/history"}
+    told = await cards.listed(studio(request), wanted)
+    return {**told, "cards": [c for c in told["cards"] if c.kind not in ("train", "score")], "older": "/studio/history"}
 
 
 @router.post("/studio/generate")
@@ -75,10 +76,7 @@ async def generate(request: Request) -> Response:
     async with request.form() as sent:
         given = {**DEFAULTS, **{k: v for k, v in sent.items() if isinstance(v, str) and k in DEFAULTS}}
     try:
-        form, graph = asked(given)
-        if form["lora"].endswith(RESULT):
-            file = studio(request).shelves.output.find(form["lora"].removesuffix(RESULT))
-            graph["lora"]["inputs"]["path"] = str(file)
+        form, graph = asked(studio(request), given)
         job, _ = await submit(studio(request), graph, form)
     except (Refusal, ValueError, Full) as e:
         return render(request, "_refused.html", 422, why=said(e))
@@ -99,7 +97,7 @@ def said(e: Exception) -> str:
     return "; ".join(f"{x['message']}: {x['details']}" if x["details"] else str(x["message"]) for x in told[:4])
 
 
-def asked(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def asked(at: Studio, given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a form says, with its seed drawn, and the graph of it. ValueError for what is no number, or too many pictures."""
     if not given["prompt"].strip():
         raise ValueError("prompt: there is none; say what to draw")
@@ -107,22 +105,37 @@ def asked(given: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     form: dict[str, Any] = {**given, "kind": "generate", "title": given["prompt"], "seed": secrets.randbelow(2**32) if seed < 0 else seed}
     if given["width"] and given["height"]:
         form["size"] = f"{given['width']}x{given['height']}"
-    across, down = _values(given, "x"), _values(given, "y")
-    cells = list(itertools.product(down, across))
+    graph: dict[str, Any] = {}
+    return (_board if given["mode"] == "board" else _grid)(at, graph, form), graph
+
+
+def _board(at: Studio, graph: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
+    """One op draws all lines; what it drew is saved picture by picture and as a sheet."""
+    path, lines = board.kept(at, board.rows(form["prompt"], form["seed"]))
+    if len(lines) > MOST:
+        raise ValueError(f"storyboard: {len(lines)} prompts; at most {MOST} at once")
+    shot = ["1", 0]
+    graph["1"] = {"class_type": "storyboard", "inputs": {"path": path, **_settings(at, graph, form, "1")}}
+    graph["save"] = {"class_type": "SaveImage", "inputs": {"images": shot, "filename_prefix": "storyboard"}}
+    graph["sheet"] = {"class_type": "sheet", "inputs": {"image": shot, "columns": board.COLUMNS}}
+    return {**form, "title": lines[0]["prompt"], "lines": lines}
+
+
+def _grid(at: Studio, graph: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
+    """One op a cell; without axes one for all pictures."""
+    axes = {axis: _values(form, axis) for axis in "zyx"}
+    cells = list(itertools.product(*axes.values()))
     if len(cells) > MOST:
-        raise ValueError(f"grid: {len(across)} x {len(down)} is {len(cells)} pictures; at most {MOST}")
-    if len(cells) > 1:
-        form["grid"] = {"x": [given["x"], across], "y": [given["y"], down]}
-    graph: dict[str, Any] = {"model": {"class_type": "model", "inputs": {"name": given["model"]}}}
-    if given["lora"]:
-        graph["lora"] = {"class_type": "load_lora", "inputs": {"path": given["lora"]}}
-    for i, (y, x) in enumerate(cells, 1):
-        cell = {**form, **({given["y"]: y} if y else {}), **({given["x"]: x} if x else {})}
-        _draw(graph, str(i), cell, one=len(cells) > 1)
-    return form, graph
+        raise ValueError(f"grid: {' x '.join(str(len(v)) for v in axes.values())} is {len(cells)} pictures; at most {MOST}")
+    for i, values in enumerate(cells, 1):
+        cell = {**form, **{form[axis]: v for axis, v in zip(axes, values, strict=True) if v}}
+        seed, count = int(cell["seed"]), 1 if len(cells) > 1 else int(cell["count"])
+        inputs = {"prompt": cell["prompt"], "seeds": [seed + k for k in range(count)], **_settings(at, graph, cell, str(i))}
+        graph[str(i)] = {"class_type": "generate", "inputs": inputs}
+    return {**form, "grid": {axis: [form[axis], v] for axis, v in axes.items()}} if len(cells) > 1 else form
 
 
-def _values(given: Mapping[str, str], axis: str) -> list[str]:
+def _values(given: Mapping[str, Any], axis: str) -> list[str]:
     name, apart = given[axis], "|" if given[axis] == "prompt" else ","
     found = [v.strip() for v in given[f"{axis}_values"].split(apart) if v.strip()]
     if name and name not in AXES:
@@ -130,19 +143,16 @@ def _values(given: Mapping[str, str], axis: str) -> list[str]:
     return (found or [""]) if name else [""]
 
 
-def _draw(graph: dict[str, Any], node: str, form: Mapping[str, Any], *, one: bool) -> None:
-    """Add one `generate` under the id."""
-    model = ["model", 0]
-    if form["lora"]:
-        graph[f"with {node}"] = {
-            "class_type": "with_lora", "inputs": {"model": model, "lora": ["lora", 0], "strength": float(form["strength"])},
-        }
+def _settings(at: Studio, graph: dict[str, Any], form: Mapping[str, Any], node: str) -> dict[str, Any]:
+    """What drawing ops share; the nodes of the model and the LoRA are added where they are not there yet."""
+    model = [f"model {form['model']}", 0]
+    graph.setdefault(model[0], {"class_type": "model", "inputs": {"name": form["model"]}})
+    if name := form["lora"]:
+        path = str(at.shelves.output.find(name.removesuffix(RESULT))) if name.endswith(RESULT) else name
+        graph.setdefault(f"lora {name}", {"class_type": "load_lora", "inputs": {"path": path}})
+        worn = {"model": model, "lora": [f"lora {name}", 0], "strength": float(form["strength"])}
+        graph[f"with {node}"] = {"class_type": "with_lora", "inputs": worn}
         model = [f"with {node}", 0]
-    seed = int(form["seed"])
-    inputs: dict[str, Any] = {
-        "model": model, "prompt": form["prompt"], "seeds": [seed + i for i in range(1 if one else int(form["count"]))],
-        "steps": int(form["steps"]), "scale": float(form["scale"]),
-    }
+    inputs: dict[str, Any] = {"model": model, "steps": int(form["steps"]), "scale": float(form["scale"])}
     inputs |= {name: form[name] for name in ("negative", "sampler") if form[name]}
-    inputs |= {name: int(form[name]) for name in ("width", "height") if form[name]}
-    graph[node] = {"class_type": "generate", "inputs": inputs}
+    return inputs | {name: int(form[name]) for name in ("width", "height") if form[name]}

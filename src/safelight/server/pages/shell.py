@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
+from safelight.server.editor import frontend
 from safelight.server.pages.words import CHINESE
 
 router = APIRouter()
@@ -77,7 +78,8 @@ def translator(code: str) -> Callable[[str], str]:
 def render(request: Request, template: str, status: int = 200, **told: Any) -> HTMLResponse:
     """A page or a piece of one."""
     code = language(request)
-    names = {"_": translator(code), "lang": code, "languages": LANGUAGES, "pages": PAGES, "here": request.url.path}
+    names = {"_": translator(code), "lang": code, "languages": LANGUAGES, "pages": PAGES, "here": request.url.path,
+             "editor": frontend() is not None}
     text = environment().get_template(template).render(**names, **told)
     kept = "no-store" if template.startswith("_") else "no-cache"
     return HTMLResponse(text, status, headers={"Content-Security-Policy": POLICY, "Cache-Control": kept})

@@ -4,18 +4,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from safelight.folders import current as folders
 from safelight.op import load_ops
 from safelight.server.answering import studio
 from safelight.server.desk import Full, Wanted
 from safelight.server.files import Outside
-from safelight.server.pages import cards, datasets, shell
+from safelight.server.pages import cards, datasets, runs, shell
 from safelight.server.pages.making import said, submit
 from safelight.server.pages.shell import render
 from safelight.server.studio import Studio
@@ -26,11 +25,13 @@ router = APIRouter(prefix="/studio/train")
 DEFAULTS: Mapping[str, str] = {
     "path": "", "model": "mini", "kind": "lora", "method": "lora", "trigger": "", "by": "file", "rank": "16", "steps": "400", "batch": "8",
     "lr": "0.001", "optimizer": "adamw", "size": "", "held_out": "0.1", "patience": "0", "seed": "0", "instance": "", "class_name": "",
+    "prompts": "",
     **{name: f"{told[4]:g}" for name, told in datasets.SETTINGS.items()},
 }
 KINDS = (("lora", "a style or a thing (LoRA)"), ("dreambooth", "one subject (DreamBooth)"))
 STATES = ("pending", "running", "done", "failed", "cancelled")
-PAGE = 10
+PAGE, SAMPLES, POINTS = 10, 8, 2000
+"""Runs of a page, prompts drawn at every look, points of a curve."""
 
 
 def choices(at: Studio) -> dict[str, Any]:
@@ -60,8 +61,18 @@ async def more(request: Request) -> Response:
 
 async def history(request: Request) -> dict[str, Any]:
     """A page of runs, newest first."""
-    wanted = Wanted(states=STATES, words="train_", limit=PAGE, offset=shell.start(request))
-    return await cards.listed(studio(request), wanted)
+    at, wanted = studio(request), Wanted(states=STATES, words="train_", limit=PAGE, offset=shell.start(request))
+    return await with_runs(at, await cards.listed(at, wanted))
+
+
+async def with_runs(at: Studio, told: dict[str, Any]) -> dict[str, Any]:
+    """`cards`, and `runs`: by their ids what the store has of them."""
+    return {**told, "runs": {card.id: await asyncio.to_thread(runs.run, at, card.id, lines(card.form)) for card in told["cards"]}}
+
+
+def lines(form: Mapping[str, Any]) -> list[str]:
+    """The prompts that a form wants drawn on the way."""
+    return [x.strip() for x in str(form.get("prompts", "")).splitlines() if x.strip()]
 
 
 @router.post("")
@@ -76,7 +87,22 @@ async def train(request: Request) -> Response:
         job, _ = await submit(at, graph, form)
     except (Refusal, ValueError, Full, Outside) as e:
         return render(request, "_refused.html", 422, why=said(e))
-    return render(request, "_runs.html", cards=[cards.card(at, job)], next=0)
+    return render(request, "_runs.html", **await with_runs(at, {"cards": [cards.card(at, job)], "next": 0}))
+
+
+@router.post("/{id}/resume")
+async def resume(request: Request, id: str) -> Response:
+    """Queue a run that was stopped once more: the same training goes on from its last checkpoint."""
+    at = studio(request)
+    job = await at.desk.job(id)
+    form = json.loads(job.extra).get("page") if job is not None else None
+    if job is None or not isinstance(form, dict) or form.get("kind") != "train" or job.state not in ("cancelled", "failed"):
+        return render(request, "_refused.html", 404, why=f"there is no stopped run {id}")
+    try:
+        again, _ = await submit(at, json.loads(job.prompt), form)
+    except (Refusal, ValueError, Full) as e:
+        return render(request, "_refused.html", 422, why=said(e))
+    return render(request, "_runs.html", **await with_runs(at, {"cards": [cards.card(at, again)], "next": 0}))
 
 
 def asked(at: Studio, given: Mapping[str, str], *, preflight: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -99,6 +125,10 @@ def asked(at: Studio, given: Mapping[str, str], *, preflight: bool) -> tuple[dic
     graph["curate"] = {"class_type": "curate", "inputs": {"data": [last, 0], **sorting}}
     by = given["by"] if given["by"] != "file" or last == "pictures" else ""
     last = "curate"
+    if any((path / name).is_file() for name in datasets.written(at, path, "choices")):
+        named = str(datasets.table(at, path, "choices"))
+        graph["choices"] = {"class_type": "choose_pictures", "inputs": {"data": [last, 0], "path": named}}
+        last = "choices"
     if by:
         graph["caption"] = {"class_type": "caption", "inputs": {"data": [last, 0], "by": by, "trigger": given["trigger"]}}
         last = "caption"
@@ -116,6 +146,8 @@ def _knobs(given: Mapping[str, str], preflight: bool) -> dict[str, Any]:
     out: dict[str, Any] = {name: int(given[name]) for name in ("rank", "steps", "batch", "patience", "seed")}
     out |= {"lr": float(given["lr"]), "held_out": float(given["held_out"]), "kind": given["optimizer"], "preflight": preflight}
     out["every"] = max(int(given["steps"]) // 8, 1)
+    if wanted := lines(given):
+        out |= {"prompts": wanted[:SAMPLES], "samples": len(wanted[:SAMPLES])}
     if given["size"]:
         out["size"] = int(given["size"])
     if given["kind"] == "lora":
@@ -130,19 +162,46 @@ async def curve(request: Request, id: str) -> Response:
     job = await at.desk.job(id)
     if job is None:
         return JSONResponse({"error": f"there is no run {id}"}, 404)
-    telling = at.tellings.get(id)
-    measured = telling.measured if telling is not None else await asyncio.to_thread(kept, at.curve(id))
-    return JSONResponse({**drawn(measured), "over": job.ended is not None}, headers={"Cache-Control": "no-store"})
+    found = await asyncio.to_thread(runs.run, at, id)
+    told = drawn(found.record) if found.record.get("loss") else measured(at, id)
+    return JSONResponse({**told, "over": job.ended is not None}, headers={"Cache-Control": "no-store"})
 
 
-def kept(file: Path) -> list[tuple[float, dict[str, float]]]:
-    """The numbers of an ended run."""
-    return [(step, values) for step, values in json.loads(file.read_bytes())] if file.is_file() else []
+def drawn(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A training's record as the page draws it, counted from 1 and thinned out."""
+    losses = record["loss"]
+    losses = losses[:: -(-len(losses) // POINTS)]
+    return {"steps": [s + 1 for s, _ in losses], "loss": [x for _, x in losses], "held": [list(h) for h in record.get("held_out", ())]}
 
 
-def drawn(measured: list[tuple[float, dict[str, float]]]) -> dict[str, Any]:
-    """What a run told on its way, as the page draws it."""
-    losses = [(step, v["loss"]) for step, v in measured if "loss" in v]
-    held = [[step, v["held-out"], v["low"], v["high"]] for step, v in measured if "held-out" in v]
+def measured(at: Studio, id: str) -> dict[str, Any]:
+    """The same from what the run told on its way, where the store has nothing of it any more."""
+    telling, file = at.tellings.get(id), at.curve(id)
+    kept = json.loads(file.read_bytes()) if telling is None and file.is_file() else {}
+    told = telling.measured if telling is not None else kept["measured"] if isinstance(kept, dict) and kept else kept
+    losses = [(step, v["loss"]) for step, v in told if "loss" in v]
+    held = [[step, v["held-out"], v["low"], v["high"]] for step, v in told if "held-out" in v]
     return {"steps": [s for s, _ in losses], "loss": [x for _, x in losses], "held": held}
 
+
+@router.get("/{id}/looks")
+async def looks(request: Request, id: str) -> Response:
+    """What was looked at on the way, once there is more of it than `seen` pictures, or the run is over."""
+    at = studio(request)
+    job = await at.desk.job(id)
+    if job is None:
+        return Response(status_code=404)
+    card = cards.card(at, job)
+    found = await asyncio.to_thread(runs.run, at, id, lines(card.form))
+    if job.ended is None and str(len(found.files)) == request.query_params.get("seen"):
+        return Response(status_code=204)
+    return render(request, "_looks.html", card=card, run=found)
+
+
+@router.get("/{id}/sample/{name}")
+async def sample(request: Request, id: str, name: str) -> Response:
+    """A picture that was drawn on the way."""
+    file = (await asyncio.to_thread(runs.run, studio(request), id)).files.get(f"samples/{name}")
+    if file is None or not runs.SAMPLE.fullmatch(name):
+        return Response(status_code=404)
+    return FileResponse(file, media_type="image/png", headers={"Cache-Control": "private, max-age=86400"})

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 CHINESE = {
-    "Generate": "生成", "Datasets": "数据集", "Train": "训练", "Gallery": "图库", "Models": "模型", "Queue": "队列",
+    "Generate": "生成", "Datasets": "数据集", "Train": "训练", "Gallery": "图库", "Models": "模型", "Queue": "队列", "Node editor": "节点编辑器",
+    "ComfyUI's node editor, a program of its own, shows here once it is installed:": "安装后，这里会出现 ComfyUI 的节点编辑器（独立程序）：",
     "A darkroom for latent images": "潜影的暗房", "Skip to the content": "跳到正文", "Pages": "页面", "Language": "语言",
     "Light": "浅色", "Dark": "深色",
     "Model": "模型", "LoRA": "LoRA", "none": "无", "Strength": "强度", "Prompt": "提示词", "Negative prompt": "反向提示词",
@@ -51,4 +52,44 @@ CHINESE = {
     "Ten to fifty pictures of one style or thing are enough. Look them over under Datasets first: what is left out there is left out here.":
     "十到五十张同一风格或事物的图片就够了。先在“数据集”里检查：那里剔除的这里也会剔除。",
     "loss": "损失", "held-out loss": "留出损失", "step": "步",
+    "Storyboard": "分镜", "Storyboards": "分镜", "One prompt": "单个提示词", "Prompts, one a line": "提示词，每行一个",
+    "Each line is a picture, with a seed of its own. Behind a prompt may stand what is its own:":
+    "每行一张图，各有自己的种子。提示词后面可以写它自己的设置：",
+    "what to leave out": "不要什么", "guidance": "引导",
+    "From a file (.txt, .csv, .jsonl, .yaml)": "从文件读入（.txt、.csv、.jsonl、.yaml）", "Contact sheet": "小样总表", "Tables": "分表",
+    "stopped": "已停止", "Resume": "继续训练", "It goes on from its last checkpoint.": "会从上一个检查点继续。",
+    "memory at most": "最多占用内存", "a step": "每步", "in all, as expected": "预计总时长", "kept step": "采用的步数",
+    "Samples over the steps": "各步的样图", "Captions that do not fit": "不符合的描述",
+    "They help their pictures far less than the others' do: look them over under Datasets.":
+    "它们对图片的帮助远小于其他描述：请到“数据集”里检查。",
+    "times as far as usual": "倍于平常的偏离", "Pictures that do not fit": "不合群的图片",
+    "Their loss was furthest above what is usual. One that does not belong is often the first.":
+    "它们的损失比平常高得最多。不属于这组的图片往往排在最前。",
+    "times the usual loss": "倍于平常的损失", "Pictures to draw on the way, one prompt a line": "训练途中要画的图，每行一个提示词",
+    "some of the captions": "部分描述", "Grids": "网格", "Words": "词语", "any": "不限", "best score first": "分数从高到低",
+    "Score": "分数", "at least": "至少", "Score these": "给这些打分", "clip": "符合提示词", "sharpness": "清晰度",
+    "colourfulness": "色彩",
+    "Scoring the pictures shown here; the wall is brought up to date when it is done.": "正在给这里的图片打分，完成后会更新。",
+    "No scored picture fits": "没有符合的已打分图片",
+    "Take the filter off and press Score these: then pictures can be found and sorted by their scores.":
+    "去掉筛选，点“给这些打分”，之后就能按分数查找和排序。",
+    "No grid yet": "还没有网格",
+    "Open Compare settings under Generate and give one to three settings several values each.":
+    "在“生成”里打开“对比参数”，给一到三个参数各填几个取值。",
+    "To Generate": "去生成", "No storyboard yet": "还没有分镜",
+    "Choose Storyboard under Generate and write a prompt a line.": "在“生成”里选“分镜”，每行写一个提示词。", "Duplicates": "重复图片",
+    "Keep this one": "保留这张", "Keep all of them": "全部保留", "the same file": "同一个文件", "the best by itself": "自动选出的最佳",
+    "of 64 bits differ": "/64 位不同",
+    "Of each group one stays. What you choose here is kept beside the folder and taken along into training; no file is touched.":
+    "每组保留一张。这里的选择另外保存，训练时会用上；不会改动任何文件。",
+    "No two pictures are the same": "没有重复的图片",
+    "Raise the number of bits to look for pictures that are less alike.": "调大位数，可以找出相似程度更低的图片。",
+    "Back to the pictures": "回到图片",
+    "Pictures whose fingerprints differ in so many of 64 bits count as the same; -1: only the same file":
+    "指纹（64 位）相差不超过这么多位的图片视为相同；-1 表示只认同一个文件",
+    "Take back": "取回", "Leave out": "剔除", "left out by hand": "手动剔除", "by hand": "手动", "Keys": "快捷键",
+    "Go to a page": "转到页面", "Into the first field": "到第一个输入框", "Next and previous picture": "下一张、上一张图片",
+    "Next and previous, or move the divide": "下一张、上一张，或移动分割线", "Choose the picture": "选中图片",
+    "Compare the two that are chosen": "对比选中的两张", "Score what is shown": "给显示的图片打分", "This list": "显示本列表",
+    "Single letters work outside of fields": "在输入框之外启用单键快捷键",
 }
