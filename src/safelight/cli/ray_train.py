@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from safelight.data.juicer.cluster import joined
+from safelight.clusters import joined
 from safelight.store import current
 
 FAILURES = 10
@@ -17,8 +17,8 @@ FAILURES = 10
 def run(processes: int, address: str | None) -> None:
     """Run this process's own command line by so many workers of a cluster, one started here without an address; the result is in the store
     then. Every machine sees store, model and pictures under the same paths. ImportError without Ray, RuntimeError when it gives up."""
-    with joined(address, model=False):
-        ray, train, torch = (import_module(f"ray{name}") for name in ("", ".train", ".train.torch"))
+    with joined(address) as ray:
+        train, torch = (import_module(f"ray.train{name}") for name in ("", ".torch"))
         known = {"argv": [*sys.argv[1:], "--engine", "local"], "folder": os.getcwd(), "home": str(current().root)}
         gpus = bool(ray.cluster_resources().get("GPU"))
         place, again = str(current().folder("ray")), train.FailureConfig(max_failures=FAILURES)

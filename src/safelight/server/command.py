@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @click.option("--allow-host", "names", multiple=True, metavar="NAME", help="A further name that the server is called by.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(0, 64), help="Worker processes a device.")
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="A device for workers: cpu, cuda:0, ...; may be repeated.")
+@click.option("--engine", default="local", show_default=True, type=click.Choice(["local", "ray"]), help="ray: workers are Ray actors.")
+@click.option("--address", metavar="HOST:PORT", help="The Ray cluster; default: one on this machine for each worker.")
 @click.option("--together", default=8, show_default=True, type=click.IntRange(1, 64), help="Prompts that one worker runs at once.")
 @click.option("--models", metavar="DIR", help="Folder of checkpoints/, loras/, ..., or an extra_model_paths.yaml.")
 @click.option("--dir", "home", metavar="DIR", type=Path, help="Queue, uploads, results. Default: studio/ in Safelight's own folder.")
@@ -52,6 +54,7 @@ def command(host: str, *, port: int, token: str, workers: int, **given: Any) -> 
     setup = Setup(
         shelves, rules, [d for d in given["devices"] or ("",) for _ in range(workers)], given["together"], previews=given["previews"],
         most=most, data=tuple(p.absolute() for p in given["data"]) or (Path.cwd(),), nodes=given["nodes"],
+        ray=(given["address"] or "") if given["engine"] == "ray" else None,
     )
     try:
         listen(setup, port)

@@ -35,7 +35,8 @@ LATELY = 256
 
 @dataclass(frozen=True)
 class Setup:
-    """How a server is set up. `devices` has one worker each; `attempts` is how often a prompt may kill the worker that it has alone."""
+    """How a server is set up. `devices` has one worker each; `attempts` is how often a prompt may kill the worker that it has alone. `ray`:
+    the address of a Ray cluster whose actors are the workers, empty for one of this machine's own. ValueError when that has no token."""
 
     shelves: Shelves
     rules: Rules = field(default_factory=Rules)
@@ -47,6 +48,11 @@ class Setup:
     most: Most = field(default_factory=Most)
     data: Sequence[Path] = ()
     nodes: Path | None = None
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.ray is not None and not self.rules.token:
+            raise ValueError("serve: --engine ray works on a whole cluster, and there is no token to keep others off; give --token")
 
 
 class Studio:
@@ -68,6 +74,7 @@ class Studio:
         settings = {
             "input": str(self.shelves.input.path), "output": str(self.shelves.output.path), "staging": str(self.staging),
             "most": asdict(setup.most), "nodes": str(setup.nodes) if setup.nodes else None,
+            **({"ray": setup.ray} if setup.ray is not None else {}),
         }
         self.pool = Pool(self, settings, setup.devices, together=setup.together, most=setup.most)
         self.tellings: dict[str, Telling] = {}

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,8 @@ class _Running:
 class Bench:
     """All prompts that this process runs."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], out: Callable[[str], object]) -> None:
+        """`out` takes lines."""
         nodes = Path(settings["nodes"]) if settings["nodes"] else None
         self.places = comfy.Places(folders(), Path(settings["input"]), Path(settings["output"]), nodes)
         self.staging = Path(settings["staging"])
@@ -71,13 +72,11 @@ class Bench:
         self.written: OrderedDict[str, None] = OrderedDict()
         self.rows = 0
         self.orders: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self.out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)  # what libraries print is no answer
+        self.out = out
 
     def say(self, **what: Any) -> None:
         """One line to the server."""
-        self.out.write(json.dumps(what, ensure_ascii=False) + "\n")
-        self.out.flush()
+        self.out(json.dumps(what, ensure_ascii=False) + "\n")
 
     def listen(self) -> None:
         """Read orders until there are no more."""
@@ -92,7 +91,6 @@ class Bench:
         from safelight.sampling.driver import ROWS, asks_wanted
 
         self.rows = ROWS
-        threading.Thread(target=self.listen, daemon=True).start()
         self.say(ready=_machine())
         with asks_wanted():
             while self.obey():
@@ -249,7 +247,11 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     with ExitStack() as stack:
         stack.enter_context(computing(settings.get("device", ""), settings.get("dtype", "")))
-        Bench(settings).run()
+        out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+        os.dup2(2, 1)  # what libraries print is no answer
+        bench = Bench(settings, out.write)
+        threading.Thread(target=bench.listen, daemon=True).start()
+        bench.run()
 
 
 if __name__ == "__main__":

@@ -66,15 +66,21 @@ class Worker:
 
     def memory(self) -> int:
         """Bytes of memory it has, where the system says so."""
-        try:
-            pages = Path(f"/proc/{self.process.pid}/statm").read_text("ascii").split()[1] if self.process else "0"
-        except OSError:
-            return 0
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        return resident(self.process.pid) if self.process else 0
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has, 0 where nobody says."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Pool:
-    """All workers. `settings` is what each is told at its start, `together` how many prompts each may have."""
+    """All workers. `settings` is what each is told at its start, `together` how many prompts each may have. With `ray` in the settings, a
+    cluster's address or nothing, they are actors (see `seat`)."""
 
     def __init__(self, office: Office, settings: Mapping[str, Any], devices: Sequence[str], *, together: int, most: Most) -> None:
         self.office, self.settings, self.together, self.most = office, settings, together, most
@@ -132,9 +138,10 @@ class Pool:
     async def _live(self, worker: Worker) -> str:
         """From start to end; why it ended."""
         told = json.dumps({**self.settings, "device": worker.device})
+        program = ("-c", "from safelight.server.seat import main; main()") if "ray" in self.settings else ("-m", "safelight.server.worker")
         worker.last.clear()
         worker.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "safelight.server.worker", told, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            sys.executable, *program, told, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, limit=LINE, start_new_session=True,
         )
         assert worker.process.stdout is not None and worker.process.stderr is not None
