@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from io import StringIO
 from typing import Any
 
 from safelight.clusters import joined
@@ -19,14 +20,27 @@ BEAT = 1.0
 """Seconds after which an actor that has nothing to say says so."""
 
 
+class Lines(StringIO):
+    """Where a worker writes its lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = queue.SimpleQueue[str]()
+
+    def write(self, line: str) -> int:
+        """Keep it."""
+        self.kept.put(line)
+        return len(line)
+
+
 class Seat:
     """The actor: see `worker` for its lines. Each of its methods has a thread of its own."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         from safelight.server.worker import Bench
 
-        self.settings, self.lines = settings, queue.SimpleQueue[str]()
-        self.bench = Bench(settings, self.lines.put)
+        self.settings, self.lines = settings, Lines()
+        self.bench = Bench(settings, self.lines)
 
     def run(self) -> None:
         """Work."""
@@ -44,9 +58,9 @@ class Seat:
             raise MemoryError(f"it took more than {most >> 20} MB of memory")
         found = list[str]()
         with suppress(queue.Empty):
-            found.append(self.lines.get(timeout=BEAT))
+            found.append(self.lines.kept.get(timeout=BEAT))
             while True:
-                found.append(self.lines.get_nowait())
+                found.append(self.lines.kept.get_nowait())
         return found
 
 

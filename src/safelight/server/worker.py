@@ -19,10 +19,10 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from safelight import comfy
 from safelight.comfy.building import Saved
@@ -61,8 +61,8 @@ class _Running:
 class Bench:
     """All prompts that this process runs."""
 
-    def __init__(self, settings: Mapping[str, Any], out: Callable[[str], object]) -> None:
-        """`out` takes lines."""
+    def __init__(self, settings: Mapping[str, Any], out: TextIO) -> None:
+        """`out` takes the lines."""
         nodes = Path(settings["nodes"]) if settings["nodes"] else None
         self.places = comfy.Places(folders(), Path(settings["input"]), Path(settings["output"]), nodes)
         self.staging = Path(settings["staging"])
@@ -76,7 +76,8 @@ class Bench:
 
     def say(self, **what: Any) -> None:
         """One line to the server."""
-        self.out(json.dumps(what, ensure_ascii=False) + "\n")
+        self.out.write(json.dumps(what, ensure_ascii=False) + "\n")
+        self.out.flush()
 
     def listen(self) -> None:
         """Read orders until there are no more."""
@@ -247,9 +248,9 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     with ExitStack() as stack:
         stack.enter_context(computing(settings.get("device", ""), settings.get("dtype", "")))
-        out = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+        out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)  # what libraries print is no answer
-        bench = Bench(settings, out.write)
+        bench = Bench(settings, out)
         threading.Thread(target=bench.listen, daemon=True).start()
         bench.run()
 
