@@ -184,20 +184,23 @@ class Desk:
     # The queue.
 
     async def put(self, id: str, prompt: str, extra: str, ends: str, *, words: str = "", client: str = "", number: float | None = None,
-                  front: bool = False) -> Job:
-        """Take a prompt in. A lower number runs first; without one it is counted up, and `front` negates it. KeyError when the id is
-        taken."""
-        row = (id, client, prompt, extra, ends, words.lower(), time.time())
+                  front: bool = False, room: bool = False) -> Job:
+        """Take a prompt in. A lower number runs first; without one it is counted up, and `front` negates it. With `room` for it to run, and
+        none waiting before it, it is running at once, which `take` would say in a commit of its own. KeyError when the id is taken."""
+        now = time.time()
 
         def do(base: sqlite3.Connection) -> Job:
-            columns = "(number, state, id, client, prompt, extra, ends, words, created)"
+            first = room and not self.paused and base.execute("SELECT 1 FROM jobs WHERE state = 'pending' LIMIT 1").fetchone() is None
+            state, started = ("running", now) if first else ("pending", None)
+            row = (state, id, client, prompt, extra, ends, words.lower(), now, started)
+            columns = "(number, state, id, client, prompt, extra, ends, words, created, started)"
             try:
-                seq = int(base.execute(f"INSERT INTO jobs {columns} VALUES (0, 'pending', ?,?,?,?,?,?,?)", row).lastrowid or 0)
+                seq = int(base.execute(f"INSERT INTO jobs {columns} VALUES (0,?,?,?,?,?,?,?,?,?)", row).lastrowid or 0)
             except sqlite3.IntegrityError as e:
                 raise KeyError(id) from e
             at = number if number is not None else -seq if front else seq
             base.execute("UPDATE jobs SET number = ? WHERE seq = ?", (at, seq))
-            return Job(seq, id, at, "pending", client, prompt, extra, ends, row[-1])
+            return Job(seq, id, at, state, client, prompt, extra, ends, now, started)
 
         return await self.do(do)
 

@@ -75,7 +75,8 @@ class Socket:
                 message = self.waiting.popleft()
                 self.size -= len(message)
                 sent = self.ws.send_text(message) if isinstance(message, str) else self.ws.send_bytes(message)
-                await asyncio.wait_for(sent, PATIENCE)
+                async with asyncio.timeout(PATIENCE):
+                    await sent
 
 
 class Sockets:

@@ -114,11 +114,19 @@ class Studio:
         told = {**(extra or {}), **({"client_id": client} if client else {})}
         raw, more = json.dumps(prompt, ensure_ascii=False), json.dumps(told, ensure_ascii=False)
         job = await self.desk.put(
-            id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
+            id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front,
+            room=bool(self.pool.ready()),
         )
         self.tell_status()
-        self.pool.hungry.set()
+        if job.state == "running":
+            asyncio.get_running_loop().call_soon(self._hand_out, job)  # once it is acknowledged
+        else:
+            self.pool.hungry.set()
         return job, ready
+
+    def _hand_out(self, job: Job) -> None:
+        self._begin(job)
+        self.pool.place(job)
 
     async def done(self, id: str) -> Job:
         """Wait until a prompt has ended."""
@@ -159,10 +167,13 @@ class Studio:
         """Prompts to run now."""
         jobs: list[Job] = await self._kept(lambda: self.desk.take(most, idle=idle))
         for job in jobs:
-            prompt = cut(json.loads(job.prompt), json.loads(job.ends))
-            self.tell_status()
-            self.tellings[job.id] = Telling(self.sockets, job.id, job.client, {k: str(e["class_type"]) for k, e in prompt.items()})
+            self._begin(job)
         return jobs
+
+    def _begin(self, job: Job) -> None:
+        prompt = cut(json.loads(job.prompt), json.loads(job.ends))
+        self.tell_status()
+        self.tellings[job.id] = Telling(self.sockets, job.id, job.client, {k: str(e["class_type"]) for k, e in prompt.items()})
 
     def order(self, job: Job) -> Mapping[str, Any]:
         """The worker's order for one."""
@@ -200,6 +211,12 @@ class Studio:
                 await self._end(job.id, telling, "failed", {"kind": "WorkerDied", "text": text})
             else:
                 del self.tellings[job.id]
+        self.tell_status()
+
+    async def returned(self, ids: Sequence[str]) -> None:
+        """They wait again."""
+        for job in await self._kept(lambda: self.desk.give_back(ids)):
+            del self.tellings[job.id]
         self.tell_status()
 
     async def _kept(self, write: Any) -> Any:

@@ -42,6 +42,9 @@ class Office(Protocol):
     async def orphaned(self, ids: Sequence[str], why: str) -> None:
         """The worker of these died."""
 
+    async def returned(self, ids: Sequence[str]) -> None:
+        """Nobody has room for these any more; they wait again."""
+
 
 @dataclass
 class Worker:
@@ -86,6 +89,7 @@ class Pool:
         self.office, self.settings, self.together, self.most = office, settings, together, most
         self.workers = [Worker(device) for device in devices]
         self.hungry = asyncio.Event()
+        self.back: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -174,16 +178,32 @@ class Pool:
         while True:
             await self.hungry.wait()
             self.hungry.clear()
-            ready = [w for w in self.workers if w.machine is not None and not w.alone and len(w.jobs) < self.together]
+            if self.back:
+                ids, self.back = self.back, []
+                await self.office.returned(ids)
+            ready = self.ready()
             room = sum(self.together - len(w.jobs) for w in ready)
             jobs = await self.office.next_jobs(room, idle=not all(w.jobs for w in ready)) if room else ()
             for job in jobs:
-                worker = min(ready, key=lambda w: len(w.jobs))
-                worker.jobs[job.id] = time.monotonic() + self.most.seconds
-                worker.alone = bool(job.suspect)
-                worker.send(do="run", **self.office.order(job))
+                self.place(job)
             if jobs and jobs[0].suspect:  # it came alone; others may go to another worker
                 self.hungry.set()
+
+    def ready(self) -> list[Worker]:
+        """Those that can take a prompt now."""
+        return [w for w in self.workers if w.machine is not None and not w.alone and len(w.jobs) < self.together]
+
+    def place(self, job: Job) -> None:
+        """Give a prompt that was taken to the least busy worker, or back when there is none any more."""
+        ready = [w for w in self.ready() if not (job.suspect and w.jobs)]
+        if not ready:
+            self.back.append(job.id)
+            self.hungry.set()
+            return
+        worker = min(ready, key=lambda w: len(w.jobs))
+        worker.jobs[job.id] = time.monotonic() + self.most.seconds
+        worker.alone = bool(job.suspect)
+        worker.send(do="run", **self.office.order(job))
 
     async def _watch(self) -> None:
         """Stop what runs too long; kill what does not stop or takes too much memory."""
