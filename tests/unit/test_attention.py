@@ -129,3 +129,27 @@ def test_training_attends_as_torch_does_and_learns_the_same(keys: int, monkeypat
     with torch.no_grad():
         attention.Processor()(layer, x, text)
     assert len(asked) <= 1, "without a gradient torch's own kernel is faster"
+
+
+@pytest.mark.parametrize(("queries", "keys", "wide"), [(700, 1024, 40), (512, 512, 64), (33, 2048, 160)])
+@pytest.mark.parametrize("apart", [0.5, 2.0, 6.0])
+def test_gradients_are_nearly_as_exact_as_the_fused_kernels(
+    queries: int, keys: int, wide: int, apart: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "CACHED", keys * 150)  # several blocks of rows
+    given = _given(queries, keys, wide, apart=apart)
+    weight = torch.randn(given[0].shape, generator=torch.Generator().manual_seed(1))
+
+    def gradients(how: attention.Attention, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        heads = [h.to(dtype).requires_grad_() for h in given]
+        said = how(*heads, wide**-0.5)
+        return torch.autograd.grad(said, heads, weight.to(dtype))
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return fused(q, k, v, scale=scale)
+
+    true = gradients(kernel, torch.float32)
+    theirs, ours = gradients(kernel, torch.bfloat16), gradients(attention.Taught.apply, torch.bfloat16)
+    for mine, other, exact in zip(ours, theirs, true, strict=True):
+        assert mine.shape == exact.shape and mine.dtype == torch.bfloat16
+        assert _error(mine, exact) < 1.6 * _error(other, exact)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -51,15 +52,74 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     held = q.new_empty(many, rows, v.shape[2])
     for i in range(0, len(heads[0]), many):
         queries, keys, values, answer = (t[i : i + many] for t in heads)
-        keys = torch.nn.functional.pad(keys * scale, (0, 1), value=-1).transpose(1, 2)  # (many, D + 1, S)
-        some = keys[:, :-1, ::SAMPLED].contiguous()
+        turned, some = _keys(keys, scale)
         for part, to in zip(queries.split(rows, dim=1), answer.split(rows, dim=1), strict=True):
-            most = (part @ some).amax(dim=2, keepdim=True)  # (many, rows, 1): scores come out less by it
-            scores = held[: len(part), : part.shape[1]]
-            torch.bmm(torch.cat([part, most], dim=2), keys, out=scores)
-            torch.softmax(scores, dim=2, out=scores)
-            to.copy_(scores @ values)
+            to.copy_(_scores(part, turned, some, out=held[: len(part), : part.shape[1]]) @ values)
     return out
+
+
+class Taught(torch.autograd.Function):
+    """`attend` with gradients: the backward pass computes each block's scores anew, so that nothing of their size is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """The same."""
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        return attend(q, k, v, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Of q, k and v, in their dtype."""
+        (grad,), (q, k, v) = given, ctx.saved_tensors
+        grads = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+        heads = [t.flatten(0, 1) for t in (q, k.contiguous(), v.contiguous(), grad, *grads)]
+        cores = torch.get_num_threads()
+        many = min(HEADS * cores, len(heads[0]))
+        for i in range(0, len(heads[0]), many):
+            _backward(*(t[i : i + many] for t in heads), scale=ctx.scale, rows=max(2 * CACHED * cores // (many * v.shape[2]), 1))
+        return *grads, None
+
+
+def _backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, *grads: Tensor, scale: float, rows: int) -> None:
+    """Of some heads, (heads, L or S, D) each, into `grads`. What each block of `rows` adds to k's and v's is summed in float32."""
+    keys, some = _keys(k, scale)
+    values = v.transpose(1, 2).contiguous()
+    for_k, for_v = (torch.zeros(len(t), t.shape[2], t.shape[1], device=t.device) for t in (k, v))
+    held = q.new_empty(2, len(q) * min(rows, q.shape[1]) * k.shape[1])
+    for part, given, to in zip(q.split(rows, dim=1), grad.split(rows, dim=1), grads[0].split(rows, dim=1), strict=True):
+        scores, changes = held[:, : part.shape[:2].numel() * k.shape[1]].view(2, *part.shape[:2], -1)  # contiguous: softmax asks for it
+        _scores(part, keys, some, out=scores)
+        for_v += given.transpose(1, 2) @ scores
+        torch.bmm(given, values, out=changes)
+        torch._softmax_backward_data(changes, scores, 2, scores.dtype, grad_input=changes)
+        to.copy_(changes @ k)
+        for_k += part.transpose(1, 2) @ changes
+    grads[0].mul_(scale)
+    grads[1].copy_(for_k.mul_(scale).transpose(1, 2))
+    grads[2].copy_(for_v.transpose(1, 2))
+
+
+def _keys(k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """What queries are multiplied with, (heads, D + 1, S), and the part of it that a row's largest score is estimated from."""
+    keys = torch.nn.functional.pad(k * scale, (0, 1), value=-1).transpose(1, 2)
+    return keys, keys[:, :-1, ::SAMPLED].contiguous()
+
+
+def _scores(part: Tensor, keys: Tensor, some: Tensor, out: Tensor | None = None) -> Tensor:
+    """The softmax of some rows, (heads, rows, S)."""
+    most = (part @ some).amax(dim=2, keepdim=True)  # (heads, rows, 1): scores come out less by it
+    scores = torch.bmm(torch.cat([part, most], dim=2), keys, out=out)
+    return torch.softmax(scores, dim=2, out=scores)
+
+
+def _taught(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """With gradients, the faster way of both."""
+    if not wanted(q.device, q.dtype):
+        return scaled_dot_product_attention(q, k, v, scale=scale)
+    answer: Tensor = Taught.apply(q, k, v, scale)  # type: ignore[no-untyped-call]
+    return answer
 
 
 def whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -109,5 +169,5 @@ class Processor(AttnProcessor2_0):  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One layer."""
-        with _Attend(few=whole) if torch.is_grad_enabled() else nullcontext():
+        with _Attend(few=whole, many=_taught) if torch.is_grad_enabled() else nullcontext():
             return super().__call__(*args, **kwargs)
