@@ -12,7 +12,7 @@ STAMP := .venv/.stamp
 WORKERS ?= 2
 ARGS ?=
 
-.PHONY: help venv demo test test-slow test-ray browser test-browser lint bench bench-embedded docs docs-tables lock clean
+.PHONY: help venv demo test test-slow test-ray browser test-browser lint bench bench-embedded clients docs docs-tables lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -70,6 +70,9 @@ bench: $(STAMP) ## speed against the floor and against peers, as ratios
 
 bench-embedded: $(STAMP) ## quality of the embedded model on held-out prompts
 	$(BIN)/python bench/embedded.py $(ARGS)
+
+clients: $(STAMP) ## clients that others wrote, from PyPI and npm, against our server, each drawing a picture
+	$(BIN)/python bench/clients/run.py $(ARGS)
 
 docs: $(STAMP) docs-tables ## the site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -15,11 +15,12 @@ from starlette.responses import JSONResponse, Response
 from safelight.server import reading
 from safelight.server.desk import Full, Job
 from safelight.server.files import Outside
-from safelight.server.guard import TooLarge
+from safelight.server.guard import Busy, TooLarge
 from safelight.server.studio import Studio
 from safelight.server.validating import Refusal
 
 EMPTY = Response(status_code=200)
+MISSING = JSONResponse({"error": "there is none"}, 404)
 SHORT = 2**14
 """Bytes of JSON that are read faster than another thread begins to."""
 
@@ -113,8 +114,8 @@ def text(given: Mapping[str, Any], name: str, default: str = "") -> str:
 
 
 STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (TooLarge, 413), (Full, 507), (Outside, 403), (FileNotFoundError, 404), (KeyError, 409), (OSError, 507), (ValueError, 400),
-    (OverflowError, 400),
+    (TooLarge, 413), (Busy, 503), (Full, 507), (Outside, 403), (PermissionError, 403), (FileNotFoundError, 404), (FileExistsError, 409),
+    (NotADirectoryError, 409), (IsADirectoryError, 409), (KeyError, 409), (OSError, 507), (ValueError, 400), (OverflowError, 400),
 )
 
 
@@ -132,4 +133,4 @@ async def failure(request: Request, error: Exception) -> Response:
         kind = kinds.get(status, "invalid_prompt")
         told = error if isinstance(error, Refusal) else Refusal(kind, "The prompt was not taken", details=why)
         return JSONResponse(told.answer, status)
-    return Response(status_code=status) if isinstance(error, HTTPException) else JSONResponse({"error": why}, status)
+    return JSONResponse({"error": why}, status, getattr(error, "headers", None))

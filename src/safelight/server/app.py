@@ -3,16 +3,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from safelight.server import editor, jobs, openai, pages, sdapi, shelving, wire
 from safelight.server.answering import STATUS, failure
+from safelight.server.described import describe
 from safelight.server.guard import Guard
 from safelight.server.reading import BODY
 from safelight.server.sockets import UPLOADS
 from safelight.server.studio import Setup, Studio
+
+
+class Api(FastAPI):
+    """The application with all that is known of its routes."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document at /openapi.json."""
+        if self.openapi_schema is None:
+            describe(super().openapi())  # which keeps what it made
+        return super().openapi()
 
 
 def application(setup: Setup) -> FastAPI:
@@ -25,7 +37,7 @@ def application(setup: Setup) -> FastAPI:
         yield
         await app.state.studio.close()
 
-    app = FastAPI(title="Safelight", lifespan=life, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
+    app = Api(title="Safelight", lifespan=life, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
     for prefix in ("", "/api"):
         app.include_router(wire.router, prefix=prefix, include_in_schema=not prefix)
         app.include_router(shelving.router, prefix=prefix, include_in_schema=not prefix)

@@ -262,7 +262,7 @@ class Desk:
             order = [j for j in _jobs(base, "state = 'pending' ORDER BY number, seq") if j.id != id]
             at = next((i for i, j in enumerate(order) if j.id == before), -1) if before is not None else len(order)
             low = order[at - 1].number if at > 0 else order[0].number - 2 if order else 0
-            high = order[at].number if at < len(order) else low + 2
+            high = order[at].number if 0 <= at < len(order) else low + 2
             sql = "UPDATE jobs SET number = ? WHERE id = ? AND state = 'pending'"
             return at >= 0 and bool(base.execute(sql, ((low + high) / 2, id)).rowcount)
 

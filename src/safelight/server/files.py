@@ -16,7 +16,7 @@ MARKED = re.compile(r"^(.*?)\s*\[(input|output|temp)\]$")
 COUNTED = re.compile(r"^(.*)_\d{5,}_(\.\w+)?$")
 PICTURES = {f".{end}": f"image/{kind}" for end, kind in [("jpg", "jpeg"), *((k, k) for k in ("png", "jpeg", "webp", "gif", "bmp"))]}
 LONGEST = 200
-"""Bytes of a file's name."""
+"""Bytes of a file's name; a path below a folder may have five times as many characters."""
 
 
 class Outside(ValueError):
@@ -36,7 +36,8 @@ class Root:
             plain = inside(name, "file")
         except ValueError as e:
             raise Outside(str(e)) from e
-        if any(len(part.encode("utf-8", "replace")) > LONGEST or not part.isprintable() for part in plain.split("/")):
+        parts = plain.split("/")
+        if len(plain) > 5 * LONGEST or any(len(part.encode("utf-8", "replace")) > LONGEST or not part.isprintable() for part in parts):
             raise Outside(f"file: {name[:60]!a} has a part that is no name for a file")
         found = self.path / plain
         try:

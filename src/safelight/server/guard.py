@@ -20,6 +20,8 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "safelight"
+HELD = 256 * 2**20
+"""Bytes of all bodies that are read at the same time."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 FALLBACK = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
@@ -94,6 +96,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, rules: Rules, body: int, uploads: int) -> None:
         self.app, self.rules, self.body, self.uploads = app, rules, body, uploads
+        self.held = 0
+        """Bytes of bodies that are not answered yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request or socket."""
@@ -113,7 +117,27 @@ class Guard:
             limit = self.uploads if headers.get("content-type", "").startswith("multipart/") else self.body
             if scope["path"].rpartition("/")[2] in ("img2img", "png-info"):
                 limit = self.uploads  # pictures in base64
-            await self.app(scope, _bounded(receive, limit), _headed(send))
+            await self._taken(scope, receive, send, limit)
+
+    async def _taken(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        """Let the application read the body, as far as one body and all together may go."""
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            more = len(message.get("body", b""))
+            seen, self.held = seen + more, self.held + more
+            if seen > limit:
+                raise TooLarge(f"the body is too large; at most {limit} bytes")
+            if self.held > HELD:
+                raise Busy("too many bodies are on their way; try again in a moment")
+            return message
+
+        try:
+            await self.app(scope, bounded, _headed(send))
+        finally:
+            self.held -= seen
 
     def _verdict(self, scope: Scope, headers: Headers, query: Mapping[str, list[str]]) -> tuple[int, str]:
         rules = self.rules
@@ -141,18 +165,8 @@ class TooLarge(ValueError):
     """A body with more bytes than allowed."""
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
-    seen = 0
-
-    async def bounded() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise TooLarge(f"the body is too large; at most {limit} bytes")
-        return message
-
-    return bounded
+class Busy(ValueError):
+    """All bodies together have more bytes than the server holds."""
 
 
 def _headed(send: Send) -> Send:

@@ -94,14 +94,19 @@ class Most:
         training = any(isinstance(given.get(k), int | float) for k in ("rank", "learning_rate"))
         if not training and (steps := _number(given.get("steps"))) > self.steps:
             yield f"{name}steps is {steps:g}; this server allows {self.steps}"
-        if (pixels := _number(given.get("width"), 1) * _number(given.get("height"), 1)) > self.pixels:
+        if (pixels := _side(given, "width", "left", "right") * _side(given, "height", "top", "bottom")) > self.pixels:
             yield f"{name}{pixels:g} pixels; this server allows {self.pixels}"
-        for batch in (_number(given.get(k)) for k in ("batch_size", "count", "amount")):
+        for batch in (_number(given.get(k)) for k in ("batch_size", "count", "amount", "num_images_per_prompt")):
             if not training and batch > self.batch:
                 yield f"{name}a batch of {batch:g}; this server allows {self.batch}"
         seeds = given.get("seeds")
         if isinstance(seeds, list) and len(seeds) > self.batch:
             yield f"{name}{len(seeds)} seeds; this server allows {self.batch}"
+
+
+def _side(given: Mapping[str, Any], name: str, *around: str) -> float:
+    """A side of the picture that a node makes, with what it puts around."""
+    return max(_number(given.get(name), 1), _number(given.get(f"target_{name}"))) + sum(_number(given.get(k)) for k in around)
 
 
 def _number(given: Any, default: float = 0) -> float:

@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from safelight.disk import put
-from safelight.server.answering import EMPTY, body, studio, table
+from safelight.server.answering import EMPTY, MISSING, body, studio, table
 from safelight.server.files import Root, info, keep_upload, media
 from safelight.server.pictures import opened
 from safelight.server.reading import read
@@ -27,10 +27,10 @@ async def view(request: Request) -> Response:
     query, at = request.query_params, studio(request)
     name = query.get("filename", "")
     if not name:
-        return Response(status_code=404)
+        return MISSING
     path = at.shelves.picture(name, query.get("type") or "output", query.get("subfolder", ""))
     if not path.is_file():
-        return Response(status_code=404)
+        return MISSING
     channel, preview = query.get("channel") or "", query.get("preview")
     if preview or channel in ("rgb", "a"):
         form, _, quality = (preview or "").partition(";")
@@ -91,10 +91,10 @@ async def list_userdata(request: Request) -> Response:
     """The files below `dir`."""
     query, root = request.query_params, _own(request)
     if not query.get("dir"):
-        return Response("Directory not provided", 400)
+        raise ValueError("dir: which folder is missing")
     base = root.find(query["dir"])
     if not base.is_dir():
-        return Response(status_code=404)
+        return MISSING
     deep = query.get("recurse", "").lower() == "true"
     found = sorted(p for p in (base.rglob("*") if deep else base.glob("*")) if p.is_file() and not p.is_symlink())
     names = [p.relative_to(base).as_posix() for p in found]
@@ -110,7 +110,8 @@ async def list_userdata_v2(request: Request) -> Response:
     base = root.find(request.query_params["path"]) if request.query_params.get("path") else root.path
     if not base.is_dir():
         return JSONResponse([])
-    told = [{"name": p.name, "type": "directory" if p.is_dir() else "file", **info(p, root.path)} for p in sorted(base.iterdir())]
+    found = sorted(p for p in base.iterdir() if not p.is_symlink())
+    told = [{"name": p.name, "type": "directory" if p.is_dir() else "file", **info(p, root.path)} for p in found]
     return JSONResponse(told)
 
 
@@ -119,7 +120,7 @@ async def get_userdata(request: Request, file: str) -> Response:
     """A kept file."""
     path = _own(request).find(file)
     if not path.is_file():
-        return Response(status_code=404)
+        return MISSING
     return FileResponse(path, media_type="application/json" if path.suffix == ".json" else "application/octet-stream", filename=path.name)
 
 
@@ -145,7 +146,7 @@ async def delete_userdata(request: Request, file: str) -> None:
 async def _kept(request: Request, name: str, content: bytes, source: Path | None = None) -> Response:
     path = _own(request).find(name)
     if path.exists() and request.query_params.get("overwrite", "").lower() == "false":
-        return Response(status_code=409)
+        raise FileExistsError(f"{name} is there already")
     await asyncio.to_thread(put, path, content)
     if source is not None and source != path:
         source.unlink()

@@ -35,8 +35,9 @@ LATELY = 256
 
 @dataclass(frozen=True)
 class Setup:
-    """How a server is set up. `devices` has one worker each; `attempts` is how often a prompt may kill the worker that it has alone. `ray`:
-    the address of a Ray cluster whose actors are the workers, empty for one of this machine's own. ValueError when that has no token."""
+    """How a server is set up. `devices` has one worker each; `attempts` is how often a prompt may kill the worker that it has alone,
+    `patience` how many seconds a client may stand still. `ray`: the address of a Ray cluster whose actors are the workers, empty for one
+    of this machine's own; ValueError when that has no token."""
 
     shelves: Shelves
     rules: Rules = field(default_factory=Rules)
@@ -45,6 +46,8 @@ class Setup:
     attempts: int = 3
     waiting: int = 10_000
     previews: bool = False
+    patience: float = 20.0
+    connections: int = 800
     most: Most = field(default_factory=Most)
     data: Sequence[Path] = ()
     nodes: Path | None = None

@@ -15,7 +15,7 @@ from safelight import comfy, embed
 from safelight.comfy.info import class_info
 from safelight.folders import KINDS
 from safelight.lineage import versions
-from safelight.server.answering import EMPTY, ids, raw, reads, studio, table
+from safelight.server.answering import EMPTY, MISSING, ids, raw, reads, studio, table
 from safelight.server.desk import Job, Wanted
 from safelight.server.sockets import FEATURES
 from safelight.server.studio import Studio
@@ -141,7 +141,7 @@ async def object_info_of(request: Request, name: str) -> dict[str, Any]:
 async def names(request: Request, kind: str) -> Response:
     """The models of a kind."""
     known = kind in studio(request).places.models.places or kind in KINDS
-    return JSONResponse(studio(request).places.models.names(kind)) if known else Response(status_code=404)
+    return JSONResponse(studio(request).places.models.names(kind)) if known else MISSING
 
 
 @router.get("/experiment/models/{kind}")
@@ -161,7 +161,7 @@ async def view_metadata(request: Request, kind: str) -> Response:
         told = await asyncio.to_thread(embed.safetensors_texts, path) if path.suffix == ".safetensors" else {}
     except (ValueError, OSError):
         told = {}
-    return JSONResponse(told) if told else Response(status_code=404)
+    return JSONResponse(told) if told else MISSING
 
 
 def system_stats(at: Studio) -> dict[str, Any]:

@@ -1,0 +1,192 @@
+"""Slow, silent and greedy clients over real sockets: dropped, with bounded memory, while the others are served."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from safelight.server import sockets
+from tests.server.serving import HOST, Server
+
+pytest.importorskip("uvicorn")
+
+import uvicorn
+from websockets.sync.client import connect
+
+from safelight.server.command import configured
+from safelight.server.files import Shelves
+from safelight.server.studio import Setup, Studio
+
+LONG = 30.0
+"""Seconds that nothing here should need; the server's own patience is one."""
+HEAD = f"GET /queue HTTP/1.1\r\nHost: {HOST}\r\n".encode()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("patience"), "--workers", "0", "--patience", "1", "--connections", "600")
+    yield server
+    assert server.stop() == 0
+
+
+def opened(server: Server, said: bytes = b"") -> socket.socket:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    one = socket.create_connection((host, int(port)), timeout=LONG)
+    one.sendall(said)
+    return one
+
+
+def dropped(one: socket.socket, drip: bytes = b"") -> bool:
+    """Whether the server ends it, while a byte comes now and then."""
+    one.settimeout(0.1)
+    until = time.monotonic() + LONG
+    while time.monotonic() < until:
+        try:
+            if not one.recv(2**16):
+                return True
+            if drip:
+                one.sendall(drip)
+        except TimeoutError:
+            with suppress(TimeoutError):
+                if drip:
+                    one.send(drip)
+        except OSError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("said", "drip"),
+    [
+        (b"", b""),
+        (HEAD, b""),
+        (HEAD + b"X-Slow: ", b"a"),
+        (f"POST /prompt HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000\r\n\r\n".encode(), b" "),
+        (HEAD + b"\r\n" + HEAD, b"X"),  # the second request of a connection
+    ],
+    ids=["silent", "half a head", "slow head", "slow body", "slow second head"],
+)
+def test_a_request_that_does_not_come_is_not_waited_for(server: Server, said: bytes, drip: bytes) -> None:
+    with opened(server, said) as one:
+        assert dropped(one, drip)
+    assert server.get("/queue") == {"queue_running": [], "queue_pending": []}
+
+
+def test_a_body_that_goes_on_is_waited_for(server: Server) -> None:
+    """Three times as long as the server's patience, and faster than the slowest that is allowed."""
+    body = json.dumps({"delete": ["x" * 6000]}).encode()
+    with opened(server, f"POST /queue HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n\r\n".encode()) as one:
+        for at in range(0, len(body), 200):
+            one.sendall(body[at : at + 200])
+            time.sleep(0.1)
+        assert one.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def connections(server: Server) -> int:
+    return sum(c.status == psutil.CONN_ESTABLISHED for c in psutil.Process(server.process.pid).net_connections("tcp"))
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONG
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_answers_that_nobody_takes_are_not_kept(server: Server) -> None:
+    begun = psutil.Process(server.process.pid).memory_info().rss
+    until(lambda: connections(server) == 0)
+    asked = f"GET /object_info HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() * 50  # 20 MB of answers
+    some = [opened(server, asked) for _ in range(5)]
+    until(lambda: connections(server) == 5)
+    until(lambda: connections(server) == 0)
+    assert psutil.Process(server.process.pid).memory_info().rss - begun < 100 * 2**20
+    for one in some:
+        one.close()
+
+
+def test_a_thousand_sockets_of_one_client_harm_nobody(server: Server) -> None:
+    """The oldest silent ones go; others are served all the time, and the server stays small."""
+    with ExitStack() as many:
+        for _ in range(20):
+            for _ in range(50):
+                many.enter_context(opened(server))
+            assert server.get("/prompt") == {"exec_info": {"queue_remaining": 0}}
+            until(lambda: connections(server) <= 600)
+        assert psutil.Process(server.process.pid).memory_info().rss < 300 * 2**20
+
+
+def shaken(server: Server) -> socket.socket:
+    """A socket that was opened as websockets are, and is then left to itself."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    more = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    one = opened(server, f"GET /ws?clientId=mute HTTP/1.1\r\nHost: {HOST}\r\n{more}".encode())
+    assert one.recv(2**16).startswith(b"HTTP/1.1 101")
+    return one
+
+
+def test_a_websocket_that_vanished_is_found_out(server: Server) -> None:
+    """It reads all that comes and answers no ping, as a machine does whose cable was pulled."""
+    with shaken(server) as one:
+        assert dropped(one)
+
+
+def test_websockets_beyond_the_limit_are_refused_and_those_there_go_on(server: Server) -> None:
+    with connect(server.url.replace("http", "ws") + "/ws?clientId=good", ping_interval=None) as good, ExitStack() as mute:
+        assert json.loads(good.recv(LONG))["data"]["sid"] == "good"
+        for _ in range(sockets.SOCKETS + 20):
+            with suppress(AssertionError, OSError):
+                mute.enter_context(shaken(server))
+        server.post("/queue", {"clear": True})
+        assert json.loads(good.recv(LONG))["type"] == "status" and connections(server) <= 600
+
+
+@contextmanager
+def within(home: Path) -> Iterator[tuple[Studio, str, Any]]:
+    """The server in this process, on a real port: what it has, where it is, and a way to do something in its loop."""
+    config = configured(Setup(Shelves.below(home), devices=(), patience=1.0))
+    server, listening = uvicorn.Server(config), socket.create_server((HOST, 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    until(lambda: server.started)
+    (loop,) = {s.get_loop() for s in server.servers}
+    try:
+        yield config.loaded_app.state.studio, f"{HOST}:{listening.getsockname()[1]}", loop
+    finally:
+        server.should_exit = True
+        thread.join(LONG)
+        listening.close()
+    assert not thread.is_alive()
+
+
+def test_a_websocket_that_never_reads_is_given_up_while_the_server_tells_much(tmp_path: Path) -> None:
+    with within(tmp_path) as (studio, at, loop):
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = at.partition(":")
+        slow.connect((host, int(port)))
+        with connect(f"ws://{at}/ws?clientId=quick", max_size=2**20) as quick, slow:
+            key = base64.b64encode(os.urandom(16)).decode()
+            head = f"GET /ws?clientId=slow HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            slow.sendall(f"{head}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+            until(lambda: len(studio.sockets.all) == 2)
+            (one,) = (s for s in studio.sockets.all if s.sid == "slow")
+            largest = 0
+            end = time.monotonic() + LONG
+            while one in studio.sockets.all:
+                assert time.monotonic() < end
+                loop.call_soon_threadsafe(studio.sockets.preview, "image/jpeg", bytes(2**16), {}, None)
+                assert quick.recv(LONG)
+                largest = max(largest, one.size)
+            assert largest <= sockets.BYTES and one.gone and {s.sid for s in studio.sockets.all} == {"quick"}
