@@ -10,6 +10,7 @@ import hashlib
 import re
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -17,7 +18,6 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from safelight.server.answering import studio
-from safelight.server.pages.shell import STATIC
 from safelight.server.shelving import get_settings, get_userdata
 
 router = APIRouter(include_in_schema=False)
@@ -44,11 +44,13 @@ POLICY = {
 }
 """What the page may have, and from where."""
 SETTINGS = {
+    "Comfy.Execution.PreviewMethod": "auto",
     "Comfy.Notification.ShowVersionUpdates": False,  # asks api.comfy.org
     "Comfy.Workflow.ShowMissingModelsWarning": False,  # asks huggingface.co for sizes
+    "Comfy.Workflow.NamedValuesRestore": True,  # a file stays what it was when a node gets a setting more
     "Comfy.TutorialCompleted": True,  # opens a browser of templates, which are another package
 }
-"""Settings that hold until the user changes them: the ones that would have the page ask other servers."""
+"""Settings that hold until the user changes them: pictures on their way are shown, and other servers are not asked."""
 
 
 @cache
@@ -104,7 +106,7 @@ async def extensions() -> list[str]:
 @router.get(AT + START)
 async def start() -> Response:
     """It."""
-    return FileResponse(STATIC / "editor.js", headers={"Cache-Control": "no-cache"})
+    return FileResponse(str(files("safelight.server") / "pages" / "static" / "editor.js"), headers={"Cache-Control": "no-cache"})
 
 
 @router.get(AT + "/api/userdata/{name}")
