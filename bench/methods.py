@@ -71,18 +71,24 @@ def sheet(model: Model, patches: dict[str, Patch]) -> Image:
     return contact_sheet(Image(np.stack(pixels)), columns=len(PROMPTS), labels=labels)
 
 
+def shrunk(sheet: Image, place: Path) -> None:
+    """Write it at half its size."""
+    pixels = sheet.bytes8()[0]
+    Pil.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2), Pil.Resampling.LANCZOS).save(place, quality=88)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(map(str, row.values())) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def put(page: Path, text: str) -> None:
+def put(page: Path, text: str, mark: str = "measured") -> None:
     """Between the page's marks `<!-- measured -->` and `<!-- /measured -->`."""
     said = page.read_text("utf-8")
-    new, count = re.subn(r"(<!-- measured -->\n).*?(<!-- /measured -->)", lambda m: m[1] + text + m[2], said, flags=re.DOTALL)
+    new, count = re.subn(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", lambda m: m[1] + text + m[2], said, flags=re.DOTALL)
     if not count:
-        raise SystemExit(f"{page} has no <!-- measured -->")
+        raise SystemExit(f"{page} has no <!-- {mark} -->")
     page.write_text(new, "utf-8")
 
 
@@ -106,8 +112,7 @@ def main() -> None:
     if a.table:
         put(a.table, table(rows))
     if a.sheet:
-        pixels = sheet(model, patches).bytes8()[0]
-        Pil.fromarray(pixels).resize((pixels.shape[1] // 2, pixels.shape[0] // 2), Pil.Resampling.LANCZOS).save(a.sheet, quality=88)
+        shrunk(sheet(model, patches), a.sheet)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,20 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image as Pil
 
+from safelight import progress
 from safelight.families import Family
 from safelight.patches import embedding as patch
+from safelight.recipes.teaching import Plan
+from safelight.recipes.textual_inversion import PHRASES, prepare
+from safelight.runtime import lease
+from safelight.store import Store, using
 from safelight.train.lora_file import probe, write
 from safelight.train.methods import Token
+from safelight.train.settings import Batches, Objective, Optimizer, Watch
 from safelight.train.trainables.embedding import Vectors, embedding
-from safelight.values import Blob, Patch
+from safelight.values import Blob, Caption, Dataset, Patch, Row
 from tests import tiny
 from tests.patching import look, same
 
@@ -90,6 +97,21 @@ def test_diffusers_reads_the_file(tmp_path: Path, named: str) -> None:
     pipe.load_textual_inversion(str(tmp_path / "new.safetensors"), token="<new>")
     theirs = pipe.encode_prompt("<new>", "cpu", 1, False)[0]
     assert torch.allclose(theirs, ours, atol=1e-5)
+
+
+def test_a_caption_with_the_word_stays_and_others_become_phrases(tmp_path: Path) -> None:
+    model = tiny.model(tiny.sd1(tmp_path / "m"))
+    said = {"0.png": "<new>, blue background", "1.png": "a red apple", "2.png": "<new>", "3.png": ""}
+    rows = []
+    for i, (name, text) in enumerate(said.items()):
+        Pil.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / name)
+        rows.append(Row(Blob.of(tmp_path / name), name, 32, 32, (Caption("file", text),) if text else ()))
+    plan = Plan(Token(), Optimizer(), Batches(batch=1), Objective(prior=0.0), Watch(held_out=0.0), 0)
+    with using(Store(tmp_path / "store")), lease(model, train=True) as family:
+        lesson = progress.watch(prepare("train_embedding", family, model, Dataset(tuple(rows)), plan))
+    called = {kept.name: kept.captions for kept in lesson.learn.kept}
+    phrases = tuple(phrase.format("<new>") for phrase in PHRASES)
+    assert called == {"0.png": ("<new>, blue background",), "1.png": phrases, "2.png": phrases, "3.png": phrases}
 
 
 def test_models_that_read_text_otherwise_are_refused(load: Any) -> None:

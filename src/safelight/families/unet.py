@@ -19,13 +19,20 @@ EMBEDDED_GUIDANCE = 8.0
 """The guidance a network with guidance built in (arXiv:2310.04378) is told when the condition has none."""
 
 
+def fresh(settings: Mapping[str, Any], seed: int) -> Any:
+    """A U-Net with random weights, the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(**settings)
+
+
 class UNet:
     """The part `unet`. What it reads of a condition's `extras`, each (B, ...):
 
     `pooled` (D,) and `time_ids` (6,): original height and width, crop's top and left, target height and width (SDXL, arXiv:2307.01952);
     without time_ids the latent's own size, not cropped. `aesthetic` (1,): a refiner's score, in place of the target size.
     `inpaint` (1 + C, h, w): mask and masked picture of a U-Net of 2C + 1 channels; without it everything is painted over.
-    `guidance` (1,): the scale a network with guidance built in is told.
+    `guidance` (1,): the scale a network with guidance built in is told. `class` (1,): the number of a class.
     """
 
     part = "unet"
@@ -52,12 +59,13 @@ class UNet:
         fed = self.way.scale_input(x.to(self.device), sigma)
         if self.inpaints:
             fed = torch.cat([fed, self._painted(x, cond)], dim=1)
-        text = cond.tokens.to(self.device, self.dtype)  # (B, L, D)
+        text, label = cond.tokens.to(self.device, self.dtype), cond.extras.get("class")  # (B, L, D), (B, 1)
         with attention.fast(self.device, self.dtype):
             out: Tensor = self.net(
                 fed.to(self.dtype),
                 self.way.timestep(sigma),
                 encoder_hidden_states=text,
+                class_labels=None if label is None else label[:, 0].to(self.device).long(),
                 timestep_cond=self._guidance(cond),
                 added_cond_kwargs=self._size(x, cond),
                 return_dict=False,

@@ -10,7 +10,7 @@ from typing import Annotated, ParamSpec
 
 from safelight.op import Knob, OneOf, Work, op
 from safelight.ops.control import hint_names
-from safelight.train.methods import FREE, FULL, GENTLE, HELD, QUICK, SLOW, SUBJECT, TOKEN, FullShape, Subject, Token
+from safelight.train.methods import FREE, FULL, GENTLE, HELD, QUICK, SLOW, SPOKEN, SUBJECT, TOKEN, FullShape, Subject, Token
 from safelight.train.settings import (
     BATCHES,
     OBJECTIVE,
@@ -151,17 +151,20 @@ def train_full(
     return (yield from _begin(run, model, data, plan, *_place("train_full", model, data, plan)))
 
 
-@op(group="train", version=1)
+@op(group="train", version=2)
 def train_embedding(
     model: Model, data: Dataset, *,
     word: Token = TOKEN,
     optimizer: Optimizer = QUICK,
-    batches: Batches = BATCHES,
+    batches: Batches = SPOKEN,
     objective: Objective = FREE,
     watch: Watch = WATCH,
     seed: Annotated[int, Knob(0, 2**53, draw=True)] = 0,
 ) -> Work[Patch]:
     """Teach a model a new word, and nothing else: a file of a few kilobytes (textual inversion). Use it by with_embedding.
+
+    A caption that has the word in it says what else is in its picture, such as `<new>, blue background`, and that is then not learned as a
+    part of the word. Captions without it are not read.
 
     Args:
         model: what reads the word; it must have a CLIP or BERT text encoder

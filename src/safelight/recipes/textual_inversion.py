@@ -1,7 +1,8 @@
 """Textual inversion (arXiv:2208.01618): a new word learns to mean what some pictures show; the model itself stays as it is.
 
-Only the word's vectors are trained. The pictures are called by short phrases around the word, another one at each step, so that the word
-stands for what they have in common and not for a sentence.
+Only the word's vectors are trained. A caption that has the word in it stays: what it says besides, such as the background, is not put into
+the word. Other pictures are called by short phrases around the word, another one at each step, so that the word stands for what they have
+in common and not for a sentence.
 """
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safelight.recipes import denoising, teaching
+from safelight.recipes import denoising, shared, teaching
 from safelight.spec import Work
 from safelight.train.lessons import Lesson
 from safelight.train.trainables.embedding import embedding
@@ -36,7 +37,8 @@ def prepare(op: str, family: Family, model: Model, data: Dataset, plan: teaching
     with embedding(family, plan.shape):
         pass
     word = plan.shape.token
-    called = Dataset(tuple(replace(row, captions=(Caption("token", word),)) for row in data.kept))
+    called = Dataset(tuple(shared.called(row, word, Caption("token", word)) for row in data.kept))
     lesson = yield from denoising.prepare(op, family, model, called, plan)
     phrases = tuple(phrase.format(word) for phrase in PHRASES)
-    return replace(lesson, learn=replace(lesson.learn, kept=[replace(kept, captions=phrases) for kept in lesson.learn.kept]))
+    learn = [replace(k, captions=phrases) if word in k.captions else k for k in shared.naming(lesson.learn, word).kept]
+    return replace(lesson, learn=replace(lesson.learn, kept=learn))

@@ -43,8 +43,8 @@ class Token(Knobs):
 GENTLE, SLOW = Optimizer(lr=1e-5, warmup=50), Batches(steps=1000)
 """What a full fine-tune begins with."""
 
-QUICK = Optimizer(lr=5e-3, weight_decay=0.0)
-"""What a textual inversion begins with: few numbers, far from where they should be."""
+QUICK, SPOKEN = Optimizer(lr=5e-3, weight_decay=0.0), Batches(steps=300, drop=0.0)
+"""What a textual inversion begins with: few numbers, far from where they should be; an empty caption would teach the word nothing."""
 
 HELD, FREE = Objective(prior=0.5, prior_by="pictures"), Objective(prior=0.0)
 """What is good for DreamBooth: half of each batch are the class's pictures; and for what cannot change the model."""
