@@ -37,7 +37,7 @@ test-slow: $(STAMP) ## the tests that `make test` leaves out
 
 test-ray: $(STAMP) ## the tests on Ray, which this installs
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements/lock.txt 'ray[data,train]>=2.60'
-	$(BIN)/python -m pytest -q -m "slow or not slow" tests/flow/test_juicer_ray.py tests/flow/test_train_parallel.py $(ARGS)
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/flow/test_juicer_ray.py tests/flow/test_train_ray.py tests/server/test_serving_ray.py $(ARGS)
 
 browser: $(STAMP) ## install what the tests in a browser need: ComfyUI's frontend into .venv and, as root on Debian, Chromium
 	$(BIN)/python -m pip install --disable-pip-version-check -q "$$(sed -nE 's/^comfy = \["([^"]+)"\].*/\1/p' pyproject.toml)"

@@ -24,7 +24,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 4)
-        self.blocks = nn.ModuleList([nn.Linear(32, 32), nn.Linear(32, 32)])
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(32, 32)) for _ in range(2)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)

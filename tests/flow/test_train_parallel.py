@@ -1,24 +1,24 @@
 """Several processes train one thing: the loss follows the curve of one process with the same batch, and a lost process is told of."""
 import json
 import os
-import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image as Pil
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from safelight.cli import cli
 from safelight.train import parallel
 from safelight.train.checkpoints import Checkpoints
-from tests import shared_training, tiny
+from tests import shared_training
+from tests.command_lines import command, line, words
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_split_parameters_follow_the_curve_of_one(tmp_path: Path) -> None:
     with parallel.crew(2, shard=True):
         split = {kind: run(tmp_path / f"split-{kind}", kind) for kind in kinds}
         for kind in kinds:
-            assert len(run(tmp_path / f"stopped-{kind}", kind, stop=4)["loss"]) == 4
+            assert len(run(tmp_path / f"stopped-{kind}", kind, stop=5)["loss"]) == 4
         again = {kind: run(tmp_path / f"stopped-{kind}", kind) for kind in kinds}
     for kind in kinds:
         assert max(apart(split[kind], one[kind]).values()) < 1e-4, apart(split[kind], one[kind])
@@ -97,65 +97,47 @@ def test_split_parameters_follow_the_curve_of_one(tmp_path: Path) -> None:
         run(tmp_path / "adafactor", "adafactor")
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A command line that trains a LoRA of a tiny model."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
-    for i in range(6):
-        Pil.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"picture number {i}, in test style")
-    model = tiny.mini(tmp_path_factory.mktemp("m") / "model")
-    knobs = {"rank": 2, "steps": 6, "batch": 4, "every": 3, "samples": 1, "held_out": 0.3, "lr": 1e-3, "dtype": "float32"}
-    return ["train-lora", "--model", str(model), str(folder), *(w for k, v in knobs.items() for w in (f"--{k.replace('_', '-')}", str(v)))]
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
 
 
-def command(home: Path, words: list[str], *more: str, launcher: tuple[str, ...] = ()) -> list[float]:
-    """The losses that the events tell."""
-    line = [sys.executable, *launcher, "-m", "safelight", "--store", str(home), *words, "--events", "jsonl", *more]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    events = [json.loads(row) for row in done.stdout.splitlines() if row.startswith("{")]
+def losses(told: str) -> list[float]:
+    events = [json.loads(row) for row in told.splitlines() if row.startswith("{")]
     return [dict(e["values"])["loss"] for e in events if e.get("what") == "train"]
 
 
+def test_processes_that_a_launcher_started_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the first of two, told so as torchrun and accelerate launch do it: by the environment alone."""
+    told = words(tmp_path)
+    one = CliRunner().invoke(cli, ["--store", str(tmp_path / "one"), *told, "--events", "jsonl"], catch_exceptions=False)
+    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    for name, value in {**launched, "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    other = {**os.environ, "RANK": "1", "LOCAL_RANK": "1"}
+    with open(tmp_path / "said", "wb") as said:
+        second = subprocess.Popen(line(tmp_path / "two", told), env=other, stdout=said, stderr=said)
+    with second:
+        both = CliRunner().invoke(cli, ["--store", str(tmp_path / "two"), *told, "--events", "jsonl"], catch_exceptions=False)
+        assert second.wait() == 0, (tmp_path / "said").read_text()
+    assert len(losses(one.stdout)) == 3
+    assert losses(both.stdout) == pytest.approx(losses(one.stdout), abs=1e-4)
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+              "--dynamo_backend", "no")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")])
-def test_the_command_starts_its_processes_or_is_started_as_them(tmp_path: Path, words: list[str], launcher: tuple[str, ...]) -> None:
-    one = command(tmp_path / "one", words)
-    two = command(tmp_path / "two", words, *(() if launcher else ("--processes", "2")), launcher=launcher)
-    assert len(one) == 6
+@pytest.mark.parametrize("launcher", [(), TORCHRUN, ACCELERATE], ids=["own", "torchrun", "accelerate"])
+def test_the_command_starts_its_processes_or_is_started_as_them(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    told = words(tmp_path)
+    one = command(tmp_path / "one", told, "--out", str(tmp_path / "one.safetensors"))
+    more = () if launcher else ("--processes", "2")
+    two = command(tmp_path / "two", told, *more, "--out", str(tmp_path / "two.safetensors"), launcher=(sys.executable, *launcher))
+    assert len(one) == 3
     assert two == pytest.approx(one, abs=1e-4)
-
-
-def below(pid: int) -> Iterator[int]:
-    """The processes that a process has started, and theirs."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield from (int(child), *below(int(child)))
-
-
-def kill_a_worker(process: subprocess.Popen[bytes], home: Path) -> int:
-    """Once the training has told of a step; returns how many were killed."""
-    while process.poll() is None:
-        time.sleep(0.2)
-        if any(path.stat().st_size for path in home.glob("work/*/metrics.jsonl")):
-            workers = [pid for pid in below(process.pid) if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-            for pid in workers[:1]:
-                os.kill(pid, signal.SIGKILL)
-            return len(workers[:1])
-    return 0
-
-
-@pytest.mark.slow
-def test_ray_begins_again_where_a_worker_is_lost(tmp_path: Path, words: list[str]) -> None:
-    pytest.importorskip("ray.train", exc_type=ImportError)
-    words = [*words, "--steps", "30"]
-    command(tmp_path / "one", words, "--out", str(tmp_path / "one.safetensors"))
-    more = ["--processes", "2", "--engine", "ray", "--out", str(tmp_path / "ray.safetensors")]
-    line = [sys.executable, "-m", "safelight", "--store", str(tmp_path / "ray"), *words, *more]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        killed = kill_a_worker(process, tmp_path / "ray")
-        assert process.wait() == 0
-    assert killed == 1
-    one, ray = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "ray"))
-    assert one.keys() == ray.keys()
-    assert max(float((one[k] - ray[k]).abs().max()) for k in one) < 1e-4
+    alone, both = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert alone.keys() == both.keys()
+    assert max(float((alone[k] - both[k]).abs().max()) for k in alone) < 1e-4

@@ -48,7 +48,10 @@ def shared(given: dict[str, Any]) -> Iterator[bool]:
     """Take the options of `sharing` out of what was given and do as they say; yields whether there is something left to do here. Under
     torchrun, accelerate launch and Ray the first process runs the command, and the others serve it."""
     processes, shard, engine, address = (given.pop(f"{n}_", None) for n in ("processes", "shard", "engine", "address"))
-    if not processes or (processes == 1 and engine == "local" and os.environ.get("WORLD_SIZE", "1") == "1"):
+    alone = processes == 1 and os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone and shard:
+        raise click.UsageError("--shard splits among processes, and there is one; give --processes 2, or start it by torchrun")
+    if not processes or (alone and engine == "local"):
         yield True
         return
     from safelight.train import parallel

@@ -64,7 +64,7 @@ def train_control(model: Model, data: Dataset, plan: Plan, work: Path, lineage: 
         with parallel.first():
             yield from shown.fill()
         drawn = replace(plan, watch=replace(plan.watch, samples=0))  # those are drawn after hints, below
-        net = denoising.Net(family, copy, lesson, drawn, lambda slots: copy.steering(shown.of(slots)))
+        net = denoising.Net(family, copy, lesson, drawn, lambda slots: copy.steering(shown.of(slots)), beside=(copy.net,))
         trained = yield from denoising.learn(net, work, watcher=Watching(net, work / "samples", plan.watch.samples))
         config = json.loads(json.dumps(control.shape(copy.net)))  # as it comes back from the file
         notes = lora_file.modelspec(family, f"{by} for {Path(model.source).name}", lesson.side, kind="controlnet")

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from safelight.disk import put
 from safelight.events import Note, Progress
 from safelight.families.joining import join, repeats
+from safelight.patches.lora.names import DENOISERS
 from safelight.recipes import shared
 from safelight.sampling.draw import Shot, starts, walk
 from safelight.sampling.settings import Guidance, Size
@@ -57,8 +58,6 @@ class Plan(shared.Plan, Protocol):
 
 def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Plan) -> Work[Lesson]:
     """Encode what is not yet encoded. ValueError when there is no picture."""
-    if parallel.share().shards:
-        raise ValueError(f"{op}: --shard: what this trains is whole in every process; leave --shard out")
     side = yield from shared.check(op, family, data, plan.batches.size)
     rows, several = data.kept, plan.batches.several
     trigger = plan.objective.trigger or found_trigger([row.caption for row in rows])
@@ -105,7 +104,7 @@ class Net:
     """The model with what is trained in it, and what its loss is. `around` is entered with the slots that are shown whenever the network
     is asked, held-out ones too; it may hang a hint on it. It is also what evolves with the steps: the trainable, and `seen`, the sums of
     losses and how many there were, by picture to learn and by part of time (N, STRATA, 2). With several processes each has its own net, of
-    its `rank`."""
+    its `rank`. `beside` are networks that are trained and no part of the family."""
 
     family: Family
     trainable: Trainable
@@ -114,6 +113,7 @@ class Net:
     around: Callable[[Sequence[Slot]], AbstractContextManager[None]] = nothing
     rank: int = field(default_factory=lambda: parallel.share().rank)
     world: int = field(default_factory=lambda: parallel.share().world)
+    beside: Sequence[nn.Module] = ()
 
     @cached_property
     def course(self) -> Course:
@@ -124,6 +124,11 @@ class Net:
     def seen(self) -> Tensor:
         """See above."""
         return torch.zeros(len(self.lesson.learn), held_out.STRATA, 2, device=self.family.device)
+
+    @cached_property
+    def fresh(self) -> Tensor:
+        """What this process adds to `seen` in a step."""
+        return torch.zeros_like(self.seen)
 
     @cached_property
     def parts(self) -> Ahead[list[Part]]:
@@ -158,27 +163,30 @@ class Net:
 
     def part_loss(self, part: Part) -> Tensor:
         """The part of the batch's mean that these slots make."""
-        error, o = self.errors(part), self.plan.objective
+        o = self.plan.objective
+        error = self.errors(part, answers=parallel.share().shards and o.prior_by == "answers" and len(self.lesson.own) > 0)
         with torch.no_grad():
             told = [(i, s.item) for i, s in enumerate(part.slots) if s.pictures is self.lesson.learn and not s.quiet]
             here, items = (torch.tensor([t[k] for t in told], dtype=torch.long, device=error.device) for k in (0, 1))
             band = (part.time.to(error.device)[here] * held_out.STRATA).long()
-            self.seen.index_put_((items, band), torch.stack([error[here], torch.ones_like(error[here])], dim=1), accumulate=True)
+            self.fresh.index_put_((items, band), torch.stack([error[here], torch.ones_like(error[here])], dim=1), accumulate=True)
         counts = torch.tensor([o.prior_weight if s.quiet else 1.0 for s in part.slots], device=error.device)
         return (error * counts).sum() * self.world / self.plan.batches.batch
 
-    def errors(self, part: Part) -> Tensor:
-        """(B,) the slots' losses. The target of quiet ones is what the untouched model says, when it is held by its answers."""
+    def errors(self, part: Part, *, answers: bool = False) -> Tensor:
+        """(B,) the slots' losses. The target of quiet ones is what the untouched model says, when it is held by its answers; `answers`: it
+        is asked even where none is quiet, since the other processes ask it too."""
         f, o = self.family, self.plan.objective
         x0, noise, shown, time, sigma = (t.to(f.device) for t in (part.x0, part.noise, part.shown, part.time, part.sigma))
         x, target = f.noised(x0, shown, sigma), f.target(x0, noise, sigma)
         captions = [s.caption for s in part.slots]
         quiet = torch.tensor([s.quiet and o.prior_by == "answers" for s in part.slots])
-        if quiet.any():
-            some = [c for c, q in zip(captions, quiet, strict=True) if q]
-            cond = told(self._before(some), None if part.sizes is None else part.sizes[quiet])
-            with torch.no_grad(), self.trainable.off(), self.around([s for s in part.slots if s.quiet]):
-                target[quiet] = f.predict(x[quiet], sigma[quiet], cond)
+        asked = quiet if quiet.any() else torch.arange(len(quiet)) < int(answers)
+        if asked.any():
+            some = [s for s, a in zip(part.slots, asked, strict=True) if a]
+            cond = told(self._before([s.caption for s in some]), None if part.sizes is None else part.sizes[asked])
+            with torch.no_grad(), self.trainable.off(), self.around(some):
+                target[quiet] = f.predict(x[asked], sigma[asked], cond)[quiet[asked]]
         with self.around(part.slots):
             error = f.predict(x, sigma, self.cond(captions, part.sizes)) - target
         mask = None if part.mask is None else part.mask.to(f.device)
@@ -216,8 +224,11 @@ class Net:
         self.trainable.before_step(step, steps)
 
     def after_step(self, step: int, steps: int) -> None:
-        """The trainable's turn."""
+        """The trainable's turn; all processes know what all have seen."""
         self.trainable.after_step(step, steps)
+        parallel.mean([self.fresh.mul_(self.world)])
+        self.seen.add_(self.fresh)
+        self.fresh.zero_()
 
 
 def told(cond: Cond, sizes: Tensor | None) -> Cond:
@@ -282,16 +293,34 @@ def learn(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mappin
     """Train it: preflight, the loop with its looks, metrics.jsonl and sample pictures in the run's own folder `work`. ValueError when it
     cannot fit into memory, and after the preflight when that is all that was asked for. `rates`: see `Training`."""
     plan, told = net.plan, work / "preflight.json"
-    if net.rank == 0 and not told.exists():
-        flight = expected(net)
-        yield Note(text=f"train: {flight.text()}")
-        if plan.watch.preflight:
-            raise ValueError(f"train: {flight.text()}; that was the preflight, nothing was trained")
-        put(told, json.dumps(vars(flight)).encode())
-    trained = yield from train(task(net, work, watcher=watcher, rates=rates))
+    with parallel.sharded(_splitting(net)) as parts:
+        net.trainable.split(parts)
+        due = parallel.agreed(not told.exists())
+        flight = expected(net) if due and (net.rank == 0 or parallel.share().shards) else None
+        if plan.watch.preflight and net.rank:
+            raise parallel.Finished
+        if flight is not None and net.rank == 0:
+            yield Note(text=f"train: {flight.text()}")
+            if plan.watch.preflight:
+                raise ValueError(f"train: {flight.text()}; that was the preflight, nothing was trained")
+            put(told, json.dumps(vars(flight)).encode())
+        trained = yield from train(task(net, work, watcher=watcher, rates=rates))
     if not trained.step:
         yield Note(text="train: no look found a better held-out loss than before the first step, whose weights are kept", level="warning")
     return replace(trained, record={**trained.record, "preflight": json.loads(told.read_text(encoding="utf-8"))})
+
+
+def _splitting(net: Net) -> list[nn.Module]:
+    """What --shard splits: denoisers, and what is trained beside them. ValueError when the processes would not ask them equally often."""
+    b, place = net.plan.batches, net.family.device
+    networks = [network for part, network in net.family.trainable().items() if part in DENOISERS] + list(net.beside)
+    if parallel.share().shards and b.at_once and b.batch % net.world:
+        raise ValueError(f"train: --shard: batch {b.batch} in parts of {b.at_once} by {net.world} processes, of which some would take more "
+                         f"parts than others; expected a batch that is a multiple of {net.world}")
+    if parallel.share().shards and any(p.device.type != place.type for network in networks for p in network.parameters()):
+        raise ValueError(f"train: --shard: the networks take turns on {place}, which is too small for all of them; expected a device that "
+                         "holds the model until it is split")
+    return networks
 
 
 def task(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mapping[str, float] | None = None) -> Training:
@@ -318,7 +347,8 @@ def expected(net: Net) -> preflight.Flight:
 
     mine = -(-plan.batches.batch // net.world)
     at_once = min(plan.batches.at_once or mine, mine)
-    probe = preflight.Probe(net.family.device, net.trainable.parameters, few, net.losses, one.held_out_losses, at_once, net.buffers)
+    probe = preflight.Probe(net.family.device, net.trainable.parameters, few, net.losses, one.held_out_losses, at_once,
+                            lambda: {**net.buffers(), "fresh": net.fresh})
     looks = (plan.batches.steps // plan.watch.every + 2) * pictures
     with recomputing(tuple(net.family.trainable().values()) if plan.optimizer.checkpointing else ()):
         return preflight.fly(probe, plan.optimizer, plan.batches.steps, looks)

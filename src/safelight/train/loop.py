@@ -135,7 +135,7 @@ def train(t: Training) -> Generator[Event, None, Trained]:
         try:
             yield from state.run()
         except GeneratorExit:
-            if not (state.looking and state.stepper.split):  # the others are in the middle of that look
+            if not (state.looking and state.shards):  # the others are in the middle of that look
                 state.save(force=True)
                 parallel.agreed(parallel.STOP)
             raise
@@ -171,7 +171,7 @@ class _State:
         self.unread: list[tuple[int, Tensor]] = []
         self.saved, self.clock, self.cost = time.monotonic(), time.monotonic(), 0.0
         self.device = next(iter(t.parameters.values())).device
-        self.stepper = Stepper(t.parameters, t.optimizer, t.rates)
+        self.stepper, self.shards = Stepper(t.parameters, t.optimizer, t.rates), parallel.share().shards
         self._resume()
         self._tell()
 
@@ -261,7 +261,7 @@ class _State:
         self.read()
         self._stop_clock()
         draft: dict[str, Any] = {}
-        if self.stepper.split:
+        if self.shards:
             parallel.agreed(parallel.LOOK)
         reading, weights = yield from self._seen(self.t.watch, draft)
         for name, rows in draft.items():
@@ -285,7 +285,7 @@ class _State:
             self.stepper.put(live)
             self.clock = time.monotonic()
         self.looking = False
-        return reading, self.stepper.weights() if self.stepper.split else {}
+        return reading, self.stepper.weights() if self.shards else {}
 
     def _stop_clock(self) -> None:
         now = time.monotonic()
@@ -296,7 +296,7 @@ class _State:
         """The best weights, or the last ones when nothing was held out."""
         if not self.best:
             self.record["kept_step"] = self.step
-            if self.stepper.split:
+            if self.shards:
                 parallel.agreed(parallel.WEIGH)
         self.record["pictures_per_second"] = self.step * self.t.pictures / max(self.record["seconds"], 1e-9)
         return Trained(self.best or self.stepper.weights(), self.record["kept_step"], self.record)
@@ -311,7 +311,7 @@ class _State:
         if not self.stepper.finite():
             raise self._broken(self.step, "parameters are no longer numbers")
         begun = time.monotonic()
-        if self.stepper.split:
+        if self.shards:
             parallel.agreed(parallel.SAVE)
         tensors = self.stepper.tensors()
         if self.t.evolving is not None:

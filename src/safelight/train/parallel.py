@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +30,9 @@ MEET, SHARD = "SAFELIGHT_MEET", "SAFELIGHT_SHARD"
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the first one, which may be drawing pictures, or encoding a million of them."""
+
+BLOCK = 0.01
+"""The least share of a network's parameters that is put together by itself: smaller ones come with what they are in."""
 
 STOP, STEP, LOOK, SAVE, WEIGH = range(5)
 """What the first process says that all do next."""
@@ -224,16 +227,50 @@ def mean(tensors: Sequence[Tensor]) -> None:
 
 def shard(network: nn.Module) -> None:
     """Split a network's parameters among the processes, where that was asked for: each holds a part of them, of their gradients and of the
-    optimizer's state, and a block is put together while it runs (FSDP2). Blocks are the members of the network's lists."""
+    optimizer's state, and a block is put together while it runs (FSDP2). Blocks are the members of the network's lists, the inner ones
+    first, that have at least a BLOCK of its parameters."""
     if not share().shards or share().world < 2:
         return
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    for module in network.modules():
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                fully_shard(block)
-    fully_shard(network, reshard_after_forward=True)  # said, or a look's weights would still be there in the next step
+    mesh = init_device_mesh(next(network.parameters()).device.type, (share().world,))
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    blocks = [b for some in reversed(lists) for b in some if any(b.children())]  # a bare layer may say views, which FSDP2 warns of
+    for block in (b for b in blocks if _size(b) >= BLOCK * _size(network)):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)  # said, or a look's weights would still be there in the next step
+
+
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@contextmanager
+def sharded(networks: Sequence[nn.Module]) -> Iterator[Mapping[int, nn.Parameter]]:
+    """`shard` networks for as long as the block lasts. Yields what stands for a parameter in it, by the id of the one that stood there.
+    Those that are not trained wait in the machine's memory, for `preserved` to put them back; of trained ones nothing is left."""
+    if not share().shards:
+        yield {}
+        return
+    from torch.distributed._composable_state import _module_state_mapping  # FSDP2 has no way back, and takes no network twice
+
+    modules = [module for network in networks for module in network.modules()]
+    kinds = [type(module) for module in modules]
+    held = [(module, name, p, p.device) for module in modules for name, p in module.named_parameters(recurse=False)]
+    for module, name, p, _ in held:  # FSDP2 takes no other memory layout
+        module.register_parameter(name, nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format), p.requires_grad))
+        p.data = p.data.new_empty(0) if p.requires_grad else p.data.cpu()
+    try:
+        for network in networks:
+            shard(network)
+        yield {id(p): getattr(module, name) for module, name, p, _ in held}
+    finally:
+        for module, kind in zip(modules, kinds, strict=True):
+            module.__class__ = kind
+            _module_state_mapping.pop(module, None)
+        for *_, p, device in held:
+            p.data = p.data.to(device)
 
 
 def local(t: Tensor) -> Tensor:
@@ -246,14 +283,16 @@ def local(t: Tensor) -> Tensor:
 
 
 def whole(part: Tensor, like: Tensor) -> Tensor:
-    """Put together what all processes hold parts of, as they do of `like`; itself where nothing is split."""
+    """Put together what all processes hold parts of, as they do of `like`, on the first one's CPU; itself on the others, and where nothing
+    is split."""
     if local(like) is like or part.shape != local(like).shape:
         return part
     from torch.distributed.tensor import DTensor
 
     given: Any = like
     mesh, places = given.device_mesh, given.placements
-    return DTensor.from_local(part, mesh, places, run_check=False, shape=like.shape, stride=like.stride()).full_tensor()
+    full = DTensor.from_local(part, mesh, places, run_check=False, shape=like.shape, stride=like.stride()).full_tensor()
+    return part if share().rank else full.cpu()
 
 
 def split(full: Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from safelight.families import memory
+from safelight.train import parallel
 from safelight.train.settings import Optimizer
 from safelight.train.stepping import Stepper
 
@@ -153,7 +154,7 @@ def _timed(device: torch.device, work: Callable[[], object]) -> float:
 
 def _optimizer(p: Probe, o: Optimizer) -> tuple[float, int]:
     """Seconds of a step, and bytes of what it keeps; of copies."""
-    copies = {name: nn.Parameter(w.detach().clone()) for name, w in p.parameters.items()}
+    copies = {name: nn.Parameter(parallel.local(w.detach()).clone()) for name, w in p.parameters.items()}
     for copy in copies.values():
         copy.grad = torch.zeros_like(copy)
     stepper = Stepper(copies, o, {})

@@ -51,15 +51,17 @@ class Stepper:
 
     def ready(self, loss: Tensor, reduce: Reduce) -> Tensor:
         """Average loss and gradients over the processes, in place, and clip; returns the gradient's length before that."""
-        if self.split:  # averaged already, while they were computed
-            for p, name in zip(self.moved, self._ordered(), strict=True):
-                grad = self.parameters[name].grad
-                p.grad = None if grad is None else parallel.local(grad)
-            grads = [p.grad for p in self.moved if p.grad is not None]
-            parallel.mean([loss])
-            square = torch.stack([g.square().sum() for g in grads]).sum()
-            parallel.mean([square])
-            length = (square * parallel.share().world).sqrt()
+        if self.split:  # those of parts are averaged already, while they were computed
+            found: dict[bool, list[Tensor]] = {True: [], False: []}
+            for p, like in zip(self.moved, self._likes(), strict=True):
+                p.grad = None if like.grad is None else parallel.local(like.grad)
+                if p.grad is not None:
+                    found[parallel.local(like) is like].append(p.grad)
+            grads = found[True] + found[False]
+            reduce([*found[True], loss])
+            own, parts = (sum((g.square().sum() for g in some), torch.zeros_like(loss)) for some in found.values())
+            parallel.mean([parts])
+            length = (own + parts * parallel.share().world).sqrt()
         else:
             grads = [p.grad for p in self.moved if p.grad is not None]
             reduce([*grads, loss])

@@ -34,6 +34,10 @@ class Trainable(Protocol):
         """The changed layers, by name; their number is what a file read back has to match."""
         ...
 
+    def split(self, parts: Mapping[int, nn.Parameter]) -> None:
+        """Some parameters are held in parts by several processes now: these, by the ids of what was (see `parallel.sharded`)."""
+        ...
+
     def off(self) -> AbstractContextManager[None]:
         """The model as it was before, for as long as the block lasts."""
         ...

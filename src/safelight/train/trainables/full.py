@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from safelight.patches import preserved
 from safelight.patches.full import Home, homes, put
 from safelight.patches.lora.names import DENOISERS
+from safelight.train import parallel
 from safelight.train.methods import FullShape
 from safelight.train.trainables.embedding import towers
 from safelight.train.trainables.steady import Steady
@@ -32,8 +33,17 @@ class Own(Steady):
     """Weights inside a model: float32 copies of `before`, the model's own. `layers` say where they are held, `numbers` what a file has."""
 
     layers: Mapping[str, Home]
-    before: Mapping[str, nn.Parameter]
+    before: dict[str, nn.Parameter]
     numbers: torch.dtype
+
+    def split(self, parts: Mapping[int, nn.Parameter]) -> None:
+        """The model's own are held in parts too, in float32; whole ones wait in the machine's memory."""
+        super().split(parts)
+        for name, p in self.parameters.items():
+            if parallel.local(p) is not p:
+                whole = self.before[name]
+                self.before[name] = nn.Parameter(parallel.split(whole.detach().float().contiguous(), p), requires_grad=False)
+                whole.data = whole.data.cpu()
 
     def file(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights by name in the file's numbers."""
@@ -50,7 +60,14 @@ class Own(Steady):
 
     def _show(self, weights: Mapping[str, nn.Parameter]) -> None:
         for name, home in self.layers.items():
-            put(home, weights[name])
+            p, other = self.parameters[name], self.before[name].data
+            if parallel.local(p) is p:
+                put(home, weights[name])
+            else:  # only FSDP2 puts parameters in place: the numbers of the parts change places
+                mine = parallel.local(p.data)
+                held = mine.clone()
+                mine.copy_(other)
+                other.copy_(held)
 
 
 @contextmanager
@@ -65,6 +82,7 @@ def full(family: Family, shape: FullShape) -> Iterator[Own]:
     names = {name.partition(".")[0] for name in found}
     networks: dict[str, Any] = {part: net for part, net in family.trainable().items() if part in names}
     before = {name: getattr(*home[0]) for name, home in found.items()}
+    originals = [(p, p.device) for p in before.values()]
     with preserved(networks):
         masters = {name: nn.Parameter(p.detach().to(torch.float32, copy=True)) for name, p in before.items()}
         own = Own(masters, any(part not in DENOISERS for part in networks), found, before, getattr(torch, shape.kept))
@@ -72,7 +90,11 @@ def full(family: Family, shape: FullShape) -> Iterator[Own]:
         for network in networks.values():
             if family.dtype != torch.float32:
                 vars(network)["forward"] = _mixed(network.forward, family)
-        yield own
+        try:
+            yield own
+        finally:
+            for p, own_place in originals:
+                p.data = p.data.to(own_place)
 
 
 def _wanted(family: Family, name: str, parts: str) -> bool:

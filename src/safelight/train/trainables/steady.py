@@ -11,8 +11,13 @@ from torch import Tensor, nn
 class Steady:
     """`parameters` by the file's names; `text`: some are a text encoder's."""
 
-    parameters: Mapping[str, nn.Parameter]
+    parameters: dict[str, nn.Parameter]
     text: bool
+
+    def split(self, parts: Mapping[int, nn.Parameter]) -> None:
+        """See `Trainable`."""
+        for name, p in self.parameters.items():
+            self.parameters[name] = parts.get(id(p), p)
 
     def penalty(self) -> Tensor | None:
         """Nothing."""
