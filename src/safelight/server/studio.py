@@ -274,8 +274,10 @@ class Studio:
             await self._over(job, telling)
 
     async def _over(self, job: Job, telling: Telling) -> None:
-        if telling.measured:
-            await asyncio.to_thread(put, self.curve(job.id), json.dumps(telling.measured).encode())
+        trained = [key for node, key in telling.keys.items() if telling.nodes.get(node, "").startswith("train_")]
+        if trained or telling.measured:
+            told = {"recipe": trained[-1] if trained else "", "measured": telling.measured}
+            await asyncio.to_thread(put, self.curve(job.id), json.dumps(told).encode())
         self.tellings.pop(job.id, None)
         self.fresh.discard(job.id)
         self.stopping.discard(job.id)
@@ -287,7 +289,7 @@ class Studio:
         await asyncio.to_thread(shutil.rmtree, self.staging / job.id, ignore_errors=True)
 
     def curve(self, id: str) -> Path:
-        """Where the numbers of a run that ended are kept."""
+        """Where the numbers of a run that ended are kept, and the recipe key of its training."""
         return self.shelves.home / "curves" / f"{hashlib.sha256(id.encode()).hexdigest()[:32]}.json"
 
     def _wake(self, job: Job) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from itertools import product
 from typing import Any
 from urllib.parse import urlencode
 
@@ -94,13 +94,15 @@ def frames(form: Mapping[str, Any], outputs: Mapping[str, Any], telling: Telling
         yield from (Frame(p) for _, p in made)
         return
     made = [(node, p) for node, p in made if node != "sheet"]
-    labels = [str(line["prompt"]) for line in form.get("lines", ())]
-    cells = [f"{i}.0" for i in range(1, 1 + prod(len(v) for _, v in form["grid"].values()))] if form.get("grid") else ()
+    axes = sorted((form.get("grid") or {}).items(), reverse=True)
+    cells = [" · ".join(v for v in values if v) for values in product(*(v for _, (_, v) in axes))] if axes else []
+    labels = cells or [str(line["prompt"]) for line in form.get("lines", ())] or [""] * int(form.get("count", 0))
     box = tuple(int(x) for x in form["size"].split("x")) if form.get("size") else (1, 1)
-    for i, at in enumerate(cells or [f"1.{i}" for i in range(len(labels) or int(form.get("count", 0)))]):
+    for i, label in enumerate(labels):
+        at = f"{i + 1}.0" if cells else f"1.{i}"
         seen = telling.shots.get(at) if telling is not None else None
         mark = hash(seen[1]) & 0xFFFFFF if seen else 0
-        yield Frame(made[i][1] if i < len(made) else None, at, mark, labels[i] if labels else "", (box[0], box[1]))
+        yield Frame(made[i][1] if i < len(made) else None, at, mark, label, (box[0], box[1]))
 
 
 async def listed(at: Studio, wanted: Wanted) -> dict[str, Any]:

@@ -44,7 +44,7 @@ async def _found(request: Request) -> dict[str, Any]:
     """What the address asks for: words, model, LoRA, order, a metric and its least value, and what to show."""
     at, query, start, known = studio(request), request.query_params, shell.start(request), scoring.metrics()
     asked = {k: query.get(k, "")[:300] for k in ("q", "model", "lora", "order", "show", "by", "least")}
-    by = asked["by"] if asked["by"] in known else known[0]
+    by = asked["by"] if asked["by"] in known else next(iter(known))
     text = " ".join((asked["q"], asked["model"], asked["lora"].removesuffix(making.RESULT)))
     scores = await scoring.scores(at)
     if asked["show"] not in ("grids", "boards") and (asked["order"] == "score" or asked["least"]):
@@ -55,8 +55,9 @@ async def _found(request: Request) -> dict[str, Any]:
         jobs, total = await at.desk.find(wanted)
         part = {"grids": "grid", "boards": "lines"}.get(asked["show"], "")
         found = [c for c in (cards.card(at, job) for job in jobs) if not part or part in c.form]
-        shown, after = [(c, p) for c in found for p in (c.pictures if not word else [None])], start + JOBS if start + JOBS < total else 0
-    values = {scoring.place(p): scores.get(scoring.place(p), {}).get("values", {}) for _, p in shown if p}
+        shown = [(c, frame) for c in found for frame in ([None] if part else [f for f in c.frames if f.picture is not None])]
+        after = start + JOBS if start + JOBS < total else 0
+    values = {name: scores[name]["values"] for name in (scoring.place(f.picture) for _, f in shown if f) if name in scores}
     link = urlencode({**asked, "from": after})
     return {"shown": shown, **asked, "by": by, "metrics": known, "values": values, "next": after, "link": link, "place": scoring.place}
 
@@ -73,7 +74,8 @@ async def _scored(
     some = fit[start : start + PAGE]
     jobs = {id: await at.desk.job(id) for id in {s["job"] for _, s in some}}
     made = {id: cards.card(at, job) for id, job in jobs.items() if job is not None}
-    return [(made[s["job"]], scoring.told(name)) for name, s in some if s["job"] in made], start + PAGE if start + PAGE < len(fit) else 0
+    places = {scoring.place(f.picture): (card, f) for card in made.values() for f in card.frames if f.picture is not None}
+    return [places[name] for name, _ in some if name in places], start + PAGE if start + PAGE < len(fit) else 0
 
 
 @router.get("/studio/gallery/why")

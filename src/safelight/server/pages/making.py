@@ -145,8 +145,8 @@ def _values(given: Mapping[str, Any], axis: str) -> list[str]:
 
 def _settings(at: Studio, graph: dict[str, Any], form: Mapping[str, Any], node: str) -> dict[str, Any]:
     """What drawing ops share; the nodes of the model and the LoRA are added where they are not there yet."""
-    model = [f"model {form['model']}", 0]
-    graph.setdefault(model[0], {"class_type": "model", "inputs": {"name": form["model"]}})
+    model: list[Any] = [f"model {form['model']}", 0]
+    graph.setdefault(str(model[0]), {"class_type": "model", "inputs": {"name": form["model"]}})
     if name := form["lora"]:
         path = str(at.shelves.output.find(name.removesuffix(RESULT))) if name.endswith(RESULT) else name
         graph.setdefault(f"lora {name}", {"class_type": "load_lora", "inputs": {"path": path}})

@@ -37,7 +37,7 @@ class Run:
     @property
     def hard(self) -> list[tuple[str, str, float]]:
         """(name, caption, how many times the usual loss it has) of the pictures that are furthest above it at the last look."""
-        found = self.record.get("hard") or ()
+        found: Sequence[Sequence[Any]] = self.record.get("hard") or []
         return [(name, caption, factor) for step, name, caption, factor, _ in found if step == found[-1][0]][:6]
 
     @property

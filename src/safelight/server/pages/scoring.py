@@ -26,10 +26,10 @@ MOST, TEXT, LOOKED = 96, 600, 200
 """Pictures scored at once, letters kept of what each was made from, jobs looked through for new scores."""
 
 
-def metrics() -> list[str]:
-    """Those that need nothing but the picture."""
+def metrics() -> dict[str, str]:
+    """Those that need nothing but the picture, and what pages call them."""
     setting = next(s for s in load_ops()["score"].spec.settings if s.name == "by")
-    return [name for name in setting.choices or () if name != "style"]
+    return {name: {"clip": "prompt fit"}.get(name, name) for name in setting.choices or () if name != "style"}
 
 
 def place(picture: Mapping[str, str]) -> str:
@@ -105,7 +105,7 @@ async def asked(at: Studio, names: Sequence[str]) -> tuple[dict[str, Any], dict[
         told_of = told(name)
         path = at.shelves.picture(told_of["filename"], told_of["type"], told_of["subfolder"])
         graph[f"p{i}"] = {"class_type": "load_image", "inputs": {"path": str(path)}}
-        graph[f"s{i}"] = {"class_type": "score", "inputs": {"image": [f"p{i}", 0], "by": metrics()}}
+        graph[f"s{i}"] = {"class_type": "score", "inputs": {"image": [f"p{i}", 0], "by": list(metrics())}}
         pictures[f"s{i}"] = {"name": name, "job": id, "at": job.ended, "text": words(json.loads(job.prompt))[:TEXT].lower()}
     if not graph:
         raise ValueError("score: none of these pictures was made here")

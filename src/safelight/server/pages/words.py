@@ -67,7 +67,7 @@ CHINESE = {
     "它们的损失比平常高得最多。不属于这组的图片往往排在最前。",
     "times the usual loss": "倍于平常的损失", "Pictures to draw on the way, one prompt a line": "训练途中要画的图，每行一个提示词",
     "some of the captions": "部分描述", "Grids": "网格", "Words": "词语", "any": "不限", "best score first": "分数从高到低",
-    "Score": "分数", "at least": "至少", "Score these": "给这些打分", "clip": "符合提示词", "sharpness": "清晰度",
+    "Score": "分数", "at least": "至少", "Score these": "给这些打分", "prompt fit": "符合提示词", "All pictures": "全部图片", "Folder of pictures": "图片文件夹", "sharpness": "清晰度",
     "colourfulness": "色彩",
     "Scoring the pictures shown here; the wall is brought up to date when it is done.": "正在给这里的图片打分，完成后会更新。",
     "No scored picture fits": "没有符合的已打分图片",
