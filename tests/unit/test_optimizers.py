@@ -1,6 +1,7 @@
 """Every kind of optimizer: its steps are the paper's, and its whole state survives a stop; rates over the steps."""
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def test_schedule_free_is_algorithm_1() -> None:
     assert torch.allclose(ours.double(), x, atol=1e-5)
 
 
-def test_prodigy_is_algorithm_4() -> None:
+@pytest.mark.parametrize("coefficient", [1.0, 0.5])
+def test_prodigy_is_algorithm_4(coefficient: float) -> None:
     """With d beside the gradients, and sums r and s as in the paper; rates that rise do not enter s."""
     p = start = torch.randn(9000, generator=generator("p")).double()
     m, v, s, r, d = torch.zeros(9000).double(), torch.zeros(9000).double(), torch.zeros(9000).double(), 0.0, 1e-6
@@ -127,9 +129,10 @@ def test_prodigy_is_algorithm_4() -> None:
         m, v = 0.9 * m + 0.1 * d * g, 0.99 * v + 0.01 * d**2 * g**2
         r = 0.99**0.5 * r + d * rate_ * float(g @ (start - p))
         s = 0.99**0.5 * s + d * d * g
-        d = max(d, r / float(s.abs().sum()))
+        d = max(d, coefficient * r / float(s.abs().sum()))
         p = p - rate_ * (m / (v.sqrt() + d * 1e-8) + 0.1 * p)
-    ours = moved(lambda ps: optimizers.Prodigy(group(ps), lr=1.0, betas=(0.9, 0.99), weight_decay=0.1), 30, torch.float64)
+    o = Optimizer(kind="prodigy", lr=1.0, betas=(0.9, 0.99), weight_decay=0.1, d_coef=coefficient)
+    ours = moved(lambda ps: optimizers.made(o, group(ps)), 30, torch.float64)
     assert d > 1e-5
     assert torch.allclose(ours, p, atol=1e-6)
 
@@ -154,9 +157,13 @@ def test_eight_bits_follow_adamw() -> None:
     assert float((eight - full).norm() / (full - start).norm()) < 0.03
 
 
+OURS = {"use_bias_correction": True, "safeguard_warmup": True}
+
+
 @pytest.mark.parametrize(("package", "name", "ours", "more"), [
     ("lion_pytorch", "Lion", optimizers.Lion, {}),
-    ("prodigyopt", "Prodigy", optimizers.Prodigy, {"use_bias_correction": True, "safeguard_warmup": True}),
+    ("prodigyopt", "Prodigy", optimizers.Prodigy, OURS),
+    ("prodigyopt", "Prodigy", partial(optimizers.Prodigy, d_coef=2.0), {**OURS, "d_coef": 2.0}),
 ])
 def test_the_authors_package_goes_the_same_way(package: str, name: str, ours: Any, more: dict[str, Any]) -> None:
     theirs = getattr(pytest.importorskip(package), name)

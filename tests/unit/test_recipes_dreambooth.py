@@ -13,7 +13,7 @@ import torch
 from PIL import Image as Pil
 
 from safelight import runtime
-from safelight.recipes import denoising, dreambooth
+from safelight.recipes import denoising, dreambooth, shared
 from safelight.recipes.dreambooth import rare, train_dreambooth
 from safelight.recipes.teaching import Plan
 from safelight.scoring import clip
@@ -80,7 +80,7 @@ def test_half_of_a_batch_are_the_models_own_pictures_of_the_class(
     model: Model, data: Dataset, tmp_path: Path, prior: float, own: int, seen: int,
 ) -> None:
     asked = plan(objective=replace(HELD, prior=prior, prior_weight=0.7, trigger="sks"))
-    called = Dataset(tuple(dreambooth._called(row, SUBJECT, "sks") for row in data))
+    called = Dataset(tuple(shared.called(row, "sks", Caption("dreambooth", SUBJECT.instance)) for row in data))
     with using(Store(tmp_path / "store")), runtime.lease(model, dtype=torch.float32, holder="test") as family:
         lesson = end(dreambooth.prepare("train_dreambooth", family, model, called, asked, subject=SUBJECT))
         assert {c for kept in (*lesson.learn.kept, *lesson.held.kept) for c in kept.captions} == {"a sks apple, on white", "a sks apple"}

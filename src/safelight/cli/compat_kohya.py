@@ -57,6 +57,8 @@ OPTIMIZERS = {"": "adamw", "adamw": "adamw", "adamw8bit": "adamw8bit", "lion": "
               "adamwschedulefree": "schedulefree"}
 SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine", "linear": "linear",
              "cosine_with_restarts": "restarts", "polynomial": "polynomial"}
+PRODIGY = {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True, "d0": 1e-6, "eps": 1e-8, "beta3": None}
+"""What Prodigy is here, by its arguments; some are another thing there when they are not given."""
 METHODS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
 
 
@@ -98,6 +100,9 @@ def job(a: Mapping[str, Any], count: int, plain: Mapping[str, Any]) -> Job:
     notes = [f"{name}: it changes nothing that is learned here" for name in HARMLESS if a.get(name)]
     notes += ["seed: 0, since none is given; that program draws one"] if a["seed"] is None else []
     notes += ["mixed_precision fp16: the LoRA is float32 over the model in the device's own type"] if a["mixed_precision"] == "fp16" else []
+    given = _pairs(a, "optimizer_args")
+    notes += [f"Prodigy: {name} is {PRODIGY[name]} here" for name in ("use_bias_correction", "safeguard_warmup")
+              if knobs["kind"] == "prodigy" and name not in given]
     if a["reg_data_dir"]:
         problems.append(f"reg_data_dir = {a['reg_data_dir']!r}: here the model draws the pictures of the class; see train-dreambooth")
     every = int(a["save_every_n_steps"] or 0) or epoch * int(a["save_every_n_epochs"] or 0)
@@ -137,16 +142,19 @@ def _optimizer(a: Mapping[str, Any], steps: int, problems: list[str]) -> dict[st
     named = "adamw8bit" if a["use_8bit_adam"] else "lion" if a["use_lion_optimizer"] else str(a["optimizer_type"]).lower()
     told: dict[str, Any] = {"weight_decay": 0.01 if named in ("", "adamw", "adamw8bit") else 0.0,
                             "betas": (0.9, 0.99) if named == "lion" else (0.9, 0.999)}
+    fixed = PRODIGY if named == "prodigy" else {}
+    told |= {"d_coef": 1.0} if fixed else {}
     for name, value in _pairs(a, "optimizer_args").items():
         if name in told:
             told[name] = ast.literal_eval(value)
-        else:
-            problems.append(f"optimizer_args {name}={value}: expected weight_decay or betas")
+        elif name not in fixed or ast.literal_eval(value) != fixed[name]:
+            problems.append(f"optimizer_args {name}={value}: expected {', '.join(told)}{''.join(f', {k}={v}' for k, v in fixed.items())}")
     if named not in OPTIMIZERS or a["lr_scheduler"] not in SCHEDULES:
         problems.append(f"optimizer_type = {named!r}, lr_scheduler = {a['lr_scheduler']!r}: expected one of "
                         f"{', '.join(filter(None, OPTIMIZERS))} and of {', '.join(SCHEDULES)}")
     warmup = float(a["lr_warmup_steps"] or 0)
     return {"kind": OPTIMIZERS.get(named, "adamw"), "weight_decay": told["weight_decay"], "betas": list(told["betas"]),
+            "d_coef": float(told.get("d_coef", 1.0)),
             "clip": float(a["max_grad_norm"]), "decay": SCHEDULES.get(a["lr_scheduler"], "constant"),
             "warmup": round(warmup * steps if warmup < 1 else warmup), "cycles": int(a["lr_scheduler_num_cycles"] or 1),
             "power": float(a["lr_scheduler_power"] or 1), "checkpointing": bool(a["gradient_checkpointing"])}

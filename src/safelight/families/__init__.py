@@ -39,6 +39,16 @@ class Family(Protocol):
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def cell(self) -> int:
+        """How many pixels a side are one to the denoiser: sides of pictures to learn from are multiples of it."""
+        ...
+
+    @property
+    def tile(self) -> int:
+        """The side in pixels of the tiles in which the latest pictures were encoded or decoded; 0: whole, as memory allowed."""
+        ...
+
     def tokens(self, text: str) -> int:
         """How many tokens the text takes, without begin and end marks."""
         ...

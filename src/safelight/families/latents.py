@@ -40,6 +40,8 @@ class Autoencoder:
         self.scale, self.shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
         self.channels = int(config.latent_channels)
         self.factor = 2 ** (len(config.block_out_channels) - 1)
+        self.tile = 0
+        """The side in pixels of the tiles in which the latest pictures were encoded or decoded; 0: whole."""
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, tile: int = 0, overlap: int = 0, free: int | None = None) -> Tensor:
@@ -82,6 +84,7 @@ class Autoencoder:
         cell = self.factor if grows > 1 else 1
 
         def made(rows: int, tile: int, overlap: int) -> Tensor:
+            self.tile = tile
             if not tile:
                 return torch.cat([work(part) for part in x.split(rows)])
             side, shared = (n // cell for n in whole_cells(tile, overlap, self.factor))

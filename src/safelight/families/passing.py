@@ -56,6 +56,16 @@ class PassesOn:
         return self.way.x0(x, self.predict(x, sigma, cond), sigma)
 
     @property
+    def cell(self) -> int:
+        """`factor`, or a transformer's patch of latents."""
+        return self.factor * int(self.network.net.config.get("patch_size") or 1)
+
+    @property
+    def tile(self) -> int:
+        """The autoencoder's."""
+        return self.images.tile
+
+    @property
     def preview_matrix(self) -> Tensor:
         """(C + 1, 3): latent channels and 1 -> RGB."""
         return self.images.preview_matrix

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
+from safelight.computing import chosen
 from safelight.op import Knob, OneOf, Work, op
 from safelight.ops.control import hint_names
 from safelight.train.methods import FREE, FULL, GENTLE, HELD, QUICK, SLOW, SPOKEN, SUBJECT, TOKEN, FullShape, Subject, Token
@@ -30,7 +31,7 @@ from safelight.values import Dataset, Knobs, Model, Patch, canonical, digest
 P = ParamSpec("P")
 
 
-@op(group="train", version=4)
+@op(group="train", version=5)
 def train_lora(
     model: Model, data: Dataset, *,
     shape: LoraShape = SHAPE,
@@ -97,7 +98,14 @@ def train_control(
     return (yield from _begin(run, model, data, plan, *place, given=hints))
 
 
-@op(group="train", version=1)
+def _judge(given: Mapping[str, Any]) -> str:
+    """The files of the CLIP that is given to measure in."""
+    from safelight.data.networks import content, find
+
+    return content(find("train_dreambooth", given["subject"].judge)) if given["subject"].judge else ""
+
+
+@op(group="train", version=2, fingerprint=_judge)
 def train_dreambooth(
     model: Model, data: Dataset, *,
     subject: Subject = SUBJECT,
@@ -197,7 +205,7 @@ def _place(name: str, model: Model, data: Dataset, plan: object) -> tuple[Path, 
     from safelight.store import current, making
 
     made = making()
-    folder = made.recipe if made is not None else digest(name, model.key, data.key, canonical(plan))
+    folder = made.recipe if made is not None else digest(name, model.key, data.key, canonical(plan), str(chosen()))
     return current().folder(folder), json.dumps(here().data, ensure_ascii=False, sort_keys=True) if made is not None else "{}"
 
 

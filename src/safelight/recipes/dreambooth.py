@@ -19,15 +19,15 @@ import numpy as np
 from PIL import Image as Pil
 
 from safelight.codec import decode, encode
+from safelight.data.networks import find
 from safelight.disk import put
 from safelight.pictures import floats, read, square
 from safelight.recipes import denoising, full, lora, shared
 from safelight.recipes.teaching import Plan
 from safelight.reporting.sheet import contact_sheet
 from safelight.runtime import lease
-from safelight.sampling.draw import Shot, draw, starts
-from safelight.sampling.settings import SIZE, Guidance
-from safelight.scoring.clip import ClipTowers
+from safelight.sampling.draw import draw
+from safelight.scoring.clip import ClipTowers, forget
 from safelight.scoring.diversity import diversity
 from safelight.scoring.drift import drift
 from safelight.spec import Work
@@ -54,6 +54,10 @@ SHOWN = 4
 def train_dreambooth(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
     """A patch of the kind `lora` or `full`; its record has `dreambooth`, what `measured` says, and `dreambooth.png` shows it. The plan's
     shape is a Subject."""
+    judge = _judge(plan.shape)
+    if judge is not None:
+        ClipTowers.load(judge)  # now, not when all is trained
+        forget()
     patch = (yield from _taught(model, data, plan, work, lineage)) if not (work / DONE).is_file() else _read(work / DONE)
     if plan.shape.judged >= 2:
         _write(work / DONE, patch)  # so that the training is not lost when the measuring is stopped
@@ -65,7 +69,7 @@ def train_dreambooth(model: Model, data: Dataset, plan: Plan, work: Path, lineag
 def _taught(model: Model, data: Dataset, plan: Plan, work: Path, lineage: str) -> Work[Patch]:
     word = rare(plan.shape)
     rest = (plan.optimizer, plan.batches, replace(plan.objective, trigger=word), plan.watch, plan.seed)
-    called = Dataset(tuple(_called(row, plan.shape, word) for row in data.kept))
+    called = Dataset(tuple(shared.called(row, word, Caption("dreambooth", plan.shape.instance)) for row in data.kept))
     ready = partial(prepare, subject=plan.shape)
     if plan.shape.whole:
         shape = FullShape(parts="all" if plan.shape.text_encoder else "denoiser")
@@ -93,6 +97,11 @@ def _judged(model: Model, patch: Patch, data: Dataset, subject: Subject) -> Work
     return replace(patch, files={**patch.files, **{name: current().blob(raw, Path(name).suffix) for name, raw in blobs.items()}})
 
 
+def _judge(subject: Subject) -> Path | None:
+    """The folder of the CLIP that is given. ValueError when there is none."""
+    return find("train_dreambooth", subject.judge) if subject.judge and subject.judged >= 2 else None
+
+
 def rare(subject: Subject) -> str:
     """The words of the instance's prompt that the class's has not. ValueError when there is none."""
     known = subject.class_name.split()
@@ -103,14 +112,10 @@ def rare(subject: Subject) -> str:
     return " ".join(words)
 
 
-def _called(row: Row, subject: Subject, word: str) -> Row:
-    """A caption with the rare word in it stays; every other picture is called by the instance's prompt."""
-    return row if word in row.caption.split() else replace(row, captions=(*row.captions, Caption("dreambooth", subject.instance)))
-
-
 def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Any, *, subject: Subject) -> Work[Lesson]:
-    """The lesson of the subject's pictures, with the class's beside them."""
+    """The lesson of the subject's pictures, each by those of its captions that have the rare word, with the class's beside them."""
     lesson = yield from denoising.prepare(op, family, model, data, replace(plan, objective=replace(plan.objective, prior=0.0)))
+    lesson = replace(lesson, learn=shared.naming(lesson.learn, plan.objective.trigger))
     if not plan.objective.prior:
         return lesson
     shelf = cache.Shelf(current().folder("encoded"))
@@ -120,16 +125,14 @@ def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Any, *, 
     return replace(lesson, own=own, texts=texts)
 
 
-def measured(
-    model: Model, patch: Patch, rows: Sequence[Row], subject: Subject, *, clip: Path | None = None,
-) -> Work[tuple[dict[str, Any], Image]]:
-    """What became of the model, in the CLIP of the folder `clip` or the embedded one, and a sheet of it.
+def measured(model: Model, patch: Patch, rows: Sequence[Row], subject: Subject) -> Work[tuple[dict[str, Any], Image]]:
+    """What became of the model, in the CLIP that is given or the embedded one, and a sheet of it.
 
     `diversity` of the subject drawn in many settings, beside that of the class before (`diversity_before`) and the `ratio` of the two;
     `drift` of the class's bare words (see `scoring.drift`); `likeness`, the mean cosine similarity of the subject's pictures and the given
     ones, and that of the class's before.
     """
-    n, towers = subject.judged, ClipTowers.load(clip)
+    n, towers = subject.judged, ClipTowers.load(_judge(subject))
     places = [SETTINGS[i % len(SETTINGS)] for i in range(n)]
     drawn = []
     for who, called in ((model, subject.class_name), (model.with_patch(patch), subject.instance)):
@@ -153,6 +156,4 @@ def measured(
 def _drawn(model: Model, prompts: Sequence[str]) -> Work[Image]:
     """One picture a prompt, each with its own seed, the same for every model."""
     with lease(model, holder="train_dreambooth") as family:
-        begun = starts(family, SIZE, len(prompts), None, None)
-        shots = [Shot(p, seed, shared.SAMPLE, Guidance(), z) for seed, (p, (z, _)) in enumerate(zip(prompts, begun, strict=True))]
-        return (yield from draw(family, shots, previews=False))
+        return (yield from draw(family, shared.shots(family, prompts), previews=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -21,7 +22,7 @@ from safelight.events import Note, Preview
 from safelight.families.sources import TEXT, open_model
 from safelight.runtime import choose_device, choose_dtype
 from safelight.sampling.draw import Shot, draw, starts
-from safelight.sampling.settings import SIZE, Guidance, Sampling
+from safelight.sampling.settings import SIZE, Guidance, Sampling, Size
 from safelight.spec import Work
 from safelight.store import current
 from safelight.train import cache
@@ -31,7 +32,7 @@ from safelight.train.loop import Training, Watcher
 from safelight.train.pictures import Cut, Kept, Pictures
 from safelight.train.settings import Batches, Optimizer, Watch
 from safelight.train.tracking import METRICS
-from safelight.values import Blob, Cond, Dataset, Model, Row, canonical, digest
+from safelight.values import Blob, Caption, Cond, Dataset, Model, Row, canonical, digest
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -93,8 +94,8 @@ def check(op: str, family: Family, data: Dataset, size: int) -> Work[int]:
     if bare:
         yield Note(text=f"{op}: {bare} of {len(rows)} pictures have no caption", level="warning")
     side = size or family.size
-    if side % family.factor:
-        raise ValueError(f"{op}: size {side}; expected a multiple of {family.factor} for this model")
+    if side % family.cell:
+        raise ValueError(f"{op}: size {side}; expected a multiple of {family.cell} for this model")
     return side
 
 
@@ -122,8 +123,25 @@ def cut_of(row: Row, said: Sequence[str], batches: Batches, *, side: int, factor
     if batches.crops > 1:
         places = torch.rand(batches.crops, 2, generator=generator("crops", row.picture.sha256), dtype=torch.float64).tolist()
     cuts = [Cut(width, height, x, y) for x, y in places]
-    mirrors = batches.flip and all(Ways(flip="skip").may_flip(text) for text in said)
+    every = {*said, *(layer.text for layer in row.captions if layer.by != "folder")}  # those it has had tell of the picture too
+    mirrors = batches.flip and all(Ways(flip="skip").may_flip(text) for text in every)
     return cuts + ([replace(cut, mirrored=True) for cut in cuts] if mirrors else [])
+
+
+def called(row: Row, word: str, otherwise: Caption) -> Row:
+    """The row; where its caption has not the word in it, it is called otherwise."""
+    return row if has(word, row.caption) else replace(row, captions=(*row.captions, otherwise))
+
+
+def naming(pictures: Pictures, word: str) -> Pictures:
+    """Of several captions of a picture those that have the word in them; each has one."""
+    kept = [replace(k, captions=tuple(c for c in k.captions if has(word, c))) for k in pictures.kept]
+    return replace(pictures, kept=kept)
+
+
+def has(word: str, text: str) -> bool:
+    """Whether the word, or words, stand in a text by themselves; between Chinese characters they do."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.ASCII) is not None
 
 
 def texts(family: Family, model: Model, prompts: Iterable[str], shelf: cache.Shelf) -> Work[Mapping[str, Cond]]:
@@ -132,13 +150,17 @@ def texts(family: Family, model: Model, prompts: Iterable[str], shelf: cache.She
     return (yield from cache.texts(family, digest(parts.fingerprint(*TEXT), *patches), sorted(prompts), shelf))
 
 
+def shots(family: Family, prompts: Sequence[str], sampling: Sampling = SAMPLE, size: Size = SIZE) -> list[Shot]:
+    """The prompts to be drawn, each with its own seed, the same every time."""
+    begun = starts(family, size, len(prompts), None, None)
+    return [Shot(p, seed, sampling, Guidance(), z) for seed, (p, (z, _)) in enumerate(zip(prompts, begun, strict=True))]
+
+
 def samples(family: Family, prompts: Sequence[str], folder: Path, step: int) -> Work[list[dict[str, Any]]]:
-    """Draw the prompts, each with its own seed, the same every time, into `folder`; the rows of the record."""
+    """Draw the prompts into `folder`; the rows of the record."""
     if not prompts:
         return []
-    begun = starts(family, SIZE, len(prompts), None, None)
-    shots = [Shot(p, seed, SAMPLE, Guidance(), z) for seed, (p, (z, _)) in enumerate(zip(prompts, begun, strict=True))]
-    drawn = yield from draw(family, shots, previews=False)
+    drawn = yield from draw(family, shots(family, prompts), previews=False)
     folder.mkdir(exist_ok=True)
     out = []
     for i, pixels in enumerate(drawn.bytes8()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from safelight.limits import FAR
 from safelight.reporting.charts import Line, chart, smoothed, thinned
 from safelight.reporting.html import Markup, duration, el, join, number, size
 from safelight.reporting.pictures import thumb
@@ -30,8 +31,14 @@ def training(story: Story) -> Markup:
     charts = [chart("Loss", lines, x_name="step", mark=mark)]
     if len({y for _, y in rate}) > 1:
         charts.append(chart("Learning rate", [Line("learning rate", "rate", thinned(rate))], x_name="step"))
-    return join([el("div", charts, cls="charts" if len(charts) > 1 else "charts one"), _levels(record), _hard(story), _expected(record),
-                 _proof(record)])
+    hard = ("Pictures whose loss was furthest above what is usual at the noise they were shown under. One that does not belong is often "
+            "the first; a wrong caption of a picture like the others shows less.")
+    wrong = "Captions that helped their pictures far less than the others' do, in deviations from what is usual."
+    doubtful = [row for row in record.get("doubtful") or () if row[3] > FAR]
+    return join([el("div", charts, cls="charts" if len(charts) > 1 else "charts one"), _levels(record),
+                 _misfits(story, "Captions that do not fit", wrong, doubtful, "{:.1f} deviations "),
+                 _misfits(story, "Hardest to learn", hard, record.get("hard") or (), "{:.2f} times the usual loss "),
+                 _expected(record), _proof(record)])
 
 
 def _levels(record: Mapping[str, Any]) -> Markup:
@@ -49,19 +56,16 @@ def _levels(record: Mapping[str, Any]) -> Markup:
     return el("div", el("h3", "Held-out loss by noise level"), el("p", said, cls="advice"), el("div", small, cls="levels"), cls="kind")
 
 
-def _hard(story: Story) -> Markup:
-    """The pictures whose loss was furthest above what is usual, as the last look found them."""
-    found: Sequence[Sequence[Any]] = story.record.get("hard") or ()
+def _misfits(story: Story, heading: str, said: str, found: Sequence[Sequence[Any]], unit: str) -> Markup:
+    """Pictures (step, name, caption, how much, ...) as the last look found them."""
     latest = [h for h in found if h[0] == found[-1][0]]
     if not latest:
         return Markup("")
     rows = {row.name: row for row in story.data.kept} if story.data is not None else {}
     frames = [el("li", el("figure", thumb(rows[name]) if name in rows else "",
-                          el("figcaption", el("b", name), el("small", f"{factor:.2f} times the usual loss "), caption or "no caption")))
-              for _, name, caption, factor, _ in latest]
-    said = ("Pictures whose loss was furthest above what is usual at the noise they were shown under. One that does not belong is often "
-            "the first; a wrong caption of a picture like the others shows less.")
-    return el("div", el("h3", "Hardest to learn"), el("p", said, cls="advice"), el("ol", frames, cls="thumbs"), cls="kind")
+                          el("figcaption", el("b", name), el("small", unit.format(much)), caption or "no caption")))
+              for _, name, caption, much, *_ in latest]
+    return el("div", el("h3", heading), el("p", said, cls="advice"), el("ol", frames, cls="thumbs"), cls="kind")
 
 
 def _expected(record: Mapping[str, Any]) -> Markup:

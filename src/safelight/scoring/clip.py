@@ -52,6 +52,8 @@ class ClipTowers:
         folder = Path(path) if path is not None else embedded()
         if not (folder / "config.json").exists():
             raise ValueError(f"clip: no config.json in {folder}; expected a folder that CLIPModel.save_pretrained wrote")
+        if (kind := json.loads((folder / "config.json").read_text("utf-8")).get("model_type")) != "clip":
+            raise ValueError(f"clip: {folder} holds a network of the type {kind!r}; expected 'clip', with both encoders")
         return _load(folder.resolve(), (folder / "config.json").stat().st_mtime_ns)
 
     def text(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -99,6 +101,11 @@ def _unit(x: Any) -> NDArray[np.float32]:
     """A (N, D) tensor as float32 numpy with rows of length 1."""
     array: NDArray[np.float32] = x.float().cpu().numpy()
     return np.asarray(array / np.linalg.norm(array, axis=1, keepdims=True), dtype=np.float32)
+
+
+def forget() -> None:
+    """Give back the memory of those that are loaded."""
+    _load.cache_clear()
 
 
 @lru_cache(maxsize=2)

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from safelight.computing import chosen
 from safelight.disk import place
 from safelight.events import Event, Progress
+from safelight.families import attention
+from safelight.families.latents import TILES
 from safelight.pictures import floats, layers, read
 from safelight.train.pictures import Cut
 from safelight.values import Cond, Row, canonical, digest
@@ -51,16 +54,34 @@ class Shelf:
 def pictures(family: Family, encoder: str, wanted: Sequence[tuple[Row, Cut]], shelf: Shelf, *,
              masked: bool = False) -> Generator[Event, None, list[str]]:
     """The keys under which each cut of a row lies: `latent` (C, height/f, width/f) float32, `size` (see `Cut.told`), and with `masked` the
-    row's `mask` (1, height/f, width/f). `encoder` is the VAE's fingerprint."""
-    keys = [digest("picture alone", row.picture.sha256, canonical(cut), encoder, str(family.dtype), _mask(row)[1] if masked else "")
-            for row, cut in wanted]
-    missing = {key: given for key, given in zip(keys, wanted, strict=True) if not shelf.has(key)}
+    row's `mask` (1, height/f, width/f). `encoder` is the VAE's fingerprint. A large picture may have been encoded in tiles, where memory
+    was short; of several such latents the one in the largest is taken."""
+    how = arithmetic(family)
+
+    def named(row: Row, cut: Cut, tile: int) -> str:
+        return digest("picture", row.picture.sha256, canonical(cut), encoder, how, str(tile), _mask(row)[1] if masked else "")
+
+    whole = [named(row, cut, 0) for row, cut in wanted]
+    keys = {key: next((k for k in (named(*given, tile) for tile in (0, *TILES)) if shelf.has(k)), "")
+            for key, given in zip(whole, wanted, strict=True)}
+    missing = {key: given for key, given in zip(whole, wanted, strict=True) if not keys[key]}
     for done, (key, (row, cut)) in enumerate(missing.items(), 1):  # each alone: an encoder's last bits depend on what it is encoded with
         pixels = cut.of(read(row.picture.path, least=max(cut.width, cut.height)))
         z = family.encode_image(torch.from_numpy(floats(pixels[None])))[0]
-        shelf.put(key, {"latent": z, "size": cut.told(row.width, row.height)} | ({"mask": _masked(row, cut, z)} if masked else {}))
+        keys[key] = named(row, cut, family.tile)
+        told = {"latent": z, "size": cut.told(row.width, row.height)} | ({"mask": _masked(row, cut, z)} if masked else {})
+        shelf.put(keys[key], told)
         yield Progress(step=done, total=len(missing), what="encode pictures", unit="picture")
-    return keys
+    return [keys[key] for key in whole]
+
+
+def arithmetic(family: Family) -> str:
+    """What decides the last bits of what networks say here, beside what they are given: precision, the kind of machine, on a CPU how many
+    threads share a sum, and the way attention is computed."""
+    device, own = family.device, attention.wanted(family.device, family.dtype) and not chosen().compile
+    if device.type == "cuda":
+        return f"{family.dtype} {torch.cuda.get_device_name(device)}"
+    return f"{family.dtype} {device.type} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} {own}"
 
 
 def _mask(row: Row) -> tuple[str, str]:
@@ -100,7 +121,8 @@ class Texts(Mapping[str, Cond]):
 
 def texts(family: Family, encoder: str, prompts: Sequence[str], shelf: Shelf) -> Generator[Event, None, Texts]:
     """Each prompt's condition. `encoder` is the text encoder's fingerprint."""
-    keys = {p: digest("text", p, encoder, str(family.dtype)) for p in prompts}
+    how = arithmetic(family)
+    keys = {p: digest("text", p, encoder, how) for p in prompts}
     missing = [p for p, key in keys.items() if not shelf.has(key)]
     for done, prompt in enumerate(missing, 1):
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """The knobs of single methods of training, beside those that all recipes share (`settings`). No torch here: surfaces read these."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from safelight.spec import Knob
@@ -28,6 +28,13 @@ class Subject(LoraShape):
     classes: Annotated[int, Knob(1, 10_000, help="pictures of the class that the model draws before it is trained")] = 100
     whole: Annotated[bool, "train the denoiser itself, not a LoRA; at about a hundredth of its rate"] = False
     judged: Annotated[int, Knob(0, 256, help="pictures drawn afterwards to measure overfitting and language drift; 0: none")] = 16
+    judge: Annotated[str, "the CLIP they are measured in: a folder, or a name in the Hugging Face cache; empty: the embedded one"] = ""
+
+    def __post_init__(self) -> None:
+        """ValueError for settings of a LoRA where none is trained."""
+        other = [f.name for f in fields(LoraShape) if f.name != "text_encoder" and getattr(self, f.name) != f.default]
+        if self.whole and other:
+            raise ValueError(f"whole trains the denoiser itself, and {', '.join(other)} would shape a LoRA; leave out whole, or these")
 
 
 @dataclass(frozen=True)

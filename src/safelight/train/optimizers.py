@@ -101,12 +101,13 @@ class Prodigy(_Stepping):
     estimate, as its authors advise for diffusion models. All parameters share d; lr is a factor of it."""
 
     def __init__(self, groups: Groups, *, lr: float = 1.0, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0,
-                 first: float = 1e-6) -> None:
-        """`first` is d before the first step. ValueError when parameters should have different rates."""
+                 first: float = 1e-6, d_coef: float = 1.0) -> None:
+        """`first` is d before the first step, estimates of which are multiplied by `d_coef`. ValueError when parameters should have
+        different rates."""
         if len({g.get("factor", 1.0) for g in groups}) > 1:
             raise ValueError("prodigy finds one rate for all parameters, and this method wants several; choose another optimizer")
         known = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8, "first": first, "k": 0, "d": first, "most": first,
-                 "numerator": 0.0, "rate": 0.0}
+                 "d_coef": d_coef, "numerator": 0.0, "rate": 0.0}
         super().__init__(list(map(dict, groups)), known)
 
     @torch.no_grad()
@@ -130,7 +131,7 @@ class Prodigy(_Stepping):
             both = torch.stack([torch.dot(g.flatten(), (state["p0"] - p).flatten()), state["s"].abs().sum()]).tolist()
             moved, size = moved + d / first * rate * both[0], size + both[1]
         numerator = beta3 * lead["numerator"] + moved
-        guess = numerator / size if size else d
+        guess = lead["d_coef"] * numerator / size if size else d
         now = max(lead["most"], guess)
         for group in groups:
             group |= {"numerator": numerator, "most": now, "d": now, "rate": rate} if size and lead["lr"] else {"rate": 0.0}
@@ -207,6 +208,10 @@ def _adafactor(groups: Groups, o: Optimizer) -> torch.optim.Optimizer:
     return torch.optim.Adafactor(list(map(dict, groups)), lr=o.lr, weight_decay=o.weight_decay)
 
 
+def _prodigy(groups: Groups, o: Optimizer) -> torch.optim.Optimizer:
+    return Prodigy(groups, lr=o.lr, betas=(o.betas[0], o.betas[1]), weight_decay=o.weight_decay, d_coef=o.d_coef)
+
+
 def _own(made: Callable[..., torch.optim.Optimizer]) -> Callable[[Groups, Optimizer], torch.optim.Optimizer]:
     return lambda groups, o: made(groups, lr=o.lr, betas=(o.betas[0], o.betas[1]), weight_decay=o.weight_decay)
 
@@ -221,7 +226,7 @@ class Kind:
 
 
 KINDS = {
-    "adamw": Kind(_adamw), "adamw8bit": Kind(_own(AdamW8bit), shards=False), "prodigy": Kind(_own(Prodigy), shards=False),
+    "adamw": Kind(_adamw), "adamw8bit": Kind(_own(AdamW8bit), shards=False), "prodigy": Kind(_prodigy, shards=False),
     "schedulefree": Kind(_own(ScheduleFree)), "adafactor": Kind(_adafactor, flat=False, shards=False), "lion": Kind(_own(Lion)),
 }
 

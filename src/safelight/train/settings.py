@@ -49,6 +49,7 @@ class Optimizer(Knobs):
         "adamw8bit needs a quarter of its memory, prodigy finds the rate, schedulefree needs no decay")] = "adamw"
     weight_decay: Annotated[float, Knob(0, 1, help="decoupled weight decay")] = 0.01
     betas: Annotated[tuple[float, float], Knob(0, 0.99999, help="decay of the running mean and of the running square")] = (0.9, 0.99)
+    d_coef: Annotated[float, Knob(0.01, 100, help="for prodigy: the rate that it finds is multiplied by this")] = 1.0
     clip: Annotated[float, Knob(0, help="largest norm of the gradient; 0: any")] = 1.0
     decay: Annotated[Literal["constant", "cosine", "linear", "restarts", "polynomial", "rex"], (
         "how the rate falls after the warm-up")] = "cosine"
@@ -62,6 +63,8 @@ class Optimizer(Knobs):
         """ValueError for settings that say two things."""
         if self.kind == "prodigy" and self.lr < 0.1:
             raise ValueError(f"lr {self.lr:g} for prodigy, which finds the rate; lr is a factor of what it finds, expected 0.1 to 10")
+        if self.d_coef != 1 and self.kind != "prodigy":
+            raise ValueError(f"d_coef {self.d_coef:g} is for prodigy; leave it out for {self.kind}")
         if self.kind == "schedulefree" and (self.average or not self.betas[0]):
             raise ValueError("schedulefree averages the weights by itself; expected average 0 and a first beta over 0")
 
