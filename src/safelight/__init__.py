@@ -9,7 +9,7 @@ from importlib.machinery import PathFinder
 from typing import Any
 
 _PLACES = {
-    "run": "flow", "why": "files", "reproduce": "files", "OPS": "op", "Knob": "op", "OneOf": "op", "Work": "op",
+    "run": "flow", "why": "files", "reproduce": "files", "OPS": "op", "Knob": "op", "OneOf": "op", "Work": "op", "Answered": "events",
     "Store": "store", "Blob": "values", "Caption": "values", "Row": "values", "Knobs": "values", "Value": "values",
 }
 """Public names that are neither ops nor values, and their modules. The decorator is `safelight.op.op`: here its module has the name."""

@@ -95,6 +95,22 @@ class Result(Event):
 
 
 @dataclass(frozen=True)
+class Answer(Event):
+    """What work found that was asked for nothing else: in words, and as numbers by name. Nothing was made."""
+
+    text: str = ""
+    values: tuple[tuple[str, float], ...] = ()
+
+
+class Answered(Exception):
+    """Ends work that was asked for an answer alone, and has it: there is no value, and no error either."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.text)
+        self.answer = answer
+
+
+@dataclass(frozen=True)
 class Failed(Event):
     """The work ended early: with an error (`kind` is the exception's name), or because it was stopped (`kind` is `stopped`)."""
 

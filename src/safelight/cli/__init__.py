@@ -116,8 +116,12 @@ def main() -> None:
 
 def status(work: Callable[[], object]) -> int:
     """Run a command and say how it ended. SAFELIGHT_TRACEBACK=1 shows where an error came from."""
+    from safelight.events import Answered
+
     try:
         ended = work()
+    except Answered:  # it was told
+        return 0
     except click.ClickException as e:
         e.show()
         return e.exit_code

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def run(processes: int, address: str | None) -> None:
 def _work(known: dict[str, Any]) -> None:
     """One of the processes, which Ray has let meet."""
     from safelight.cli import cli
+    from safelight.events import Answered
 
     os.chdir(Path(known["folder"]))
     os.environ["SAFELIGHT_HOME"] = known["home"]
-    cli(known["argv"], standalone_mode=False)
+    with suppress(Answered):  # nothing failed; the process that started this one will ask, and tell
+        cli(known["argv"], standalone_mode=False)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from safelight.events import Ask, Event, Failed, Result
+from safelight.events import Answered, Ask, Event, Failed, Result
 from safelight.progress import watch
 from safelight.spec import Work
 from safelight.values import Dataset, Image, Mask, Page, Patch, Scores, Value
@@ -19,9 +19,16 @@ OUT = Path("out")
 
 
 def follow(work: Work[R], events: str | None) -> R:
-    """Run to the end and return the value. With `events`, each event is a JSON line on stdout, the last one telling of a failure."""
-    if events is None:
-        return watch(work)
+    """Run to the end and return the value. With `events`, each event is a JSON line on stdout, the last one telling of a failure. Answered,
+    having told the answer, when that is all that was asked for."""
+    try:
+        return watch(work) if events is None else _in_lines(work)
+    except Answered as e:
+        click.echo(e.answer.text) if events is None else tell(e.answer)
+        raise
+
+
+def _in_lines(work: Work[R]) -> R:
     try:
         while True:
             event = next(work)
@@ -30,6 +37,8 @@ def follow(work: Work[R], events: str | None) -> R:
     except StopIteration as stop:
         value: R = stop.value
         return value
+    except Answered:
+        raise
     except BaseException as e:
         stopped = isinstance(e, KeyboardInterrupt | GeneratorExit)
         tell(Failed(text="" if stopped else str(e), kind="stopped" if stopped else type(e).__name__))
