@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from safelight.op import Knob, op
+from safelight.events import Progress
+from safelight.op import Knob, Work, op
 from safelight.values import Image, Mask
 
 if TYPE_CHECKING:
@@ -162,6 +163,40 @@ def scale_image(
     if not (width or height or longest or megapixels) and by == 1:
         return image
     return _image(scaled(grid(image), *size, method=method, crop=crop), image)
+
+
+def _upscaler(given: Mapping[str, Any]) -> str:
+    from safelight import folders, index
+
+    return index.sha256(folders.place("upscale_image", "upscale_models", given["network"], whole=False))
+
+
+@op(group="image", version=1, fingerprint=_upscaler)
+def upscale_image(
+    image: Image, *, network: Path, tile: Annotated[int, Knob(64, 8192, step=32)] = 512, overlap: Annotated[int, Knob(0, 512, step=8)] = 32,
+) -> Work[Image]:
+    """Make pictures larger by a network that was trained for it: ESRGAN, Real-ESRGAN.
+
+    Args:
+        network: its file, or its name in models/upscale_models: .safetensors, or .pth and .pt, of which only the tensors are taken
+        tile: pixels a side that it sees at once; less saves memory
+        overlap: pixels that neighbouring tiles share, at most half a tile
+    """
+    import torch
+
+    from safelight import folders, runtime
+    from safelight.computing import chosen
+    from safelight.families.upscaler import Upscaler
+    from safelight.sampling.resize import grid
+    from safelight.weights.pickles import convert
+
+    file = yield from convert(folders.place("upscale_image", "upscale_models", network, whole=False))
+    device, dtype = torch.device(chosen().device or runtime.choose_device()), getattr(torch, chosen().dtype or "float32")
+    made, out = Upscaler(file, device=device, dtype=dtype), []
+    for i, picture in enumerate(grid(image).split(1), 1):
+        out.append(made(picture, tile=tile, overlap=min(overlap, tile // 2)))
+        yield Progress(step=i, total=len(image), what="pictures")
+    return _image(torch.cat(out), image)
 
 
 @op(group="image", version=1, exact=True)

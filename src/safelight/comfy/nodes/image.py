@@ -7,7 +7,7 @@ from typing import Any
 
 from safelight.comfy.building import Building
 from safelight.comfy.data import Later
-from safelight.comfy.node import Given, Input, Places, choice, integer, node, pixels, real, seed, socket, switch, text
+from safelight.comfy.node import Given, Input, Places, choice, files, integer, node, pixels, real, seed, socket, switch, text
 from safelight.folders import inside
 
 SCALINGS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")
@@ -107,6 +107,19 @@ def scale_to_total(b: Building, n: Given) -> Any:
 def scale_longest(b: Building, n: Given) -> Any:
     """Pictures whose longer side has so many pixels."""
     return b.add("scale_image", image=n["image"], method=n["upscale_method"], longest=n["largest_size"])
+
+
+@node("UpscaleModelLoader", "loaders", [choice("model_name", files("upscale_models"))], "UPSCALE_MODEL", title="Load Upscale Model")
+def upscaler(b: Building, n: Given) -> Any:
+    """A network that makes pictures larger."""
+    return b.places.find("upscale_models", n["model_name"])
+
+
+@node("ImageUpscaleWithModel", "image/upscaling", [*socket("UPSCALE_MODEL", "upscale_model"), *IMAGE], "IMAGE",
+      title="Upscale Image (using Model)")
+def upscale(b: Building, n: Given) -> Any:
+    """Pictures made larger by a network."""
+    return b.add("upscale_image", image=n["image"], network=n["upscale_model"])
 
 
 @node("ImageCrop", "image/transform", [*IMAGE, *SIZE, *AT], "IMAGE", title="Image Crop")
