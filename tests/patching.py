@@ -142,7 +142,7 @@ def a_full(family: Family, path: Path) -> Patch:
 
 MAKERS: dict[str, Callable[[Family, Path], Patch]] = {
     "lora": write, "control": a_control, "freeu": a_freeu, "ip_adapter": an_adapter, "embedding": an_embedding,
-    "full": a_full,
+    "full": a_full, "weak": lambda family, path: Patch("weak", NO_FILE),
 }
 """One maker a kind: a patch of random weights that changes what the network says of `a red apple`."""
 

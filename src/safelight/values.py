@@ -288,6 +288,7 @@ class Region:
 
     `start` and `end` are shares of the way from noise (0) to picture (1). `area` is width, height, x and y, in pixels or, with `shares`, in
     shares of the picture. `mask` of any size weighs each place, times `mask_strength`; with `bounds` its bounding box is the area.
+    With `guide`, a kind and a number such as `dual=8`, it does not count beside the others but is a third one for the guidance.
     """
 
     strength: float = 1.0
@@ -298,6 +299,7 @@ class Region:
     mask: Mask | None = None
     mask_strength: float = 1.0
     bounds: bool = False
+    guide: str = ""
 
 
 WHOLE = Region()

@@ -2,6 +2,7 @@
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safelight import patches
 from safelight.families import Family
 from safelight.patches import PATCHES, lora, preserved
 from safelight.patches import find as find_patch
+from safelight.patches.rows import WEAK
 from safelight.values import Blob, Patch
 from tests import tiny
 from tests.patching import MAKERS, look, same, tensors, write
@@ -29,7 +31,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 def said(family: Family) -> torch.Tensor:
     torch.manual_seed(1)
     x = torch.randn(2, family.channels, 8, 8)
-    return family.predict(x, family.sigmas[[100, 800]], family.encode_text(["a red apple", ""]))
+    cond = family.encode_text(["a red apple", ""])
+    marked = replace(cond, extras={**cond.extras, WEAK: torch.tensor([True])})
+    return family.predict(x, family.sigmas[[100, 800]], marked)
 
 
 def test_every_kind_has_a_maker() -> None:

@@ -99,6 +99,8 @@ class Saved:
     value: Link
     prefix: str = ""
     kept: bool = True
+    form: Mapping[str, Any] = field(default_factory=dict)
+    """Of other files than ComfyUI's SaveImage writes (see `saving`)."""
 
 
 @dataclass
@@ -138,9 +140,9 @@ class Building:
             self.origin[owner] = owner
         return Link(owner)
 
-    def save(self, pictures: Link, prefix: str, *, kept: bool = True) -> None:
+    def save(self, pictures: Link, prefix: str, *, kept: bool = True, form: Mapping[str, Any] | None = None) -> None:
         """Note that the node at work wants these pictures."""
-        self.saved.append(Saved(self.node, self.class_type, pictures, prefix, kept))
+        self.saved.append(Saved(self.node, self.class_type, pictures, prefix, kept, form or {}))
 
     def base(self, model: Link) -> Mapping[str, Any]:
         """The inputs of the `model` node below a chain of patches."""
@@ -195,7 +197,7 @@ def as_port(found: Any) -> Any:
         return found.model
     if isinstance(found, Link) and found.sampled:
         told = ", ".join(name for name, _ in found.sampled)
-        raise ValueError(f"this model carries settings for ComfyUI's sampler nodes ({told}); for this op leave RescaleCFG out")
+        raise ValueError(f"this model carries settings for ComfyUI's sampler nodes ({told}); for this op leave RescaleCFG and its like out")
     if isinstance(found, Solver | Noise | Guider | Change | Difference):
         raise ValueError(f"a {type(found).__name__.lower()} goes to ComfyUI's own nodes only; the ops have settings instead")
     if not isinstance(found, Words):

@@ -17,6 +17,7 @@ from safelight.comfy.check import Ops
 from safelight.comfy.data import SAYS
 from safelight.comfy.node import Places
 from safelight.comfy.plugins import plugin_ops
+from safelight.comfy.saving import write
 from safelight.comfy.translate import Translation, translate, with_settings
 from safelight.disk import put
 from safelight.events import Event
@@ -99,6 +100,10 @@ def _step(work: Work[Any], answer: Any, origin: Mapping[str, str]) -> tuple[Even
 
 def save(value: Value, saved: Saved, output: Path, texts: Mapping[str, str], store: Store) -> list[Path]:
     """Save below `output` under the next free names."""
+    if saved.form:
+        size = value.pixels.shape[2:0:-1] if isinstance(value, Image) else (0, 0)
+        folder, name, counter = next_name(output, saved.prefix, size)
+        return write(value, saved.form, folder / f"{name}_{counter:05}_", texts)
     if isinstance(value, Model):
         folder, name, counter = next_name(output, saved.prefix, (0, 0))
         return value.save(folder / f"{name}_{counter:05}_{'.safetensors' if Path(value.source).is_file() else ''}")

@@ -70,7 +70,7 @@ def _made(b: Building, key: str, found: Checked, given: Mapping[str, Any], made:
     kinds = {i.name: i.type for i in known.inputs}
     try:
         opened = {name: as_socket(kinds[name], b.literal(made[v[0]][v[1]])) if isinstance(v, tuple) else v for name, v in given.items()}
-        if any(isinstance(v, Difference) for v in opened.values()) and not known.name.endswith("MergeAdd"):
+        if any(isinstance(v, Difference) for v in opened.values()) and not known.name.endswith(("MergeAdd", "LoraSave")):
             raise ValueError("got the difference of two models, which can only be added to a third; link a MergeAdd node in between")
         out = known.make(b, opened)
     except ValueError as e:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from safelight.families import Family
     from safelight.values import Cond
 
-PICTURE, NEGATIVE = "picture", "negative"
-"""Extras of a condition, (B,) each: which picture of the call a row is for, counted from 0; whether its prompt is the negative one."""
+PICTURE, NEGATIVE, WEAK = "picture", "negative", "weak"
+"""Extras of a condition, (B,) each: which picture of the call a row is for, counted from 0; whether its prompt is the negative one; whether
+the network is weakened for it (see `weak`)."""
 
 SIDES = ("both", "positive", "negative")
 """Sides of the guidance that a patch may act on."""
@@ -35,6 +36,7 @@ class Rows:
     sigma: Tensor | None = None
     picture: Tensor | None = None
     negative: Tensor | None = None
+    weak: Tensor | None = None
 
 
 @contextmanager
@@ -44,11 +46,11 @@ def watched(family: Family) -> Iterator[Rows]:
     before = own.get("predict")
 
     def predict(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        rows.sigma, rows.picture, rows.negative = sigma, cond.extras.get(PICTURE), cond.extras.get(NEGATIVE)
+        rows.sigma, rows.picture, rows.negative, rows.weak = sigma, *map(cond.extras.get, (PICTURE, NEGATIVE, WEAK))
         try:
             return plain(x, sigma, cond)
         finally:
-            rows.sigma = rows.picture = rows.negative = None
+            rows.sigma = rows.picture = rows.negative = rows.weak = None
 
     own["predict"] = predict
     try:

@@ -89,7 +89,7 @@ def hub_name(source: str) -> str:
     return f"{found[1]}/{found[2]}" if found else ""
 
 
-def curve(readings: Sequence[Sequence[float]]) -> bytes:
+def curve(readings: Sequence[Sequence[float]], title: str = "held-out loss by step, with its 95 % band") -> bytes:
     """PNG of (step, loss, low, high) rows: the line and its band."""
     first, last, low, high = readings[0][0], readings[-1][0], min(r[2] for r in readings), max(r[3] for r in readings)
     high = high if high > low else low + 1
@@ -107,7 +107,7 @@ def curve(readings: Sequence[Sequence[float]]) -> bytes:
     for step in ticks(first, last):
         write(draw, (at(step, low)[0] - 10, SIZE[1] - EDGE[3] + 24), f"{step:g}", 15, DIM)
     draw.line([at(r[0], r[1]) for r in readings], fill=LAMP, width=3)
-    write(draw, (EDGE[0], 26), "held-out loss by step, with its 95 % band", 17, INK)
+    write(draw, (EDGE[0], 26), title, 17, INK)
     picture.save(held, "PNG")
     return held.getvalue()
 

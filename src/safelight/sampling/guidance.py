@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -83,6 +83,53 @@ class Rescale(CFG):
         dims = tuple(range(1, x.ndim))
         ratio = kept.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True)
         return process.from_output(x, guided * (ratio * self.amount + (1 - self.amount)), sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """A guidance with changes by name, each with its number. ValueError for a name that is not known.
+
+    With a `third` condition: dual, from the negative prompt to it so many times, from it to the prompt by the scale (arXiv:2211.09800,
+    equation 3); nested, the first on what the second has made; perp, it is empty, and of the negative prompt counts what does not
+    contradict the prompt (arXiv:2304.04968). weak: away from the answer in rows that the patch `weak` acts on (PAG, arXiv:2403.17377).
+    """
+
+    name: ClassVar[str] = "changed"
+    inner: Guidance
+    changes: Mapping[str, float]
+    third: Cond | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := self.changes.keys() - {"dual", "nested", "perp", "weak"}:
+            raise ValueError(f"guidance: no change {min(unknown)!r}; expected weak=NUMBER or differential=NUMBER")
+
+    def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
+        """Those of the guidance, before them the prompt for the weakened network and the third condition."""
+        import torch
+
+        weak = replace(cond, extras={**cond.extras, "weak": torch.tensor([True])})  # `patches.rows.WEAK`
+        more = [weak] * ("weak" in self.changes) + ([] if self.third is None else [self.third])
+        return *more, *self.inner.conds(cond, negative, bare=bare or self.third is not None)
+
+    def combine(self, x: Tensor, sigma: float, answers: Sequence[Tensor], process: Process) -> Tensor:
+        """The answers guided, and that changed."""
+        count = ("weak" in self.changes) + (self.third is not None)
+        asked = answers[count:]
+        out = self.inner.combine(x, sigma, asked, process)
+        for name, number in self.changes.items():
+            if name == "weak":
+                out = out + (asked[0] - answers[0]) * number
+            else:
+                out = _between(name, answers[count - 1], asked, getattr(self.inner, "scale", 1.0), number)
+        return out
+
+
+def _between(how: str, third: Tensor, asked: Sequence[Tensor], scale: float, second: float) -> Tensor:
+    up, down = asked[0] - third, asked[1] - third
+    if how != "perp":
+        return asked[1] + (up * scale - down) * second if how == "nested" else asked[1] - down * second + up * scale
+    shared = (down * up).sum((1, 2, 3), keepdim=True) / (up * up).sum((1, 2, 3), keepdim=True)
+    return third + (up - (down - up * shared) * second) * scale
 
 
 GUIDANCES: dict[str, type[Off | CFG | Rescale]] = {g.name: g for g in (CFG, Rescale, Off)}

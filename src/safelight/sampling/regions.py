@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from safelight.events import Query
 from safelight.families.tiles import fading
-from safelight.patches.rows import NEGATIVE, PICTURE
+from safelight.patches.rows import NEGATIVE, PICTURE, WEAK
 from safelight.sampling.resize import plane, repeated, scaled
 from safelight.values import Cond, Region
 
@@ -61,18 +62,18 @@ class Place:
 Side = Sequence[Place]
 
 
-def sides(cond: Cond, negative: Cond | None, family: Family, shape: Sequence[int], way: Process) -> tuple[Side, Side]:
-    """The places of both sides for latents of this shape (B, C, h, w).
+def sides(cond: Cond, negative: Cond | None, family: Family, shape: Sequence[int], way: Process, *more: Cond) -> Sequence[Side]:
+    """The places of both sides, and of what `more` a guidance asks, for latents of this shape (B, C, h, w).
 
     An area of one side that the other has not is asked of the other too, under its condition with the smallest area around it: guidance
     would else compare an area with the whole picture.
     """
-    given = ((cond, False), (negative, True))
-    made = [[] if c is None else _places(_marked(c, shape[0], against), family, shape, way) for c, against in given]
-    for one, other in (made, made[::-1]):
+    given = (cond, negative, *more)
+    made = [[] if c is None else _places(_marked(c, shape[0], i == 1), family, shape, way) for i, c in enumerate(given)]
+    for one, other in permutations(made, 2):
         for place in one:
             other += _counterpart(place, other)
-    return made[0], made[1]
+    return made
 
 
 def ask(side: Side, x: Tensor, sigma: float) -> list[Query]:
@@ -102,7 +103,7 @@ def level(way: Process, share: float) -> float:
 
 def _marked(cond: Cond, pictures: int, negative: bool) -> Cond:
     """With what patches may know of the rows (see `patches.rows`), where the condition does not say it itself."""
-    marks = {PICTURE: torch.arange(pictures), NEGATIVE: torch.tensor([negative])}
+    marks = {PICTURE: torch.arange(pictures), NEGATIVE: torch.tensor([negative]), WEAK: torch.tensor([False])}
     return replace(cond, extras=marks | dict(cond.extras), others=tuple(replace(o, extras=marks | dict(o.extras)) for o in cond.others))
 
 

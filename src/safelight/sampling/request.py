@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from safelight.families import Family
 from safelight.sampling.core import Noise, Sampler
 from safelight.sampling.guidance import CFG, Guidance
 from safelight.sampling.noise import Fresh, Tree, draw_seed, start_noise
-from safelight.sampling.process import Process, process
+from safelight.sampling.process import Flow, Process, process
 from safelight.sampling.regions import Side, ask, gather, sides
 from safelight.sampling.samplers import SAMPLERS
 from safelight.values import Cond
@@ -32,7 +33,8 @@ class Request:
     zeros go on with a latent that is noisy already; `rows` takes the noise of those pictures of a larger batch. A preview is made every
     `preview` steps, never for 0. `options` are the sampler's own settings by name, and `s_noise`, which its noise is multiplied by. With
     `denoised` the result is the x0 of the last step instead of x. Sigmas may rise, from above 0, for a sampler without noise: that leads
-    a picture back to the noise it would have come from.
+    a picture back to the noise it would have come from. `graded` (0 to 1): a soft mask says when a place is let go, not how much of
+    it is kept (arXiv:2306.00950).
     """
 
     cond: Cond
@@ -48,6 +50,7 @@ class Request:
     preview: int = 0
     options: Mapping[str, float] = field(default_factory=dict)
     denoised: bool = False
+    graded: float = 0.0
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -162,8 +165,11 @@ def _answers(
 
 def _sides(request: Request, family: Family, way: Process) -> list[Side]:
     """The places of each condition that the guidance asks, in its order."""
-    wanted, unwanted = sides(request.cond, request.negative, family, request.latent.shape, way)
-    return [unwanted if c is request.negative else wanted for c in request.conds]
+    asked = request.conds
+    more = [c for c in asked if c is not request.cond and c is not request.negative]
+    made = sides(request.cond, request.negative, family, request.latent.shape, way, *more)
+    known = (request.cond, request.negative, *more)
+    return [next(side for c, side in zip(known, made, strict=True) if c is wanted) for wanted in asked]
 
 
 def _advance(walk: Generator[Any, Any, Tensor], answer: Any) -> tuple[Tensor, float] | Tensor:
@@ -208,17 +214,26 @@ class _Region:
 class _Masked(_Region):
     """Inpainting: outside the mask the network sees the original at the noise of the moment, and the sampler is told the original."""
 
-    def __init__(self, mask: Tensor, latent: Tensor, noise: Tensor, way: Process) -> None:
-        self.mask, self.latent, self.noise, self.way = mask, latent, noise, way
+    def __init__(self, mask: Tensor, latent: Tensor, noise: Tensor, way: Process, request: Request) -> None:
+        self.mask, self.latent, self.noise, self.way, self.soft, self.request = mask, latent, noise, way, mask, request
 
     def enter(self, x: Tensor, sigma: float) -> Tensor:
+        if self.request.graded:
+            levels = self.request.sigmas[0], sigma, max(self.request.sigmas[-1], float(self.way.table[0]))
+            first, now, last = (_time(self.way, s) for s in levels)
+            self.mask = torch.lerp(self.soft, (self.soft >= (now - last) / (first - last)).to(self.soft), self.request.graded)
         return x * self.mask + self.way.noised(self.latent, self.noise, sigma) * (1 - self.mask)
 
     def leave(self, x0: Tensor) -> Tensor:
         return x0 * self.mask + self.latent * (1 - self.mask)
 
     def settle(self, x: Tensor) -> Tensor:
-        return torch.where(self.mask > 0, x, self.latent)
+        return torch.where(self.soft > 0, x, self.latent)
+
+
+def _time(way: Process, sigma: float) -> float:
+    """A flow's sigma, or the place in the training table that is nearest."""
+    return sigma if isinstance(way, Flow) else float(np.abs(np.log(way.table) - math.log(sigma)).argmin())
 
 
 def _region(request: Request, latent: Tensor, noise: Tensor, way: Process) -> _Region:
@@ -229,4 +244,4 @@ def _region(request: Request, latent: Tensor, noise: Tensor, way: Process) -> _R
         mask = torch.nn.functional.interpolate(mask, latent.shape[-2:], mode="bilinear")
     if SAMPLERS[request.sampler].fresh_inpaint:
         noise = start_noise(latent.shape, request.seed + 1).to(latent)
-    return _Masked(mask, latent, noise, way)
+    return _Masked(mask, latent, noise, way, request)

@@ -68,6 +68,7 @@ class Scale(Knobs):
     scale: Annotated[float, Knob(0, 100, step=0.1, help="1 is the prompt as the model takes it; more follows it more closely")] = 4.0
     guide: Annotated[str, OneOf(_guidances, help="cfg; rescale keeps its contrast down; off asks the prompt alone")] = "cfg"
     rescale: Annotated[float, Knob(0, 1, step=0.05, help="for guide=rescale: how much")] = 0.7
+    changes: Annotated[tuple[str, ...], "further changes, such as differential=1: a soft mask says when a place is let go"] = ()
 
 
 @dataclass(frozen=True)

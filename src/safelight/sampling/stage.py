@@ -9,6 +9,7 @@ from torch import Tensor
 
 from safelight.events import Event
 from safelight.families import Family
+from safelight.sampling import guidance as guides
 from safelight.sampling.draw import LOOKS, guide
 from safelight.sampling.driver import drive
 from safelight.sampling.process import process
@@ -50,6 +51,7 @@ def along(
     mask = None if latent.mask is None else scaled(latent.mask, samples.shape[-1], samples.shape[-2])
     if mask is not None and len(mask) != 1:
         mask = repeated(mask, len(samples))
+    positive, guidance, graded = _guided(positive, scale)
     request = Request(
         cond=_shown(family, positive, samples, mask),
         negative=None if negative is None else _shown(family, negative, samples, mask),
@@ -59,7 +61,8 @@ def along(
         sampler=solver.sampler,
         options=settings(solver.options),
         denoised=solver.denoised,
-        guidance=guide(Guidance(scale=scale.scale, guide=scale.guide, rescale=scale.rescale)),
+        guidance=guidance,
+        graded=graded,
         mask=mask,
         noise=None if solver.add_noise else torch.zeros_like(samples),
         rows=latent.rows,
@@ -67,6 +70,17 @@ def along(
     )
     found = yield from drive(family, [request])
     return replace(latent, samples=found[0], family=family.name)
+
+
+def _guided(positive: Cond, scale: Scale) -> tuple[Cond, guides.Guidance, float]:
+    """The condition without a third one, the guidance with that and with changes, and how far a soft mask says when."""
+    found, changes = guide(Guidance(scale=scale.scale, guide=scale.guide, rescale=scale.rescale)), settings(scale.changes)
+    graded, (first, *rest) = changes.pop("differential", 0.0), positive.parts
+    third = next((part for part in rest if part.region.guide), None)
+    if third is not None:
+        changes = settings([third.region.guide]) | changes
+        positive = replace(first, others=tuple(part for part in rest if part is not third))
+    return positive, guides.Changed(found, changes, third) if changes else found, graded
 
 
 def settings(told: Sequence[str]) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """ComfyUI's core nodes by theme. Importing this fills `safelight.comfy.node.NODES`."""
 from __future__ import annotations
 
-from safelight.comfy.nodes import conditioning, custom, image, kolors, latent, loaders, mask, merging, sampling, values
+from importlib import import_module
 
-__all__ = ["conditioning", "custom", "image", "kolors", "latent", "loaders", "mask", "merging", "sampling", "values"]
+for _theme in ("conditioning", "custom", "guidance", "image", "kolors", "latent", "loaders", "mask", "merging", "sampling", "saving",
+               "training", "values"):
+    import_module(f"{__name__}.{_theme}")

@@ -153,4 +153,4 @@ def shift(b: Building, n: Given) -> Any:
 @node("RescaleCFG", "advanced/model", [*socket("MODEL"), real("multiplier", 0.7, 0, 1)], "MODEL")
 def rescale(b: Building, n: Given) -> Any:
     """Guidance that keeps the contrast down."""
-    return replace(n["model"], sampled=(("guide", "rescale"), ("rescale", n["multiplier"])))
+    return replace(n["model"], sampled=(*n["model"].sampled, ("guide", "rescale"), ("rescale", n["multiplier"])))
