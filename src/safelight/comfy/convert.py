@@ -47,19 +47,18 @@ def converted(workflow: Mapping[str, Any], info: Info, choose: Choose = random.c
     """The same by what `/object_info` says."""
     if not is_workflow(workflow):
         raise ValueError("convert: got no workflow of the editor's, expected `nodes` and `links`; a prompt (API form) needs no conversion")
-    definitions = workflow.get("definitions") or {}
-    subgraphs = {str(s["id"]): s for s in definitions.get("subgraphs") or ()}
-    groups = (workflow.get("extra") or {}).get("groupNodes") or {}
     out: dict[str, Any] = {}
     try:
+        subgraphs = {str(s["id"]): s for s in (workflow.get("definitions") or {}).get("subgraphs") or ()}
+        groups = (workflow.get("extra") or {}).get("groupNodes") or {}
         for level, node in _walk(_Level.of(workflow, subgraphs, groups, info)):
             out[level.prefix + _id(node)] = _entry(level, node, info, choose)
             if len(out) > MOST:
                 raise ValueError(f"convert: got more than {MOST} nodes, subgraphs opened; expected fewer")
+        for entry in out.values():
+            entry["inputs"] = {k: v for k, v in entry["inputs"].items() if not _is_link(v) or v[0] in out}
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise ValueError(f"convert: no workflow as the editor saves it: {type(e).__name__}: {e}") from e
-    for entry in out.values():
-        entry["inputs"] = {k: v for k, v in entry["inputs"].items() if not _is_link(v) or v[0] in out}
     return out
 
 
