@@ -49,10 +49,18 @@ def about(value: Value) -> dict[str, Any]:
                 base["parts"] = [{"part": p.name, "source": Path(p.source).name, "fingerprint": p.fingerprint} for p in value.parts]
             return base | {"patches": [about(p) for p in value.patches]}
         case Scores():
-            return {"metrics": list(value.values), "pictures": len(value.image)}
+            means = {name: round(sum(given) / max(len(given), 1), 4) for name, given in value.values.items()}
+            return {"metrics": list(value.values), "pictures": len(value.image), "means": means}
         case Page():
             return {"media": value.media, "sha256": value.file.sha256}
     return {}
+
+
+def outcome(about: Mapping[str, Any]) -> str:
+    """What `about` says of a dataset or of scores, in a line; nothing for other values."""
+    if "kept" in about:
+        return f"{about['kept']} pictures" + (f", {about['dropped']} left out" if about["dropped"] else "")
+    return ", ".join(f"{name} {mean:.3g}" for name, mean in about.get("means", {}).items())
 
 
 def history(value: Value) -> dict[str, Any]:

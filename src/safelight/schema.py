@@ -66,7 +66,7 @@ def object_info(spec: Spec) -> dict[str, Any]:
         "output_is_list": [False],
         "output_name": [spec.output.type_name],
         "name": spec.name,
-        "display_name": spec.name.replace("_", " ").capitalize(),
+        "display_name": spec.name.replace("_", " ").capitalize().replace("lora", "LoRA"),
         "description": spec.summary,
         "python_module": spec.body.__module__,
         "category": f"safelight/{spec.group}",
@@ -81,7 +81,7 @@ def _widget(s: Setting) -> list[Any]:
     if s.help:
         options["tooltip"] = s.help
     if s.many or s.kind == "json":
-        return ["STRING", options | {"multiline": s.kind == "str"}]
+        return ["STRING", options | {"multiline": s.kind == "str" and s.names is None}]
     if (names := s.choices) is not None:
         return ["COMBO", options | {"options": list(names)}]
     if s.kind in ("int", "float"):

@@ -48,6 +48,7 @@ def _node(key: str, entry: Mapping[str, Any], numbers: Mapping[str, int], links:
         "outputs": [{"name": kind, "type": kind, "links": [], "slot_index": 0}],
         "properties": {"Node name for S&R": name},
         "widgets_values": _widgets(spec, given) if spec else [v for k, v in given.items() if k not in linked],
+        "widgets_values_named": {s.name: widget_text(s, given[s.name]) for s in spec.settings if s.name in given} if spec else {},
     }
 
 

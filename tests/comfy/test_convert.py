@@ -58,6 +58,16 @@ def test_values_by_name_and_missing_ones(here: Places) -> None:
     assert made["EmptyLatentImage"] == {"width": 640, "height": 512, "batch_size": 1}
 
 
+def test_names_hold_when_a_class_has_got_more_widgets_since(here: Places) -> None:
+    drawn = read("default.json")
+    for node in drawn["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"] = [5, 3]
+            node["widgets_values_named"] = {"steps": 3, "cfg": 2.5}
+    made = next(e["inputs"] for e in convert(drawn, here).values() if e["class_type"] == "KSampler")
+    assert made | {"seed": 5, "steps": 3, "cfg": 2.5, "denoise": 1.0} == made, "by name, else by place, else as the class has it"
+
+
 def test_a_class_that_is_not_here_keeps_what_its_inputs_name(here: Places) -> None:
     drawn = read("default.json")
     for node in drawn["nodes"]:

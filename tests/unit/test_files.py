@@ -150,6 +150,7 @@ def test_the_workflow_is_one_an_editor_draws(store: Store, album: Path) -> None:
     paint = drawn["nodes"][-1]
     assert paint["widgets_values"] == ["红 hair, (smile:1.2)", "1,2", 8] and paint["pos"][0] > drawn["nodes"][0]["pos"][0]
     assert drawn["nodes"][3]["widgets_values"] == [3, 5, "fixed"]
+    assert list(paint["widgets_values_named"].values()) == paint["widgets_values"], "names hold when the op gets more settings"
     assert workflow(graph) == drawn and len({tuple(n["pos"]) for n in drawn["nodes"]}) == 6
 
 

@@ -260,7 +260,7 @@ def _values(node: Json, known: Json | None) -> Iterator[tuple[str, Any, Json]]:
             if known is None or name in dict(_inputs(known)):
                 yield name, value, {}
         return
-    at = list(given or ())
+    at, said = list(given or ()), node.get("widgets_values_named")  # names hold when a class has got more widgets since
     if known is None:
         named = [i["widget"]["name"] for i in node.get("inputs") or () if i.get("widget")]
         yield from ((name, value, {}) for name, value in zip(named, at, strict=False))
@@ -270,7 +270,8 @@ def _values(node: Json, known: Json | None) -> Iterator[tuple[str, Any, Json]]:
         at = [value for value, keep in zip(at, kept, strict=True) if keep]
     for name, spec, extra in widget_inputs(known):
         options = spec[1] if len(spec) > 1 else {}
-        yield name, at.pop(0) if at else _default(spec), options
+        value = at.pop(0) if at else _default(spec)
+        yield name, said.get(name, value) if isinstance(said, Mapping) else value, options
         del at[:extra]
 
 

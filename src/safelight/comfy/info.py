@@ -12,6 +12,12 @@ from safelight.spec import Setting, Spec
 MORE = 4
 """How many sockets a port of many values has: the first has its name, the others `name_2` and so on."""
 LOOKED_AT = ("PAGE", "SCORES")
+MANY = 12
+"""Settings of a node from which on the editor folds away those that are not for every day."""
+EVERYDAY = frozenset({
+    "by", "template", "trigger", "place", "language", "prompt", "negative", "seed", "seeds", "width", "height", "sampler", "steps", "scale",
+    "rank", "method", "lr", "batch", "size", "held_out", "every", "samples",
+})
 
 
 def object_info(places: Places, ops: Ops | None = None) -> dict[str, Any]:
@@ -43,7 +49,9 @@ def op_info(spec: Spec) -> dict[str, Any]:
             group[s.name][1] |= {"round": False} | _finer(s)
         if s.optional and s.kind in ("int", "float") and not s.many:
             words = s.expects.removesuffix(" or nothing")
-            optional[s.name] = ["STRING", {"default": "" if s.default is None else str(s.default), "placeholder": words, "tooltip": s.help}]
+            group[s.name] = ["STRING", {"default": "" if s.default is None else str(s.default), "placeholder": words, "tooltip": s.help}]
+        if len(spec.settings) > MANY and s.name not in EVERYDAY:
+            group[s.name][1]["advanced"] = True
     info["input_order"] = {"required": list(required), "optional": list(optional)}
     kinds = op_outputs(spec)
     info |= {"output": list(kinds), "output_name": list(kinds), "output_is_list": [False] * len(kinds), "is_input_list": False}

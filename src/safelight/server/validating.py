@@ -107,7 +107,7 @@ def _paths(op: Op[..., Any], given: Mapping[str, Any], rooms: Rooms) -> Iterable
         setting = op.spec.setting.get(name)
         sure = setting is not None and setting.kind == "path"
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not _allowed(text, sure, rooms):
+            if isinstance(text, str) and (text or sure) and not _allowed(text, sure, rooms):
                 yield name, f"{text} is not in a folder that prompts may use; `safelight serve --data` adds one"
 
 
