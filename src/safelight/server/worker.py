@@ -28,12 +28,14 @@ from safelight import comfy
 from safelight.comfy.building import Saved
 from safelight.comfy.run import save
 from safelight.computing import computing
-from safelight.events import Ask, Event, Preview, Started
+from safelight.events import Ask, Cached, Done, Event, Preview, Started
 from safelight.folders import current as folders
+from safelight.lineage import outcome
+from safelight.op import OPS
 from safelight.server.reading import Most
 from safelight.spec import Work
 from safelight.store import Store, current
-from safelight.values import Image, Value, canonical, digest
+from safelight.values import Dataset, Image, Scores, Value, canonical, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +180,14 @@ class Bench:
         if isinstance(event, Started):
             one.node = event.node
         if not isinstance(event, Preview) or one.order.get("preview"):
-            self.say(id=one.id, event=event.json())
+            self.say(id=one.id, event=event.json() | self.outcome(event))
+
+    def outcome(self, event: Event) -> dict[str, str]:
+        """What came of a dataset or of scores, for those who look at the node."""
+        if not isinstance(event, Cached | Done) or event.op not in OPS or OPS[event.op].spec.output not in (Dataset, Scores):
+            return {}
+        record = self.store.get(event.key)
+        return {"outcome": outcome(record.about)} if record else {}
 
     def end(self, one: _Running, **how: Any) -> None:
         """Say how it ended; those that waited for its model try again from their start, which is cheap."""
