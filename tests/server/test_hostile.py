@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from safelight.server.command import here
 from tests.server.serving import nodes, still
 from tests.server.test_files import png
 
@@ -105,6 +106,15 @@ def test_links_are_not_listed_and_harm_no_list(client: TestClient, home: Path) -
         assert client.post(f"/userdata/{quote(name, safe='')}", content=b"x").status_code == 403
     assert client.get("/userdata/link_self").status_code == 404
     assert (home / "secret.txt").read_bytes() == SECRET and not os.path.lexists(home / "made.txt")
+
+
+def test_a_home_folder_is_not_shown_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / "home" / "pictures"
+    work.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder, shown in ((work, work), (tmp_path / "home", tmp_path / "in"), (tmp_path, tmp_path / "in"), (Path("/"), tmp_path / "in")):
+        monkeypatch.chdir(folder)
+        assert here(tmp_path / "in") == shown
 
 
 # Graphs.

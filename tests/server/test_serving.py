@@ -365,6 +365,11 @@ def test_no_prompt_is_lost_or_done_twice_when_everything_is_killed(tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_six_kills_over_thirty_prompts(tmp_path: Path) -> None:
+    survive(tmp_path, prompts=30, kills=6)
+
+
+@pytest.mark.slow
 def test_fifty_kills_over_three_hundred_prompts(tmp_path: Path) -> None:
     survive(tmp_path, prompts=300, kills=50)
 
