@@ -146,7 +146,9 @@ def test_tiles_join_without_a_seam(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file({"conv_first.weight": torch.zeros(4, 1, 3, 3), "conv_last.weight": torch.zeros(1, 4, 3, 3)}, tmp_path / "grey.safetensors")
     save_file({"lora.down": torch.zeros(4, 4)}, tmp_path / "lora.safetensors")
-    for name in ("grey", "lora"):
+    more = made().state_dict() | {"body.0.rdb1.conv1x1.weight": torch.zeros(4, 6, 1, 1)}  # ESRGAN+, which would be half used
+    save_file(more, tmp_path / "plus.safetensors")
+    for name in ("grey", "lora", "plus"):
         with pytest.raises(ValueError, match=rf"{name}\.safetensors: .* expected an upscaler"):
             Upscaler(tmp_path / f"{name}.safetensors", device=CPU, dtype=torch.float32)
 

@@ -37,7 +37,8 @@ class Upscaler:
         taken, given = (0 if t is None else t.shape[side] for t, side in zip(ends, (1, 0), strict=True))
         self.folded = 1 if self.depth else math.isqrt(taken // 3)
         self.scale = math.isqrt(given // 3) if self.depth else 2**self.ups // max(self.folded, 1)
-        if not self.scale or (taken, given) != (3 * self.folded**2, 3 * self.scale**2 if self.depth else 3):
+        whole = 3 * (self.depth // 2) + 2 if self.depth else 2 * (15 * self.blocks + self.ups + 4)
+        if len(held) != whole or not self.scale or (taken, given) != (3 * self.folded**2, 3 * self.scale**2 if self.depth else 3):
             raise ValueError(f"{path}: {file.summary()}; expected an upscaler of colours: ESRGAN, Real-ESRGAN or its compact form")
 
     def __call__(self, pixels: Tensor, *, tile: int, overlap: int) -> Tensor:
