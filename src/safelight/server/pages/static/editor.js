@@ -1,3 +1,75 @@
+// What the studio adds to the editor: a way back to its pages, and on nodes of datasets, trainings and scores what came of them.
+const app = window.comfyAPI?.app?.app;
+
+const told = (node, name, make) => node.widgets?.find((w) => w.name === name) ?? make();
+
+const say = (node, text) => {
+  const line = told(node, "outcome", () => {
+    const made = node.addWidget("text", "outcome", "", () => {}, { serialize: false });
+    return Object.assign(made, { serialize: false });
+  });
+  line.value = text;
+};
+
+const HIGH = 74;
+const draw = (ctx, points, held, wide, y) => {
+  const all = [...points, ...held], [[x0, x1], [low, high]] = [0, 1].map((i) => all.map((p) => p[i])).map((v) => [Math.min(...v), Math.max(...v)]);
+  const at = ([step, loss]) => [20 + (wide - 40) * (step - x0) / Math.max(x1 - x0, 1), y + 8 + (HIGH - 16) * (high - loss) / Math.max(high - low, 1e-9)];
+  ctx.fillStyle = "#1a1a1a";
+  ctx.fillRect(14, y, wide - 28, HIGH);
+  ctx.lineWidth = 1.5;
+  for (const [line, colour] of [[points, "#e8a13c"], [held, "#4fb3a5"]]) {
+    ctx.beginPath();
+    line.forEach((p) => ctx.lineTo(...at(p)));
+    ctx.strokeStyle = colour;
+    ctx.stroke();
+  }
+  ctx.fillStyle = "#4fb3a5";
+  held.forEach((p) => { ctx.beginPath(); ctx.arc(...at(p), 2.5, 0, 7); ctx.fill(); });
+};
+
+const measure = (node, step, values) => {
+  const curve = told(node, "curve", () => node.addCustomWidget({
+    name: "curve", type: "safelight.curve", options: { serialize: false }, serialize: false, value: "", points: [], held: [],
+    computeSize: (wide) => [wide, HIGH + 6],
+    draw(ctx, _, wide, y) { if (this.points.length) draw(ctx, this.points, this.held, wide, y); },
+  }));
+  if (curve.points.length && step < curve.points.at(-1)[0]) Object.assign(curve, { points: [], held: [] });
+  const last = curve.points.at(-1)?.[1] ?? values.loss;
+  if ("loss" in values) curve.points.push([step, 0.8 * last + 0.2 * values.loss]);
+  if ("held-out" in values) curve.held.push([step, values["held-out"]]);
+  const [a, b] = [curve.points.at(-1), curve.held.at(-1)];
+  say(node, `${step}: ${[a && `loss ${a[1].toFixed(3)}`, b && `held out ${b[1].toFixed(3)}`].filter(Boolean).join(", ")}`);
+};
+
+const hear = ({ detail }) => {
+  const node = app.rootGraph.getNodeById(Number(detail.node));
+  if (!node) return;
+  if (detail.text) say(node, detail.text); else measure(node, detail.step, detail.values);
+  const [wide, high] = node.computeSize();
+  node.setSize([Math.max(node.size[0], wide), Math.max(node.size[1], high)]);
+  node.setDirtyCanvas(true, true);
+};
+
+// Settings that are not for every day: the newer design of nodes folds them itself, on the canvas they would stay.
+const rare = (node) => (LiteGraph.vueNodesMode || !node.constructor.category?.startsWith("safelight/") ? [] : node.widgets ?? [])
+  .filter((w) => w.options?.advanced);
+
+const fold = (node, away) => {
+  for (const widget of rare(node)) widget.hidden = away;
+  node.setSize(node.computeSize());
+  node.setDirtyCanvas(true, true);
+};
+
+app?.registerExtension({
+  name: "Safelight.Studio",
+  actionBarButtons: [{ icon: "pi pi-images", label: "Studio", tooltip: "Safelight's own pages", onClick: () => location.assign("/") }],
+  nodeCreated: (node) => { if (rare(node).length) fold(node, true); },
+  getNodeMenuItems: (node) => rare(node).slice(0, 1).map(({ hidden }) => (
+    { content: hidden ? "Show all settings" : "Fold settings", callback: () => fold(node, !hidden) })),
+  setup: () => app.api.addEventListener("safelight", hear),
+});
+
 // The graph that the editor begins with: the embedded model, which needs no download.
 const nodes = [
   {"id": 1, "type": "CheckpointLoaderSimple", "pos": [40, 260], "size": [290, 100], "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [{"name": "MODEL", "type": "MODEL", "links": [1]}, {"name": "CLIP", "type": "CLIP", "links": [2, 3]}, {"name": "VAE", "type": "VAE", "links": [8]}], "properties": {"Node name for S&R": "CheckpointLoaderSimple"}, "widgets_values": ["mini"]},
