@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import UNet2DConditionModel
 from PIL import Image as Pil
 
+from safelight.cli import cli
 from safelight.families import FAMILIES, Family
 from safelight.families.sources import open_source
 from safelight.op import load_ops
@@ -37,7 +39,7 @@ def like(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def new(like: Model, kind: str, **more: Any) -> Model:
-    found = OPS["new_model"](like, conditioning=kind, classes=KINDS[kind], **more)
+    found = OPS["new_model"](like, conditioning=kind, labels=KINDS[kind], **more)
     assert isinstance(found, Model)
     return found
 
@@ -142,12 +144,20 @@ def test_the_seed_makes_the_weights(like: Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("given", "says"), [
     ({"conditioning": "class"}, "expected different names for class"),
-    ({"conditioning": "class", "classes": ["cat", "Cat"]}, "expected different names for class"),
-    ({"conditioning": "text", "classes": ["cat"]}, "expected different names for class"),
+    ({"conditioning": "class", "labels": ["cat", "Cat"]}, "expected different names for class"),
+    ({"conditioning": "text", "labels": ["cat"]}, "expected different names for class"),
 ])
 def test_names_go_with_classes(like: Model, given: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         OPS["new_model"](like, **given)
+
+
+def test_the_command_saves_it(like: Model, tmp_path: Path) -> None:
+    said = ["new-model", "--like", like.source, "--conditioning", "class", "--label", "cat", "--label", "dog", "-o", str(tmp_path / "out")]
+    told = CliRunner().invoke(cli, said, catch_exceptions=False)
+    assert told.exit_code == 0 and str(tmp_path / "out" / "model_index.json") in told.output
+    saved = tiny.model(tmp_path / "out")
+    assert saved.fingerprint == OPS["new_model"](like, conditioning="class", labels=["cat", "dog"]).fingerprint
 
 
 def test_what_it_is_made_like_has_to_be_a_plain_folder(like: Model) -> None:

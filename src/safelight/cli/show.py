@@ -12,7 +12,7 @@ import click
 from safelight.events import Answered, Ask, Event, Failed, Result
 from safelight.progress import watch
 from safelight.spec import Work
-from safelight.values import Dataset, Image, Mask, Page, Patch, Scores, Value
+from safelight.values import Dataset, Image, Mask, Model, Page, Patch, Scores, Value
 
 R = TypeVar("R")
 OUT = Path("out")
@@ -77,7 +77,7 @@ def tell_files(saved: Mapping[str, Sequence[Path]], events: str | None) -> None:
 
 
 def _saved(node: str, value: Value, out: Path | None, count: int) -> list[Path]:
-    if not isinstance(value, Image | Page | Mask | Patch | Scores | Dataset):
+    if not isinstance(value, Image | Page | Mask | Patch | Scores | Dataset | Model):
         return []
     if out is None:
         if isinstance(value, Image):

@@ -26,7 +26,7 @@ def new_model(
     like: Model, *,
     shape: Literal["tiny", "small"] = "tiny",
     conditioning: Literal["none", "class", "text"] = "text",
-    classes: Sequence[str] = (),
+    labels: Sequence[str] = (),
     seed: Annotated[int, Knob(0, 2**53, draw=True)] = 0,
 ) -> Model:
     """Make a model whose U-Net has random weights, for train_full to train from nothing, at a rate of about 1e-3.
@@ -37,8 +37,8 @@ def new_model(
     Args:
         like: whose autoencoder, noise levels and text encoder it takes: a model in a folder, such as mini
         shape: tiny has 5 million weights and learns on a laptop; small has 19 million, as mini
-        conditioning: what the U-Net is told besides the noise: nothing, one of `classes`, or a text
-        classes: their names, for class
+        conditioning: what the U-Net is told besides the noise: nothing, one of some classes, or a text
+        labels: the names of the classes
         seed: of the weights; -1 draws one
     """
     from safelight.families.sources import Folder, open_model, open_source
@@ -47,15 +47,15 @@ def new_model(
     parts = open_model(like)
     if not isinstance(parts, Folder) or like.patches:
         raise ValueError(f"new_model: like: got {like.source} with {len(like.patches)} patches; expected a model in one folder, without")
-    if (conditioning == "class") != bool(classes) or len(set(map(str.lower, classes))) < len(classes):
-        raise ValueError(f"new_model: classes: got {list(classes)} for conditioning {conditioning!r}; expected different names for class "
+    if (conditioning == "class") != bool(labels) or len(set(map(str.lower, labels))) < len(labels):
+        raise ValueError(f"new_model: labels: got {list(labels)} for conditioning {conditioning!r}; expected different names for class "
                          "alone")
     if conditioning == "text" and parts.family != "sd":
         raise ValueError(f"new_model: like: got a {parts.family} model; expected one such as mini or SD, with one text encoder")
-    told = _unet(parts, WIDTHS[shape], len(classes))
-    folder = current().folder(digest("new_model", like.key, conditioning, canonical([told, classes, seed])))
+    told = _unet(parts, WIDTHS[shape], len(labels))
+    folder = current().folder(digest("new_model", like.key, conditioning, canonical([told, labels, seed])))
     if not (folder / "model_index.json").is_file():
-        _write(parts.path, folder, told, seed, None if conditioning == "text" else classes)
+        _write(parts.path, folder, told, seed, None if conditioning == "text" else labels)
     made = open_source(folder)
     return replace(like, family=made.family, source=made.source, fingerprint=made.fingerprint())
 
