@@ -76,7 +76,7 @@ def ask(server: Server, sound: int, unsound: int) -> dict[str, set[int]]:
         hold = holding(seen.setdefault(name, set()))
         if name in FOUND:
             hold(operation.Case(body=FOUND[name], media_type="application/json", path_parameters={"name": "x"} if "{" in name else {}))
-        wrong = unsound if ROUTES[name].body or ROUTES[name].query else 0
+        wrong = unsound if any(part.strip() not in ("", "raw") for part in ROUTES[name].split("|")[:2]) else 0
         for mode, examples in ((GenerationMode.POSITIVE, sound), (GenerationMode.NEGATIVE, wrong)):
             if not examples:
                 continue

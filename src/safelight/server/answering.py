@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from safelight.server import reading
 from safelight.server.desk import Full, Job
 from safelight.server.files import Outside
-from safelight.server.guard import Busy, TooLarge
+from safelight.server.guard import TooLarge
 from safelight.server.studio import Studio
 from safelight.server.validating import Refusal
 
@@ -114,7 +114,7 @@ def text(given: Mapping[str, Any], name: str, default: str = "") -> str:
 
 
 STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (TooLarge, 413), (Busy, 503), (Full, 507), (Outside, 403), (PermissionError, 403), (FileNotFoundError, 404), (FileExistsError, 409),
+    (TooLarge, 413), (Full, 507), (Outside, 403), (PermissionError, 403), (FileNotFoundError, 404), (FileExistsError, 409),
     (NotADirectoryError, 409), (IsADirectoryError, 409), (KeyError, 409), (OSError, 507), (ValueError, 400), (OverflowError, 400),
 )
 

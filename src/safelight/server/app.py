@@ -17,16 +17,6 @@ from safelight.server.sockets import UPLOADS
 from safelight.server.studio import Setup, Studio
 
 
-class Api(FastAPI):
-    """The application with all that is known of its routes."""
-
-    def openapi(self) -> dict[str, Any]:
-        """The document at /openapi.json."""
-        if self.openapi_schema is None:
-            describe(super().openapi())  # which keeps what it made
-        return super().openapi()
-
-
 def application(setup: Setup) -> FastAPI:
     """The server for this setup; it begins to work with its lifespan."""
 
@@ -37,7 +27,12 @@ def application(setup: Setup) -> FastAPI:
         yield
         await app.state.studio.close()
 
-    app = Api(title="Safelight", lifespan=life, docs_url=None, redoc_url=None, separate_input_output_schemas=False)
+    app = FastAPI(title="Safelight", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None, separate_input_output_schemas=False)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document() -> dict[str, Any]:
+        return describe(app.openapi())
+
     for prefix in ("", "/api"):
         app.include_router(wire.router, prefix=prefix, include_in_schema=not prefix)
         app.include_router(shelving.router, prefix=prefix, include_in_schema=not prefix)

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -131,7 +132,7 @@ class Guard:
             if seen > limit:
                 raise TooLarge(f"the body is too large; at most {limit} bytes")
             if self.held > HELD:
-                raise Busy("too many bodies are on their way; try again in a moment")
+                raise HTTPException(503, "too many bodies are on their way; try again in a moment")
             return message
 
         try:
@@ -163,10 +164,6 @@ class Guard:
 
 class TooLarge(ValueError):
     """A body with more bytes than allowed."""
-
-
-class Busy(ValueError):
-    """All bodies together have more bytes than the server holds."""
 
 
 def _headed(send: Send) -> Send:
