@@ -58,7 +58,7 @@ class Page:
         self.number += 1
         self.socket.send(json.dumps({"id": self.number, "method": method, "params": given}))
         while True:
-            told = json.loads(self.socket.recv(timeout=40))
+            told = json.loads(self.socket.recv(timeout=120))
             if told.get("id") == self.number:
                 assert "error" not in told, (method, told["error"])
                 return dict(told["result"])
@@ -80,7 +80,7 @@ class Page:
         assert "exceptionDetails" not in told, (script, told["exceptionDetails"])
         return told["result"].get("value")
 
-    def until(self, script: str, seconds: float = 60) -> Any:
+    def until(self, script: str, seconds: float = 180) -> Any:
         """The value of an expression, once it is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -10,12 +10,16 @@ import pytest
 from tests.browser.chromium import PROGRAM, Page, chromium, missing
 from tests.server.serving import Server
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if PROGRAM is None:
         missing("there is no Chromium on this machine")
-    server = Server(tmp_path_factory.mktemp("server"))
+    home = tmp_path_factory.mktemp("server")
+    (home / "examples").symlink_to(EXAMPLES)
+    server = Server(home, "--data", str(EXAMPLES))
     yield server
     assert server.stop() == 0
 
