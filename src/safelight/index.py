@@ -1,8 +1,8 @@
 """What was found out about files once and holds while they do not change, kept between processes: hashes, families, kinds. No torch.
 
 An answer belongs to a path, a size and a time of change (nanoseconds). The index is a cache: when it is damaged or cannot be written,
-answers are found anew. What a process was told it goes on knowing while the file's inode and times are the same. New bytes are not seen when
-length and times are those before: in a folder on another machine that tells them late, or when somebody sets the clock back.
+answers are found anew. What a process was told it goes on knowing while the file's inode and times are the same. New bytes are not seen
+when length and times are those before: in a folder on another machine that tells them late, or when somebody sets the clock back.
 """
 from __future__ import annotations
 

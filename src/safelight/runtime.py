@@ -62,7 +62,11 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 
 
 class Lent(RuntimeError):
-    """The base model is in use with other patches, or for training; it is free when its holders have finished."""
+    """The base model is in use with other patches, or for training; it is free when its holders, `by` whom, have finished."""
+
+    def __init__(self, message: str, by: str = "") -> None:
+        super().__init__(message)
+        self.by = by
 
 
 @dataclass
@@ -139,7 +143,8 @@ def _refuse_conflict(loan: _Loan, model: Model, wanted: str, train: bool) -> Non
     if loan.patched == wanted and not (loan.train or train):
         return
     use = "for training" if loan.train else "with other patches" if loan.patched != wanted else "and cannot be trained meanwhile"
-    raise Lent(f"lease: {model.source} is held by {', '.join(loan.holders)} {use}; finish or close that first")
+    by = f"{', '.join(loan.holders)} {use}"
+    raise Lent(f"lease: {model.source} is held by {by}; finish or close that first", by)
 
 
 def _networks(loans: Iterable[_Loan]) -> set[int]:

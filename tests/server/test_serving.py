@@ -190,6 +190,38 @@ def test_prompts_share_passes_and_give_what_each_gives_alone(server: Server) -> 
     assert pixels(server.wait(ids[0])) == pixels(alone)
 
 
+def patched(seed: int, steps: int) -> dict[str, Any]:
+    """A prompt on the same model with a patch on it, which cannot share its passes."""
+    free = {"class_type": "with_freeu", "inputs": {"model": "mini"}}
+    drawn = drawing(seed, steps=steps)["1"]
+    return {"free": free, "1": {**drawn, "inputs": {**drawn["inputs"], "model": ["free", 0]}}}
+
+
+def test_what_waits_for_a_model_says_so(server: Server) -> None:
+    first = server.queue(drawing(40, steps=60))
+    second = server.queue(patched(41, 2))
+    told: set[str] = set()
+    while not server.get(f"/history/{first}"):
+        told.add(server.get("/api/safelight/queue")["progress"].get(second, {}).get("waits", ""))
+        time.sleep(0.01)
+    assert "its model is held by generate with other patches" in told
+    assert server.wait(second)["status"]["completed"] and not server.get("/api/safelight/queue")["progress"]
+
+
+@pytest.mark.slow
+def test_what_waits_for_a_model_goes_to_another_worker(tmp_path: Path) -> None:
+    server = Server(tmp_path, "--workers", "2")
+    try:
+        while not all(w["ready"] for w in server.get("/api/safelight/queue")["workers"]):
+            time.sleep(0.1)
+        long = [server.queue(drawing(50, steps=120)), server.queue(patched(51, 40))]
+        short = server.queue(patched(52, 2))  # the first worker is as busy as the second
+        assert server.wait(short)["status"]["completed"] and not server.get(f"/history/{long[0]}")
+        assert all(server.wait(id)["status"]["completed"] for id in long)
+    finally:
+        server.stop()
+
+
 def kill_at_work(server: Server) -> None:
     until = time.monotonic() + 120
     while not any(p["share"] > 0 for p in server.get("/api/safelight/queue")["progress"].values()):

@@ -113,6 +113,8 @@ class Desk:
     def __init__(self, path: Path) -> None:
         self.remaining = 0
         self.paused = False
+        self.room: Callable[[], bool] = lambda: False
+        """Whether a prompt that comes now can begin; asked on the desk's thread."""
         self._settled: list[str] = []
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         opened: Future[None] = Future()
@@ -178,19 +180,19 @@ class Desk:
         anybody can read of it. Full when there is no room."""
         call = _Call(what, after)
         self._calls.put(call)
-        found: T = await asyncio.wrap_future(call.future)
+        found: T = await asyncio.shield(asyncio.wrap_future(call.future))  # a caller that goes does not take its call back
         return found
 
     # The queue.
 
     async def put(self, id: str, prompt: str, extra: str, ends: str, *, words: str = "", client: str = "", number: float | None = None,
-                  front: bool = False, room: bool = False) -> Job:
-        """Take a prompt in. A lower number runs first; without one it is counted up, and `front` negates it. With `room` for it to run, and
-        none waiting before it, it is running at once, which `take` would say in a commit of its own. KeyError when the id is taken."""
+                  front: bool = False) -> Job:
+        """Take a prompt in. A lower number runs first; without one it is counted up, and `front` negates it. While there is `room` and none
+        waits before it, it is running at once, which `take` would say in a commit of its own. KeyError when the id is taken."""
         now = time.time()
 
         def do(base: sqlite3.Connection) -> Job:
-            first = room and not self.paused and base.execute("SELECT 1 FROM jobs WHERE state = 'pending' LIMIT 1").fetchone() is None
+            first = self.room() and not self.paused and not _jobs(base, "state = 'pending' LIMIT 1")
             state, started = ("running", now) if first else ("pending", None)
             row = (state, id, client, prompt, extra, ends, words.lower(), now, started)
             columns = "(number, state, id, client, prompt, extra, ends, words, created, started)"

@@ -73,10 +73,10 @@ async def cancel_job(request: Request, id: str) -> dict[str, Any]:
 
 @router.get("/safelight/queue")
 async def queue(request: Request) -> dict[str, Any]:
-    """Whether the queue is paused, what each worker does, and how far the prompts that run are."""
+    """Whether the queue is paused, what each worker does, and how far the prompts that run are, or what in it they wait for."""
     at = studio(request)
     workers = [{"device": w.device, "ready": w.machine is not None, "machine": w.machine, "jobs": list(w.jobs)} for w in at.pool.workers]
-    progress = {id: {"node": t.current, "share": t.progress} for id, t in at.tellings.items()}
+    progress = {id: {"node": t.current, "share": t.progress, "waits": t.waits} for id, t in at.tellings.items()}
     return {"paused": at.desk.paused, "remaining": at.desk.remaining, "workers": workers, "progress": progress}
 
 

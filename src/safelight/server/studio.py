@@ -80,6 +80,7 @@ class Studio:
             **({"ray": setup.ray} if setup.ray is not None else {}),
         }
         self.pool = Pool(self, settings, setup.devices, together=setup.together, most=setup.most)
+        self.desk.room = lambda: bool(self.pool.ready())
         self.tellings: dict[str, Telling] = {}
         self.waiters: defaultdict[str, list[asyncio.Future[Job]]] = defaultdict(list)
         self.written: OrderedDict[str, list[Path]] = OrderedDict()
@@ -117,8 +118,7 @@ class Studio:
         told = {**(extra or {}), **({"client_id": client} if client else {})}
         raw, more = json.dumps(prompt, ensure_ascii=False), json.dumps(told, ensure_ascii=False)
         job = await self.desk.put(
-            id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front,
-            room=bool(self.pool.ready()),
+            id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
         )
         self.tell_status()
         if job.state == "running":
@@ -196,6 +196,8 @@ class Studio:
             return
         if "event" in line:
             telling.event(line["event"])
+        elif "dropped" in line:
+            return
         elif "result" in line:
             await self._succeeded(id, telling, line["result"])
         elif line["failed"]["kind"] == "stopped":
@@ -204,8 +206,8 @@ class Studio:
             await self._end(id, telling, "failed", line["failed"])
 
     async def orphaned(self, ids: Sequence[str], why: str) -> None:
-        """Their worker died: they wait again, but for those that did it too often."""
-        for job in await self._kept(lambda: self.desk.give_back(ids, died=True)):
+        """Nobody runs them any more: they wait again, but for those whose worker died too often."""
+        for job in await self._kept(lambda: self.desk.give_back(ids, died=bool(why))):
             telling = self.tellings[job.id]
             if job.id in self.stopping:
                 await self._end(job.id, telling, "cancelled", {"kind": "stopped", "text": ""})
@@ -214,12 +216,6 @@ class Studio:
                 await self._end(job.id, telling, "failed", {"kind": "WorkerDied", "text": text})
             else:
                 del self.tellings[job.id]
-        self.tell_status()
-
-    async def returned(self, ids: Sequence[str]) -> None:
-        """They wait again."""
-        for job in await self._kept(lambda: self.desk.give_back(ids)):
-            del self.tellings[job.id]
         self.tell_status()
 
     async def _kept(self, write: Any) -> Any:

@@ -36,6 +36,8 @@ class Telling:
         self.measured: list[tuple[float, dict[str, float]]] = []
         """Numbers that work on the way told of, by step: losses, rates."""
         self.notes: list[str] = []
+        self.waits = ""
+        """What it waits for, while it does, in a worker that runs others."""
         self.ran = True
         self._keep("execution_start")
 
@@ -57,6 +59,7 @@ class Telling:
     def event(self, event: Mapping[str, Any]) -> None:
         """Tell of one event of the worker's."""
         node, kind = str(event.get("node", "")), event["event"]
+        self.waits = str(event["text"]) if kind == "waits" else ""
         if event.get("outcome"):
             self._post("safelight", prompt_id=self.id, node=node, text=event["outcome"])
         if kind in ("started", "cached") and event.get("key"):
@@ -74,7 +77,7 @@ class Telling:
             self.preview, shot = event, f"{node}.{event.get('index', 0)}"
             if shot in self.shots or len(self.shots) < SHOTS:
                 self.shots[shot] = str(event["media"]), str(event["data"])
-        elif kind == "note" and event.get("text"):
+        elif kind in ("note", "waits") and event.get("text"):
             self.notes = [*self.notes[-4:], event["text"]]
             self._post("notification", value=event["text"], id=node)
 

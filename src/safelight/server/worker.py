@@ -4,6 +4,7 @@ Orders come in as lines of JSON, what happens goes out the same way (events as `
 
     {"do": "run", "id", "prompt", "workflow", "preview"}      {"ready": {...}}                 {"id", "event": {...}}
     {"do": "stop", "id"}    {"do": "free"}                    {"id", "result": {node: ...}}    {"id", "failed": {...}}
+    {"do": "drop", "id"}: another shall run it                {"id", "dropped": true}
 
 When the orders end, so does the process. It can be killed at any time: what it finished lies in the store by key, what it was writing lies
 in the folder for half-done work, and the queue is not its own.
@@ -118,6 +119,9 @@ class Bench:
             elif order["do"] == "stop" and order["id"] in self.running:
                 self.running[order["id"]].work.close()
                 self.end(self.running[order["id"]], failed={"kind": "stopped", "text": ""})
+            elif order["do"] == "drop" and order["id"] in self.running:
+                self.running.pop(order["id"]).work.close()
+                self.say(id=order["id"], dropped=True)
             elif order["do"] == "free":
                 from safelight import runtime
 
@@ -168,6 +172,8 @@ class Bench:
         except Lent as e:
             if len(self.running) == 1:
                 self.end(one, failed=_told(e, one.node))
+            else:
+                self.say(id=one.id, event={"event": "waits", "node": one.node, "text": f"its model is held by {e.by}"})
             one.waits = True
         except Exception as e:  # noqa: BLE001  whatever a node raises is its prompt's failure, not the worker's
             self.end(one, failed=_told(e, one.node))

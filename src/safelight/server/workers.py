@@ -40,21 +40,20 @@ class Office(Protocol):
         """A line about a prompt: `event`, `result` or `failed`."""
 
     async def orphaned(self, ids: Sequence[str], why: str) -> None:
-        """The worker of these died."""
-
-    async def returned(self, ids: Sequence[str]) -> None:
-        """Nobody has room for these any more; they wait again."""
+        """The worker of these died; without a reason, none has room for them any more."""
 
 
 @dataclass
 class Worker:
-    """One process. `jobs` are the prompts it has, with the time by which each must have ended."""
+    """One process. `jobs` are the prompts it has, with the time by which each must have ended; while it is `held`, one of them waits for a
+    model that another has."""
 
     device: str
     process: asyncio.subprocess.Process | None = None
     machine: Mapping[str, Any] | None = None
     jobs: dict[str, float] = field(default_factory=dict)
     alone: bool = False
+    held: bool = False
     last: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
     def send(self, **order: Any) -> None:
@@ -132,7 +131,7 @@ class Pool:
         while True:
             begun = time.monotonic()
             why = await self._live(worker)
-            jobs, worker.jobs, worker.machine, worker.alone = list(worker.jobs), {}, None, False
+            jobs, worker.jobs, worker.machine, worker.alone, worker.held = list(worker.jobs), {}, None, False, False
             log.warning("worker on %s ended: %s", worker.device or "the default device", why)
             if jobs:
                 await self.office.orphaned(jobs, why)
@@ -168,7 +167,12 @@ class Pool:
         else:
             if "event" not in line:
                 worker.jobs.pop(line["id"], None)
-                worker.alone = worker.alone and bool(worker.jobs)
+                worker.alone, worker.held = worker.alone and bool(worker.jobs), "dropped" in line
+                self.back += [line["id"]] if "dropped" in line else []
+            elif line["event"]["event"] == "waits":
+                worker.held = True
+                if any(not w.held for w in self.ready()):
+                    worker.send(do="drop", id=line["id"])
             await self.office.heard(line["id"], line)
         if "event" not in line:
             self.hungry.set()
@@ -180,7 +184,7 @@ class Pool:
             self.hungry.clear()
             if self.back:
                 ids, self.back = self.back, []
-                await self.office.returned(ids)
+                await self.office.orphaned(ids, "")
             ready = self.ready()
             room = sum(self.together - len(w.jobs) for w in ready)
             jobs = await self.office.next_jobs(room, idle=not all(w.jobs for w in ready)) if room else ()
@@ -200,7 +204,7 @@ class Pool:
             self.back.append(job.id)
             self.hungry.set()
             return
-        worker = min(ready, key=lambda w: len(w.jobs))
+        worker = min(ready, key=lambda w: (w.held, len(w.jobs)))
         worker.jobs[job.id] = time.monotonic() + self.most.seconds
         worker.alone = bool(job.suspect)
         worker.send(do="run", **self.office.order(job))

@@ -81,7 +81,7 @@ def card(at: Studio, job: Job) -> Card:
         tuple(frames(form, outputs, telling)), next(iter(outputs.get("sheet", {}).get("images", ())), None) if "lines" in form else None,
         tuple(f for ui in outputs.values() for f in ui.get("files", ())),
         "\n".join(t for ui in outputs.values() for t in ui.get("text", ())),
-        error(job), telling.nodes.get(telling.current, "") if telling else "", share(telling) if telling and running else 0.0,
+        error(job), at_work(telling) if telling else "", share(telling) if telling and running else 0.0,
         hash(telling.latest[1]) & 0xFFFFFF if telling and telling.latest else 0,
         (job.ended or 0) - (job.started or job.created) if job.ended else 0.0, job.created,
     )
@@ -110,6 +110,13 @@ async def listed(at: Studio, wanted: Wanted) -> dict[str, Any]:
     jobs, total = await at.desk.find(wanted)
     after = wanted.offset + wanted.limit
     return {"cards": [card(at, job) for job in jobs], "next": after if after < total else 0}
+
+
+def at_work(telling: Telling) -> str:
+    """The node that runs; or what a prompt waits for that a worker has, and what to do about it."""
+    if telling.waits:
+        return f"waits: {telling.waits}. More workers (safelight serve --workers 2) run both at once."
+    return telling.nodes.get(telling.current, "")
 
 
 def share(telling: Telling) -> float:
