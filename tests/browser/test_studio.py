@@ -25,13 +25,14 @@ CONTRAST = """(() => {
   const poor = [];
   for (const at of document.querySelectorAll("body *")) {
     const own = [...at.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-    if (!own || !at.checkVisibility() || at.closest("[disabled], .sr, .u-legend, dialog, option") || at.getClientRects().length === 0) continue;
+    if (!own || !at.checkVisibility() || at.closest("[disabled], .sr, .u-legend, dialog, option") || !at.getClientRects().length) continue;
     const back = behind(at), style = getComputedStyle(at);
     let opacity = 1;
     for (let up = at; up; up = up.parentElement) opacity *= Number(getComputedStyle(up).opacity);
     const colour = parse(style.color), front = over([...colour.slice(0, 3), (colour[3] ?? 1) * opacity], back);
     const [a, b] = [light(front), light(back)].sort((x, y) => y - x), ratio = (a + .05) / (b + .05);
-    if (ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5)) poor.push(`${at.tagName}.${at.className} ${at.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
+    if (ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5))
+      poor.push(`${at.tagName}.${at.className} ${at.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
   }
   return poor;
 })()"""

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as Pil
 from starlette.testclient import TestClient
 
+from safelight.embed import OURS, png_with_texts
 from safelight.sampling.storyboard import read as read_storyboard
 from safelight.store import Made, current
 from safelight.values import Patch
@@ -223,3 +224,19 @@ def test_a_training_that_ended_tells_what_was_hard(client: TestClient, tmp_path:
     assert "person-03.png" in looks and "8.25" in looks and "person-04.png" not in looks
     assert client.get(f"/studio/train/{id}/sample/step-000002-0.png").status_code == 200
     assert client.get(f"/studio/train/{id}/curve").json()["held"][1] == [2, 0.4, 0.3, 0.5]
+
+
+def test_a_picture_tells_its_own_way_and_no_other(client: TestClient) -> None:
+    _, picture = made(client, "foxes")
+    node = {"version": "v1", "fingerprint": "", "about": {}, "value": ""}
+    ours = {"target": "2", "index": 1, "nodes": {
+        "1": {**node, "op": "model", "settings": {"name": "mini", "vae": None}, "inputs": {}},
+        "2": {**node, "op": "generate", "settings": {"prompt": "a <b>fox</b>", "seeds": [7, 8]}, "inputs": {"model": "1"}}}}
+    other = {"9": {"class_type": "generate", "inputs": {"prompt": "a car", "seeds": [1]}}}
+    file = client.app.state.studio.shelves.output.path / picture["filename"]  # type: ignore[attr-defined]
+    plain = file.read_bytes()
+    for texts, there, gone in (({"prompt": json.dumps(other), OURS: json.dumps(ours)}, ["a &lt;b&gt;fox", "<dd>8</dd>"], ["a car", "vae"]),
+                               ({"prompt": json.dumps(other)}, ["a car"], ["fox</"]), ({}, ["no graph"], ["generate"])):
+        file.write_bytes(png_with_texts(plain, texts))
+        told = client.get("/studio/gallery/why", params=picture).text
+        assert all(x in told for x in there) and not any(x in told for x in gone), told

@@ -11,9 +11,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from safelight import parameters
+from safelight import lineage, parameters
 from safelight.comfy.check import is_link
-from safelight.embed import texts_of
+from safelight.embed import OURS, texts_of
 from safelight.server.answering import studio
 from safelight.server.desk import Wanted
 from safelight.server.pages import cards, making, scoring, shell
@@ -87,7 +87,18 @@ async def why(request: Request) -> Response:
         return render(request, "_refused.html", 404, why=f"{path.name} is no longer there")
     texts = await asyncio.to_thread(texts_of, path)
     told = {k: query.get(k, "") for k in ("filename", "subfolder", "type")}
-    return render(request, "_why.html", picture=told, steps=list(steps(json.loads(texts.get("prompt") or "{}"))))
+    return render(request, "_why.html", picture=told, steps=list(steps(graph(texts))))
+
+
+def graph(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What led to this very picture, where its file says so; else all that was asked for with it."""
+    ours = json.loads(texts.get(OURS) or "{}")
+    if not ours or not all(node["op"] for node in ours["nodes"].values()):
+        return dict(json.loads(texts.get("prompt") or "{}"))
+    found = lineage.graph(ours)
+    inputs = found[ours["target"]]["inputs"]
+    inputs |= {"seeds": inputs["seeds"][ours["index"]]} if "seeds" in inputs and "index" in ours else {}
+    return found
 
 
 def steps(graph: Mapping[str, Any]) -> Iterable[tuple[str, str, list[tuple[str, str]], list[str]]]:
@@ -97,7 +108,7 @@ def steps(graph: Mapping[str, Any]) -> Iterable[tuple[str, str, list[tuple[str, 
             continue
         found = entry.get("inputs")
         inputs: dict[str, Any] = found if isinstance(found, dict) else {}
-        plain = [(k, str(v)) for k, v in inputs.items() if not is_link(v)]
+        plain = [(k, str(v)) for k, v in inputs.items() if not is_link(v) and v not in (None, "", [])]
         yield key, str(entry.get("class_type") or entry.get("op") or ""), plain, [str(v[0]) for v in inputs.values() if is_link(v)]
 
 

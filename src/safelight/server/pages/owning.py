@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from safelight.folders import OWN
 from safelight.folders import current as folders
+from safelight.index import home
 from safelight.server.pages.shell import render
 
 router = APIRouter()
@@ -34,6 +36,6 @@ def _listed(wanted: str) -> dict[str, Any]:
             if wanted.lower() in name.lower():
                 seen = entry.stat()
                 rows.append({"name": name, "size": 0 if entry.is_dir() else seen.st_size, "when": seen.st_mtime})
-        places = [str(place.path) for place in found.of(kind)]
+        places = [str(place.path) for place in found.of(kind) if not place.path.is_relative_to(OWN)] or [str(home() / "models" / kind)]
         shelves.append({"kind": kind, "heading": heading, "rows": sorted(rows, key=lambda r: str(r["name"]).lower()), "places": places})
     return {"shelves": shelves, "q": wanted, "some": any(s["rows"] for s in shelves)}
