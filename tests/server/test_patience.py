@@ -49,15 +49,20 @@ def opened(server: Server, said: bytes = b"") -> socket.socket:
     return one
 
 
+def over(one: socket.socket) -> bool:
+    with suppress(TimeoutError):
+        return not one.recv(2**16)
+    return False
+
+
 def dropped(one: socket.socket, drip: bytes = b"") -> bool:
     """Whether the server ends it, while a byte comes now and then."""
     one.settimeout(0.1)
     until = time.monotonic() + LONG
     while time.monotonic() < until:
         try:
-            with suppress(TimeoutError):
-                if not one.recv(2**16):
-                    return True
+            if over(one):
+                return True
             one.send(drip)
         except OSError:
             return True
