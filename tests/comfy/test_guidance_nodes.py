@@ -59,6 +59,8 @@ def test_away_from_the_weakened_network() -> None:
     assert torch.allclose(rescaled, Rescale(5.0, 0.7).combine(X, 2.0, [A, B], WAY) + 2 * (A - C), atol=1e-5)
     weak, prompt, _ = Changed(CFG(5.0), {"weak": 1.0}).conds(PROMPT, NEGATIVE_PROMPT)
     assert prompt is PROMPT and bool(weak.extras[WEAK]) and torch.equal(weak.tokens, PROMPT.tokens)
+    both, _ = Changed(Off(), {"weak": 1.0}).conds(replace(PROMPT, others=(OTHER,)), None)
+    assert all(bool(part.extras[WEAK]) for part in both.parts) and len(both.parts) == 2
     with pytest.raises(ValueError, match="no change 'mystery'"):
         Changed(Off(), {"mystery": 1.0})
 

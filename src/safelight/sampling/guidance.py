@@ -107,8 +107,9 @@ class Changed:
         """Those of the guidance, before them the prompt for the weakened network and the third condition."""
         import torch
 
-        weak = replace(cond, extras={**cond.extras, "weak": torch.tensor([True])})  # `patches.rows.WEAK`
-        more = [weak] * ("weak" in self.changes) + ([] if self.third is None else [self.third])
+        mark = {"weak": torch.tensor([True])}  # `patches.rows.WEAK`
+        first, *rest = (replace(part, extras={**part.extras, **mark}) for part in cond.parts)
+        more = [replace(first, others=tuple(rest))] * ("weak" in self.changes) + ([] if self.third is None else [self.third])
         return *more, *self.inner.conds(cond, negative, bare=bare or self.third is not None)
 
     def combine(self, x: Tensor, sigma: float, answers: Sequence[Tensor], process: Process) -> Tensor:

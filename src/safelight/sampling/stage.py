@@ -51,9 +51,9 @@ def along(
     mask = None if latent.mask is None else scaled(latent.mask, samples.shape[-1], samples.shape[-2])
     if mask is not None and len(mask) != 1:
         mask = repeated(mask, len(samples))
-    positive, guidance, graded = _guided(positive, scale)
+    positive, guidance, graded = _guided(_shown(family, positive, samples, mask), scale)
     request = Request(
-        cond=_shown(family, positive, samples, mask),
+        cond=positive,
         negative=None if negative is None else _shown(family, negative, samples, mask),
         latent=samples,
         sigmas=sigmas,
