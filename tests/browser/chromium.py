@@ -102,7 +102,7 @@ class Page:
         asked = urllib.request.Request(f"{self.browser}/json/new?{url}", method="PUT")
         with urllib.request.urlopen(asked, timeout=30) as answer:
             told = json.load(answer)
-        with connect(told["webSocketDebuggerUrl"], max_size=None, open_timeout=30) as socket:
+        with connect(told["webSocketDebuggerUrl"], max_size=None, open_timeout=30, ping_interval=None) as socket:
             other = Page(socket, self.browser)
             other.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
             yield other
@@ -145,7 +145,7 @@ def chromium(home: Path) -> Iterator[Page]:
     )
     try:
         browser, address = _address(profile, process)
-        with connect(address, max_size=None, open_timeout=30) as socket:
+        with connect(address, max_size=None, open_timeout=30, ping_interval=None) as socket:
             yield Page(socket, browser)
     finally:
         process.terminate()
