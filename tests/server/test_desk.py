@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,35 @@ def test_whatever_a_call_raises_is_its_callers(tmp_path: Path) -> None:
             await desk.do(lambda _: 1 // 0)
         await put(desk, "a")
         assert ids(await desk.waiting()) == ["a"]
+
+    on(tmp_path / "q", work)
+
+
+def test_a_prompt_that_has_room_and_nobody_before_it_runs_at_once(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        (waits,) = await put(desk, "no room")
+        assert waits.state == "pending"
+        desk.room = lambda: True
+        (behind,) = await put(desk, "behind")
+        assert behind.state == "pending" and ids(await desk.take(9, idle=True)) == ["no room", "behind"]
+        (first,) = await put(desk, "first")
+        found = await desk.job("first")
+        assert first.state == "running" and first == found and await desk.take(9, idle=True) == []
+        await desk.pause(True)
+        (paused,) = await put(desk, "paused")
+        assert paused.state == "pending"
+        await desk.recover()
+        assert {j.state for j in await desk.waiting()} == {"pending"}
+
+    on(tmp_path / "q", work)
+
+
+def test_a_caller_that_goes_leaves_the_others_their_answers(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        gone = asyncio.create_task(desk.do(lambda _: time.sleep(0.05)))
+        await asyncio.sleep(0)  # it has asked
+        gone.cancel()
+        assert [j.id for j in await put(desk, "a")] == ["a"]
 
     on(tmp_path / "q", work)
 
