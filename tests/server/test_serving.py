@@ -259,6 +259,29 @@ def test_what_is_no_picture_is_kept_whole(server: Server) -> None:
     assert server.wait(server.queue(score))["outputs"]["2"]["files"][0]["filename"] == "scores.json"
 
 
+def test_an_answer_completes_its_prompt(server: Server, ear: Listening) -> None:
+    """A preflight makes nothing and fails at nothing."""
+    folder = server.home / "studio" / "input" / "five"
+    folder.mkdir(parents=True)
+    for i in range(5):
+        Pil.effect_noise((64, 64), 20 + i).convert("RGB").save(folder / f"{i}.png")
+    small = {"steps": 3, "batch": 2, "rank": 2, "size": 64, "samples": 0, "preflight": True}
+    prompt = {
+        "data": {"class_type": "folder", "inputs": {"path": str(folder)}},
+        "base": {"class_type": "model", "inputs": {"name": "mini"}},
+        "train": {"class_type": "train_lora", "inputs": {"model": ["base", 0], "data": ["data", 0], **small}},
+    }
+    id, said = of(ear, server, prompt)
+    text = next(d for t, d in said if t == "executed" and d["node"] == "train")["output"]["text"][0]
+    assert " s a step, " in text and ", until " in text and not [t for t, _ in said if t == "execution_error"]
+    told = server.wait(id)
+    assert told["status"]["completed"] and told["outputs"] == {"train": {"text": [text]}}
+    listed = server.get(f"/api/jobs/{id}")
+    assert listed["status"] == "completed" and listed["outputs_count"] == 0
+    with urllib.request.urlopen(f"{server.url}/studio/train") as page:
+        assert text in page.read().decode()
+
+
 def test_the_openai_client_draws_and_edits(server: Server) -> None:
     openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:

@@ -83,7 +83,7 @@ async def queue(request: Request) -> dict[str, Any]:
 def listed(job: Job) -> dict[str, Any]:
     """A job as lists have it."""
     every = [(node, kind, p) for node, ui in json.loads(job.outputs).items() for kind, ps in ui.items() for p in ps]
-    shown = [{**p, "nodeId": node, "mediaType": kind} for node, kind, p in every]
+    shown = [{**p, "nodeId": node, "mediaType": kind} for node, kind, p in every if isinstance(p, dict)]
     best = next((p for p in shown if p["type"] == "output"), shown[0] if shown else None)
     told: dict[str, Any] = {
         "id": job.id, "status": STATUS[job.state], "priority": job.number, "create_time": int(job.created * 1000),

@@ -228,7 +228,7 @@ class Studio:
                 await asyncio.sleep(2)
 
     async def _succeeded(self, id: str, telling: Telling, result: Mapping[str, Any]) -> None:
-        if any(not told["files"] and not self._still(told["stamp"]) for told in result.values()):
+        if any("text" not in told and not told["files"] and not self._still(told["stamp"]) for told in result.values()):
             self.fresh.add(id)  # the files of its earlier run are gone
             await self._kept(lambda: self.desk.give_back([id]))
             del self.tellings[id]
@@ -244,8 +244,12 @@ class Studio:
 
     def _published(self, id: str, result: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         """The outputs and the moves that bring them about; on the desk's thread, so that no two prompts take the same name."""
-        outputs, moves = {}, []
+        outputs: dict[str, dict[str, list[Any]]] = {}
+        moves: list[tuple[str, str]] = []
         for node, told in result.items():
+            if "text" in told:  # an answer, and nothing made
+                outputs[node] = {"text": [told["text"]]}
+                continue
             staged = self.staging / id / ("" if told["kept"] else "temp")
             root = (self.shelves.output if told["kept"] else self.shelves.temp).path
             chosen: dict[str, str] = {}

@@ -29,7 +29,7 @@ from safelight import comfy
 from safelight.comfy.building import Saved
 from safelight.comfy.run import save
 from safelight.computing import computing
-from safelight.events import Ask, Cached, Done, Event, Preview, Started
+from safelight.events import Answered, Ask, Cached, Done, Event, Preview, Started
 from safelight.folders import current as folders
 from safelight.lineage import outcome
 from safelight.op import OPS
@@ -145,7 +145,7 @@ class Bench:
                 raise ValueError(wrong)
 
         def keep(value: Value, saved: Saved, texts: Mapping[str, str], store: Store) -> list[Path]:
-            stamp = digest("result", value.key, saved.prefix, str(saved.kept), canonical(texts))
+            stamp = digest("result", value.key, saved.prefix, str(saved.kept), canonical([saved.form, texts]))
             again = stamp in self.written and not one.order.get("fresh")
             before = {f for told in one.stamps.values() for f in told["files"]}
             files = [] if again else save(value, saved, folder, texts, store)
@@ -169,6 +169,8 @@ class Bench:
         except StopIteration:
             self.end(one, result=one.stamps)
             self.remember(one)
+        except Answered as e:
+            self.end(one, result={e.answer.node or one.node: {"text": e.answer.text}})
         except Lent as e:
             if len(self.running) == 1:
                 self.end(one, failed=_told(e, one.node))
