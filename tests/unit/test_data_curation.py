@@ -221,12 +221,12 @@ def test_what_is_chosen_by_hand_counts_more_than_the_rules(tmp_path: Path) -> No
     import safelight as sl
 
     data, table = sl.curate(sl.folder(EXAMPLES)), tmp_path / "choices.csv"
-    rows = ["file_name,text", "person-11.png,the other one is kept", "person-11-small.jpg,keep", "broken-download.jpg,keep", "person-02.png,"]
+    rows = ["file_name,text", "person-11.png,the other is kept", "person-11-small.jpg,keep", "broken-download.jpg,keep", "person-02.png,"]
     table.write_text("\n".join(rows))
     now = {row.name: row.dropped for row in sl.choose_pictures(data, path=table).rows}
     before = {row.name: row.dropped for row in data.rows}
     assert before["person-11-small.jpg"].startswith("near duplicate") and not before["person-11.png"]
-    changed = {"person-11.png": "the other one is kept", "person-11-small.jpg": ""}
+    changed = {"person-11.png": "the other is kept", "person-11-small.jpg": ""}
     assert now == before | changed, "what cannot be read is not taken back, an empty text is no choice"
     table.write_text("file_name,text\nnobody.png,keep\n")
     with pytest.raises(ValueError, match=r"choose_pictures: path: .* names none of the 34 pictures; it names nobody\.png"):
