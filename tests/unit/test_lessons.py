@@ -443,6 +443,7 @@ def test_the_picture_that_does_not_belong_is_found(flow: Family) -> None:
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            net.after_step(step, 25)
     found = held_out.hard(net.seen)
     assert found[0][0] == 5
     assert found[0][1] > 1.1 > found[1][1]

@@ -227,6 +227,9 @@ def test_the_gradient_is_clipped_and_its_length_before_is_noted() -> None:
         def buffers(self) -> dict[str, Tensor]:
             return {}
 
+        def formed(self, step: int, steps: int) -> bool:
+            return True
+
         def before_step(self, step: int, steps: int) -> None:
             assert line.layer.weight.grad is not None
             after.append(float(line.layer.weight.grad.norm()))

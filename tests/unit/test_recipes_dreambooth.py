@@ -105,7 +105,7 @@ class Nothing:
 @pytest.mark.parametrize("whole", [False, True])
 def test_both_failures_are_measured(model: Model, data: Dataset, tmp_path: Path, embedded: None, whole: bool) -> None:
     with using(Store(tmp_path / "store")):
-        asked = plan(replace(SUBJECT, whole=whole, text_encoder=True))
+        asked = plan(replace(SUBJECT, rank=16 if whole else 2, whole=whole, text_encoder=True))
         asked = replace(asked, optimizer=Optimizer(lr=0.005 if whole else 0.05, warmup=0), watch=replace(asked.watch, held_out=0.0))
         patch = end(train_dreambooth(model, data, asked, tmp_path / "run", "{}"))
         record = json.loads(Path(patch.files["record.json"].path).read_text())

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from safelight.families import Family
-from safelight.recipes import denoising
+from safelight.limits import FAR
 from safelight.recipes.lora import Plan, train_lora
-from safelight.train import held_out, parallel, trainables
+from safelight.train import held_out, trainables
 from safelight.train.loop import recomputing
 from safelight.train.settings import Batches, LoraShape, Objective, Optimizer, Watch
 from safelight.train.trainables.methods import lora_drop
@@ -26,7 +26,7 @@ def test_two_swapped_captions_are_the_doubtful_ones() -> None:
     told[[4, 17]] = untold[[4, 17]] * 1.05
     found = held_out.doubtful(told.double(), untold.double())
     assert {i for i, _ in found[:2]} == {4, 17}
-    assert [far > held_out.FAR for _, far in found] == [True, True, *[False] * 8]
+    assert [far > FAR for _, far in found] == [True, True, *[False] * 8]
 
 
 @pytest.mark.parametrize(("shape", "optimizer", "says"), [
@@ -49,12 +49,6 @@ def test_a_share_is_for_lora_drop_alone(tmp_path: Path) -> None:
     family = tiny.load(tiny.mini(tmp_path / "m"), device=torch.device("cpu"), dtype=torch.float32)
     with pytest.raises(ValueError, match=r"share 0\.5 is for lora-drop"), trainables.adapter(family, LoraShape(share=0.5), 0):
         pass
-
-
-def test_split_networks_are_refused_where_nothing_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "share", lambda: parallel.Share(0, 2, shards=True))
-    with pytest.raises(ValueError, match=r"train_full: --shard"):
-        next(denoising.prepare("train_full", None, None, None, PLAN))  # type: ignore[arg-type]
 
 
 def test_layers_that_are_computed_twice_count_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Before the first step and along the way: preflight, metrics.jsonl, TensorBoard, what goes into the record."""
 import json
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from safelight.events import Note
+from safelight.events import Answered, Note
 from safelight.families import Family
 from safelight.recipes import denoising
 from safelight.recipes import lora as lora_recipe
@@ -97,7 +98,8 @@ def test_preflight_changes_nothing_and_says_what_to_expect(family: Family, tmp_p
         assert all(torch.equal(p, before[k]) and p.grad is None for k, p in parameters.items())
         assert not n.seen.any()
         assert flight.peak is None or flight.peak > 2**24
-        assert flight.seconds == pytest.approx(5 * flight.step + 4 * 3 * flight.look)
+        assert flight.seconds == pytest.approx(5 * flight.step + 5 * 3 * flight.look)  # looks at 0 (twice), 2, 4 and 5, at three pictures
+        assert not flight.drawn
         events, trained = last(denoising.learn(n, tmp_path / "w"))
     assert "s a step" in next(e.text for e in events if isinstance(e, Note))
     with net(family, tmp_path / "v") as n:
@@ -107,10 +109,42 @@ def test_preflight_changes_nothing_and_says_what_to_expect(family: Family, tmp_p
     assert bare.record["loss"] == trained.record["loss"]
 
 
-def test_preflight_alone_trains_nothing(family: Family, tmp_path: Path) -> None:
-    with net(family, tmp_path / "w", preflight=True) as n, pytest.raises(ValueError, match=r"that was the preflight, nothing was trained"):
+def test_preflight_alone_answers_and_trains_nothing(family: Family, tmp_path: Path) -> None:
+    with net(family, tmp_path / "w", preflight=True) as n, pytest.raises(Answered, match=r"s a step, .* in all, until") as ended:
         last(denoising.learn(n, tmp_path / "w"))
+    told = dict(ended.value.answer.values)
+    assert told["seconds"] > 5 * told["step"] > 0
+    assert told["end"] == pytest.approx(time.time() + told["seconds"], abs=600)
     assert not (tmp_path / "w" / METRICS).exists()
+
+
+def test_preflight_counts_what_a_look_draws(family: Family, tmp_path: Path) -> None:
+    """Its answers and its decoding are run, so their memory is counted, and their seconds at every look."""
+    with net(family, tmp_path / "w", samples=3) as n:
+        rows, decoded, inner = list[int](), list[int](), family.decode
+        family.decode = lambda z: decoded.append(len(z)) or inner(z)  # type: ignore[method-assign, func-returns-value]
+        watch = family.trainable()["unet"].register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+        try:
+            flight = denoising.expected(n)
+        finally:
+            family.decode = inner  # type: ignore[method-assign]
+            watch.remove()
+        assert decoded and set(decoded) == {3} and 6 in rows  # each with its opposite
+        assert flight.drawn > 0
+        assert flight.seconds == pytest.approx(5 * flight.step + 5 * 3 * flight.look + 4 * flight.drawn)
+
+
+def test_what_a_look_draws_may_be_too_much(family: Family, tmp_path: Path) -> None:
+    def full(z: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with net(family, tmp_path / "w", samples=3) as n:
+        inner, family.decode = family.decode, full  # type: ignore[method-assign, assignment]
+        try:
+            with pytest.raises(ValueError, match="fewer samples, or 0"):
+                denoising.expected(n)
+        finally:
+            family.decode = inner  # type: ignore[method-assign]
 
 
 def test_what_cannot_fit_is_refused_with_advice(family: Family, tmp_path: Path) -> None:

@@ -58,12 +58,14 @@ class PassesOn:
     @property
     def cell(self) -> int:
         """`factor`, or a transformer's patch of latents."""
-        return self.factor * int(self.network.net.config.get("patch_size") or 1)
+        pixels: int = self.factor * int(self.network.net.config.get("patch_size") or 1)
+        return pixels
 
     @property
     def tile(self) -> int:
         """The autoencoder's."""
-        return self.images.tile
+        side: int = self.images.tile
+        return side
 
     @property
     def preview_matrix(self) -> Tensor:

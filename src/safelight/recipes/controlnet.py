@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from safelight.store import current
 from safelight.train import batches, cache, held_out, lora_file, parallel
 from safelight.train.captions import captioned
 from safelight.train.lessons import Lesson, Slot
-from safelight.train.loop import Reading, Trained
+from safelight.train.loop import Trained
 from safelight.train.methods import FREE
 from safelight.train.pictures import Cut
 from safelight.train.settings import Batches, Objective, Optimizer, Watch
@@ -63,9 +63,9 @@ def train_control(model: Model, data: Dataset, plan: Plan, work: Path, lineage: 
         shown = Hints(cache.Shelf(current().folder("encoded")), by, pairs(family, data, lesson, plan, given))
         with parallel.first():
             yield from shown.fill()
-        drawn = replace(plan, watch=replace(plan.watch, samples=0))  # those are drawn after hints, below
-        net = denoising.Net(family, copy, lesson, drawn, lambda slots: copy.steering(shown.of(slots)), beside=(copy.net,))
-        trained = yield from denoising.learn(net, work, watcher=Watching(net, work / "samples", plan.watch.samples))
+        net = denoising.Net(
+            family, copy, lesson, plan, lambda slots: copy.steering(shown.of(slots)), beside=(copy.net,), drawn=alike(lesson))
+        trained = yield from denoising.learn(net, work)
         config = json.loads(json.dumps(control.shape(copy.net)))  # as it comes back from the file
         notes = lora_file.modelspec(family, f"{by} for {Path(model.source).name}", lesson.side, kind="controlnet")
     notes |= {control.CONFIG: json.dumps(config, sort_keys=True), "safelight.hint": by, "safelight.lineage": lineage}
@@ -177,25 +177,12 @@ class Hints:
         return torch.from_numpy(floats(np.stack([cache.there(self.shelf, key)["hint"].numpy() for key in keys])))
 
 
-class Watching:
-    """What is looked at between steps: the held-out loss, and pictures drawn after hints that were not learned from."""
-
-    def __init__(self, net: denoising.Net, folder: Path, samples: int) -> None:
-        """Pictures go to `folder`."""
-        self.net, self.folder = net, folder
-        self.judging = denoising.Watching(net, folder)
-        pictures = [(p, i) for p in (net.lesson.held, net.lesson.learn) for i in range(len(p))]
-        shape = pictures[0][0].kept[pictures[0][1]].shape
-        same = [(p, i) for p, i in pictures if p.kept[i].shape == shape][:samples]
-        self.slots = [Slot(n, p, i, 0, p.kept[i].captions[0]) for n, (p, i) in enumerate(same)]
-
-    def __call__(self, step: int, record: dict[str, Any]) -> Work[Reading | None]:
-        """A reading when pictures were held out; `samples` go into the record."""
-        found = yield from self.judging(step, record)
-        if self.slots:
-            with self.net.around(self.slots):
-                record["samples"] = yield from shared.samples(self.net.family, [s.caption for s in self.slots], self.folder, step)
-        return found
+def alike(lesson: Lesson) -> list[Slot]:
+    """Pictures whose hints are drawn after, those that are not learned from first: all of one shape."""
+    pictures = [(p, i) for p in (lesson.held, lesson.learn) for i in range(len(p))]
+    shape = pictures[0][0].kept[pictures[0][1]].shape
+    same = [(p, i) for p, i in pictures if p.kept[i].shape == shape]
+    return [Slot(n, p, i, 0, p.kept[i].captions[0]) for n, (p, i) in enumerate(same)]
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from safelight.disk import put
-from safelight.events import Note, Progress
+from safelight.engine import finish
+from safelight.events import Answer, Answered, Note, Progress
 from safelight.families.joining import join, repeats
+from safelight.limits import FAR
 from safelight.patches.lora.names import DENOISERS
 from safelight.recipes import shared
 from safelight.sampling.draw import Shot, starts, walk
@@ -60,6 +62,7 @@ def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Plan) ->
     """Encode what is not yet encoded. ValueError when there is no picture."""
     side = yield from shared.check(op, family, data, plan.batches.size)
     rows, several = data.kept, plan.batches.several
+    learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
     trigger = plan.objective.trigger or found_trigger([row.caption for row in rows])
     said = [captioned(row, trigger, several=several) for row in rows]
     calm = [without(captions[0], trigger) for captions in said]
@@ -69,7 +72,6 @@ def prepare(op: str, family: Family, model: Model, data: Dataset, plan: Plan) ->
         texts = yield from shared.texts(family, model, {"", *calm, *(c for some in said for c in some)}, shelf)
     if not trigger and plan.objective.prior and plan.objective.prior_by == "answers":
         yield Note(text=f"{op}: the captions share no trigger, so what is learned may show everywhere; `caption` can add one")
-    learn, held = held_out.split(rows, plan.watch.held_out, plan.seed)
     if plan.watch.patience and not held:
         yield Note(text=f"{op}: patience {plan.watch.patience} needs held-out pictures, and there are none", level="warning")
     own = [calm[i] for i in learn][: OWN if plan.objective.prior else 0]
@@ -82,7 +84,7 @@ def own_pictures(family: Family, model: Model, captions: Sequence[str], side: in
     """Latents of what the model draws of the captions, picture i with seed i. Drawn once, then kept; those drawn together are told apart
     by all their captions, since a picture's last bits depend on its company."""
     groups = [range(at, min(at + TOGETHER, len(captions))) for at in range(0, len(captions), TOGETHER)]
-    how = (str(side), str(family.dtype), canonical(shared.SAMPLE))
+    how = (str(side), cache.arithmetic(family), canonical(shared.SAMPLE))
     keys = [digest("drawn", model.key, str(i), *how, *[captions[k] for k in some]) for some in groups for i in some]
     size = Cut(side, side).told(side, side)
     for some in (group for group in groups if not all(shelf.has(keys[i]) for i in group)):
@@ -104,7 +106,8 @@ class Net:
     """The model with what is trained in it, and what its loss is. `around` is entered with the slots that are shown whenever the network
     is asked, held-out ones too; it may hang a hint on it. It is also what evolves with the steps: the trainable, and `seen`, the sums of
     losses and how many there were, by picture to learn and by part of time (N, STRATA, 2). With several processes each has its own net, of
-    its `rank`. `beside` are networks that are trained and no part of the family."""
+    its `rank`. `beside` are networks that are trained and no part of the family, `drawn` the slots that are drawn at
+    looks with `around` them, instead of prompts."""
 
     family: Family
     trainable: Trainable
@@ -114,6 +117,7 @@ class Net:
     rank: int = field(default_factory=lambda: parallel.share().rank)
     world: int = field(default_factory=lambda: parallel.share().world)
     beside: Sequence[nn.Module] = ()
+    drawn: Sequence[Slot] = ()
 
     @cached_property
     def course(self) -> Course:
@@ -219,6 +223,10 @@ class Net:
         """The trainable's, and `seen`."""
         return {**self.trainable.buffers(), "seen": self.seen}
 
+    def formed(self, step: int, steps: int) -> bool:
+        """The trainable's."""
+        return self.trainable.formed(step, steps)
+
     def before_step(self, step: int, steps: int) -> None:
         """The trainable's turn."""
         self.trainable.before_step(step, steps)
@@ -252,7 +260,8 @@ class Watching:
         """A reading when pictures were held out. Into the record go `samples`, `bands` (step, sigma, loss, low, high) and `hard` (step,
         name, caption, how often its loss it has of what is usual, how often it was shown), and `doubtful` at the last step."""
         net = self.net
-        record["samples"] = yield from shared.samples(net.family, self.prompts(), self.folder, step)
+        with drawing(net) as prompts:
+            record["samples"] = yield from shared.samples(net.family, prompts, self.folder, step)
         kept = net.lesson.learn.kept
         record["hard"] = [[step, kept[i].name, kept[i].captions[0], *told] for i, *told in held_out.hard(net.seen.cpu())]
         yield from self._doubt(step, record)
@@ -270,28 +279,36 @@ class Watching:
     def _doubt(self, step: int, record: dict[str, Any]) -> Work[None]:
         """Into the record at the last step: (step, name, caption, see `held_out.doubtful`) of the hardest pictures, as many as cost less
         than a third of the training; a note of the worst."""
-        net, b = self.net, self.net.plan.batches
-        room = b.steps * b.batch // (2 * held_out.STRATA)
-        hard = [i for i, *_ in held_out.hard(net.seen.cpu(), room)]
-        if step < b.steps or len(hard) < held_out.FEW:
+        net = self.net
+        hard = [i for i, *_ in held_out.hard(net.seen.cpu(), room(net))]
+        if step < net.plan.batches.steps or len(hard) < held_out.FEW:
             return
         yield Progress(what="captions")
         some = net.lesson.learn.some(hard)
         found = held_out.doubtful(net.fixed_losses(some), net.fixed_losses(some, empty=True))
         record["doubtful"] = [[step, some.kept[i].name, some.kept[i].captions[0], far] for i, far in found]
-        if wrong := [some.kept[i].name for i, far in found if far > held_out.FAR]:
+        if wrong := [some.kept[i].name for i, far in found if far > FAR]:
             yield Note(text=f"train: captions that fit their pictures far less than the others': {', '.join(wrong)}", level="warning")
 
-    def prompts(self) -> list[str]:
-        """The asked ones, or held-out captions and then others; as many as there should be samples."""
-        watch, lesson = self.net.plan.watch, self.net.lesson
-        pictures = (*lesson.held.kept, *lesson.learn.kept)
-        return list(watch.prompts or dict.fromkeys(kept.captions[0] for kept in pictures))[: watch.samples]
+
+def room(net: Net) -> int:
+    """How many pictures' captions may be doubted, for less than a third of what the steps take."""
+    return net.plan.batches.steps * net.plan.batches.batch // (2 * held_out.STRATA)
+
+
+@contextmanager
+def drawing(net: Net) -> Iterator[list[str]]:
+    """What is drawn at a look, for as long as the block lasts: the captions of `drawn`, or else the asked prompts, or held-out captions and
+    then others; as many as there should be samples."""
+    watch, slots = net.plan.watch, net.drawn[: net.plan.watch.samples]
+    captions = (kept.captions[0] for kept in (*net.lesson.held.kept, *net.lesson.learn.kept))
+    with net.around(slots) if slots else nullcontext():
+        yield [s.caption for s in slots] or list(watch.prompts or dict.fromkeys(captions))[: watch.samples]
 
 
 def learn(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mapping[str, float] | None = None) -> Work[Trained]:
     """Train it: preflight, the loop with its looks, metrics.jsonl and sample pictures in the run's own folder `work`. ValueError when it
-    cannot fit into memory, and after the preflight when that is all that was asked for. `rates`: see `Training`."""
+    cannot fit into memory; Answered after the preflight when that is all that was asked for. `rates`: see `Training`."""
     plan, told = net.plan, work / "preflight.json"
     with parallel.sharded(_splitting(net)) as parts:
         net.trainable.split(parts)
@@ -300,9 +317,9 @@ def learn(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mappin
         if plan.watch.preflight and net.rank:
             raise parallel.Finished
         if flight is not None and net.rank == 0:
-            yield Note(text=f"train: {flight.text()}")
             if plan.watch.preflight:
-                raise ValueError(f"train: {flight.text()}; that was the preflight, nothing was trained")
+                raise Answered(Answer(text=flight.text(), values=flight.values()))
+            yield Note(text=f"train: {flight.text()}")
             put(told, json.dumps(vars(flight)).encode())
         trained = yield from train(task(net, work, watcher=watcher, rates=rates))
     if not trained.step:
@@ -329,7 +346,7 @@ def task(net: Net, work: Path, *, watcher: Watcher | None = None, rates: Mapping
     given = shared.training(net.trainable.parameters, net.losses, watcher, plan=net.plan, work=work)
     track = Tracker(work, net.plan.watch.tensorboard) if net.rank == 0 else None
     networks = tuple(net.family.trainable().values())
-    return replace(given, evolving=net, items=net.items, networks=networks, track=track, rates=rates or {})
+    return replace(given, evolving=net, items=net.items, networks=networks, track=track, rates=rates or {}, dtype=str(net.family.dtype))
 
 
 def expected(net: Net) -> preflight.Flight:
@@ -338,8 +355,9 @@ def expected(net: Net) -> preflight.Flight:
     largest = max(range(len(lesson.learn)), key=lambda i: prod(lesson.learn.kept[i].shape))
     judged = lesson.held if len(lesson.held) else lesson.learn
     one = replace(net, lesson=replace(lesson, held=judged.some([0])))
-    drawn = min(plan.watch.samples, len(plan.watch.prompts) or plan.watch.samples)
-    pictures = len(lesson.held) + drawn * shared.SAMPLE.steps * 2 / held_out.STRATA  # a picture drawn is so many answers
+    looks, doubted = -(-plan.batches.steps // plan.watch.every) + 1, min(len(lesson.learn), room(net))
+    pictures = len(lesson.held) * (looks + 1)  # the first time also without what is trained
+    pictures += 2 * doubted if doubted >= held_out.FEW else 0
 
     def few(n: int) -> Tensor:
         slots = [Slot(i, lesson.learn, largest, 0, lesson.learn.kept[largest].captions[0]) for i in range(n)]
@@ -347,8 +365,15 @@ def expected(net: Net) -> preflight.Flight:
 
     mine = -(-plan.batches.batch // net.world)
     at_once = min(plan.batches.at_once or mine, mine)
+    with drawing(net) as prompts:
+        shots = shared.shots(net.family, prompts, replace(shared.SAMPLE, steps=preflight.ANSWERS)) if prompts else []
+
+    def walked() -> None:
+        with drawing(net):
+            finish(walk(net.family, shots, previews=False))
+
     probe = preflight.Probe(net.family.device, net.trainable.parameters, few, net.losses, one.held_out_losses, at_once,
-                            lambda: {**net.buffers(), "fresh": net.fresh})
-    looks = (plan.batches.steps // plan.watch.every + 2) * pictures
+                            lambda: {**net.buffers(), "fresh": net.fresh}, walked,
+                            lambda: net.family.decode(torch.cat([shot.start for shot in shots])), shared.SAMPLE.steps if shots else 0)
     with recomputing(tuple(net.family.trainable().values()) if plan.optimizer.checkpointing else ()):
-        return preflight.fly(probe, plan.optimizer, plan.batches.steps, looks)
+        return preflight.fly(probe, plan.optimizer, plan.batches.steps, judged=pictures, looks=looks)

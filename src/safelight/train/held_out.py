@@ -15,18 +15,22 @@ from safelight.values import Row, digest
 STRATA = 8
 """How many noise levels each picture is looked at, in equal parts of time."""
 
-FEW, FAR = 8, 6.0
-"""Of fewer pictures nobody can say which caption is unlike the others'; beyond so many median deviations one is."""
+FEW = 8
+"""Of fewer pictures nobody can say which caption is unlike the others'."""
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[int], list[int]]:
     """(kept for training, held out): indices. A picture's side depends on its content and the seed alone; at least one is held out when
-    share > 0 and four rows are there, and pictures with the same bytes, or made from the same by `augment`, are on the same side."""
+    share > 0 and four rows are there, and pictures with the same bytes, or made from the same by `augment`, are on the same side.
+    ValueError when that leaves none to train on."""
     first = [str(r.info.get("augmented", {}).get("sha256") or r.picture.sha256) for r in rows]  # copies count as what they were made of
     order = sorted(range(len(rows)), key=lambda i: digest("held out", str(seed), first[i]))
     count = 0 if share <= 0 or len(rows) < 4 else max(1, round(share * len(rows)))
     chosen = {first[i] for i in order[:count]}
     held = [i for i in range(len(rows)) if first[i] in chosen]
+    if held and len(held) == len(rows):
+        raise ValueError(f"train: held_out {share:g}: the {len(rows)} pictures are copies of {len(chosen)}, and copies are held out "
+                         "together, so none would be left to learn from; expected held_out 0, or other pictures too")
     return [i for i in range(len(rows)) if first[i] not in chosen], held
 
 

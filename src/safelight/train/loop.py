@@ -63,6 +63,10 @@ class Evolving(Protocol):
         """Tensors that checkpoints hold and resuming copies into."""
         ...
 
+    def formed(self, step: int, steps: int) -> bool:
+        """Whether the weights after so many steps may be those that are kept."""
+        ...
+
     def before_step(self, step: int, steps: int) -> None:
         """Called with the clipped gradients in place."""
         ...
@@ -94,7 +98,7 @@ class Training:
     learning rate by the beginning of the name. `reduce` averages over processes. `every` is the number of steps between looks, of which
     `patience` without a better reading end the training (0: none do); `seconds` the least time between checkpoints, 0: at every step.
     `evolving` is told of every step, `track` gets the record whenever it has grown. `items` names a step's pictures for error messages.
-    `networks` are those that gradients pass through.
+    `networks` are those that gradients pass through, `dtype` their precision, in which a run must go on.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -113,6 +117,7 @@ class Training:
     track: Callable[[Mapping[str, Any]], None] | None = None
     items: Callable[[int], Sequence[str]] | None = None
     networks: Sequence[nn.Module] = ()
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class _State:
     def done(self) -> bool:
         """Whether all steps are, or several looks brought nothing better."""
         latest = self.record["held_out"][-self.t.patience :] if self.t.patience else []
-        tired = 0 < len(latest) == self.t.patience and latest[0][0] > self.record["kept_step"]
+        tired = 0 < len(latest) == self.t.patience and bool(self.best) and latest[0][0] > self.record["kept_step"]
         return self.step == self.t.steps or tired
 
     def run(self) -> Generator[Event, None, None]:
@@ -267,7 +272,8 @@ class _State:
         for name, rows in draft.items():
             self.record.setdefault(name, []).extend(rows)
         if reading is not None:
-            if not self.best or reading.loss < min(loss for _, loss, _, _ in self.record["held_out"]):
+            before = [loss for step, loss, _, _ in self.record["held_out"] if self._formed(step)]
+            if self._formed(self.step) and (not self.best or reading.loss < min(before)):
                 self.best, self.record["kept_step"] = weights or self.stepper.weights(), self.step
             self.record["held_out"].append([self.step, reading.loss, reading.low, reading.high])
         self.record["watched"] = self.step
@@ -275,6 +281,9 @@ class _State:
         if reading is not None:
             held = (("held-out", reading.loss), ("low", reading.low), ("high", reading.high))
             yield Progress(step=self.step, total=self.t.steps, what="held-out loss", values=held)
+
+    def _formed(self, step: int) -> bool:
+        return self.t.evolving is None or self.t.evolving.formed(step, self.t.steps)
 
     def _seen(self, watch: Watcher, draft: dict[str, Any]) -> Generator[Event, None, tuple[Reading | None, dict[str, Tensor]]]:
         """What the watcher says, and the weights where putting them together takes all processes."""
@@ -322,7 +331,8 @@ class _State:
         self.cost = self.saved - begun
 
     def _settings(self) -> dict[str, Any]:
-        found = {**asdict(self.t.optimizer), "steps": self.t.steps, "every": self.t.every, "parameters": len(self.t.parameters)}
+        t = self.t
+        found = {**asdict(t.optimizer), "steps": t.steps, "every": t.every, "parameters": len(t.parameters), "dtype": t.dtype}
         known: dict[str, Any] = json.loads(json.dumps(found))
         return known
 

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from safelight.computing import chosen, computing
+from safelight.events import Answered
 
 MEET, SHARD = "SAFELIGHT_MEET", "SAFELIGHT_SHARD"
 """Environment: the file by which processes of this machine find each other; whether parameters are split among them."""
@@ -108,6 +109,9 @@ def crew(processes: int = 1, *, shard: bool = False) -> Iterator[None]:
             join()
             yield
             agreed(None)
+        except Answered:
+            agreed(None)
+            raise
         except RuntimeError as error:
             _fallen(children, Path(folder), error)
             raise

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import fmean, median
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,13 @@ from safelight.train.settings import Optimizer
 from safelight.train.stepping import Stepper
 
 STEPS = 3
-"""How many steps are run; the first, which warms up, is not timed."""
+"""How many steps are timed, after one that warms up, or some where they are short."""
+
+ANSWERS = 2
+"""How many steps of a sampler are walked."""
+
+LONG = 1.0
+"""What takes as many seconds is not done again to see it warm."""
 
 SPARE = 0.95
 """How much of what is free a training may take."""
@@ -34,13 +41,14 @@ Losses = Callable[[int], Iterable[Tensor]]
 @dataclass(frozen=True)
 class Flight:
     """What to expect: bytes at most and bytes held before, of this process or on the device (None where nobody says); bytes that were
-    free; seconds a step, a look, and in all."""
+    free; seconds a step, a held-out picture, the pictures drawn at a look, and in all."""
 
     peak: int | None
     before: int | None
     free: int | None
     step: float
     look: float
+    drawn: float
     seconds: float
 
     def text(self) -> str:
@@ -48,6 +56,11 @@ class Flight:
         peak = "" if self.peak is None else f"{self.peak / 1e9:.2f} GB at most, "
         end = datetime.now() + timedelta(seconds=self.seconds)
         return f"about {peak}{self.step:.3g} s a step, {timedelta(seconds=round(self.seconds))} in all, until {end:%a %H:%M}"
+
+    def values(self) -> tuple[tuple[str, float], ...]:
+        """The numbers by name, with the time it will end in seconds since 1970."""
+        peak = () if self.peak is None else (("peak", float(self.peak)),)
+        return (*peak, ("step", self.step), ("seconds", self.seconds), ("end", time.time() + self.seconds))
 
 
 class Meter:
@@ -83,7 +96,8 @@ class Meter:
 @dataclass(frozen=True)
 class Probe:
     """What is tried: `few(n)`, the loss of n pictures of the largest size; `losses(step)`, all parts of a step; `look`, one picture looked
-    at. `at_once` pictures are in memory together; `state` is what the steps change besides the parameters."""
+    at. `at_once` pictures are in memory together; `state` is what the steps change besides the parameters. `walk` is ANSWERS of the
+    `answers` that the pictures drawn at a look take (0: none is drawn), `decode` makes them pictures."""
 
     device: torch.device
     parameters: Mapping[str, nn.Parameter]
@@ -92,11 +106,14 @@ class Probe:
     look: Callable[[], object]
     at_once: int
     state: Callable[[], Mapping[str, Tensor]]
+    walk: Callable[[], object]
+    decode: Callable[[], object]
+    answers: int
 
 
-def fly(p: Probe, o: Optimizer, steps: int, looks: float, free: int | None = None) -> Flight:
-    """The estimate, for a run that looks at `looks` pictures. ValueError with advice when it cannot fit into memory, which one picture and
-    two show before more are tried: into `free` bytes, or what the device has left."""
+def fly(p: Probe, o: Optimizer, steps: int, *, judged: int, looks: int, free: int | None = None) -> Flight:
+    """The estimate, for a run that looks at held-out pictures `judged` times and draws at `looks` looks. ValueError with advice when it
+    cannot fit into memory, which one picture and two show before more are tried: into `free` bytes, or what the device has left."""
     meter, free = Meter(p.device), free or memory.free(p.device)
     with _unchanged(p):
         meter.reset()
@@ -104,12 +121,15 @@ def fly(p: Probe, o: Optimizer, steps: int, looks: float, free: int | None = Non
         moved, state = _optimizer(p, o)
         _refuse([_tried(p, meter, n) for n in range(1, min(p.at_once, 2) + 1)], state, before=before, free=free, at_once=p.at_once)
         meter.reset()
-        seconds = [_timed(p.device, lambda s=s: _backward(p.losses(s))) for s in range(STEPS)]  # type: ignore[misc]
+        first = _timed(p.device, lambda: _backward(p.losses(0)))
+        count = STEPS if _long(first) else 2 * STEPS  # short ones become shorter for a while
+        seconds = [_timed(p.device, lambda s=s: _backward(p.losses(s + 1))) for s in range(count)]  # type: ignore[misc]
+        look, drawn = _warm(p.device, p.look), _drawn(p)
         most = meter.peak()
-        look = _timed(p.device, p.look)
-    step = sum(seconds[1:]) / (STEPS - 1) + moved
+    step = fmean(seconds[-STEPS:]) + moved
     kept = sum(w.nbytes for w in p.parameters.values()) if p.device.type == "cpu" else 0  # the best weights, beside those in work
-    return Flight(None if most is None else most + state + kept, before, free, step, look, step * steps + look * looks)
+    peak = None if most is None else most + state + kept
+    return Flight(peak, before, free, step, look, drawn, step * steps + look * judged + drawn * looks)
 
 
 def _refuse(taken: Sequence[int | None], state: int, *, before: int | None, free: int | None, at_once: int) -> None:
@@ -152,13 +172,39 @@ def _timed(device: torch.device, work: Callable[[], object]) -> float:
     return clock() - begun
 
 
+def _warm(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds that it takes once it has been done before; or takes, where that makes no difference."""
+    seconds = _timed(device, work)
+    return seconds if _long(seconds) else median(_timed(device, work) for _ in range(3))
+
+
+def _long(seconds: float) -> bool:
+    """Whether work takes too long to be done more often; processes that measure together agree."""
+    return (parallel.agreed(seconds) if parallel.share().shards else seconds) >= LONG
+
+
+def _drawn(p: Probe) -> float:
+    """Seconds for the pictures of one look. ValueError when they do not fit into memory."""
+    try:
+        return p.answers / ANSWERS * _warm(p.device, p.walk) + _warm(p.device, p.decode) if p.answers else 0.0
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        raise ValueError("train: drawing the samples of a look takes more memory than there is; try fewer samples, or 0") from error
+
+
 def _optimizer(p: Probe, o: Optimizer) -> tuple[float, int]:
     """Seconds of a step, and bytes of what it keeps; of copies."""
     copies = {name: nn.Parameter(parallel.local(w.detach()).clone()) for name, w in p.parameters.items()}
-    for copy in copies.values():
-        copy.grad = torch.zeros_like(copy)
     stepper = Stepper(copies, o, {})
-    seconds = [_timed(p.device, lambda: stepper.step(0.0, 0)) for _ in range(2)][-1]  # the first one makes the state
+
+    def step() -> None:
+        for copy in (c for c in copies.values() if c.grad is None):
+            copy.grad = torch.zeros_like(copy)
+        stepper.ready(torch.zeros((), device=p.device), lambda _: None)
+        stepper.step(0.0, 0)
+
+    seconds = _warm(p.device, step)  # the first one makes the state
     state = [t for s in stepper.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     return seconds, sum(t.nbytes for t in (*state, *stepper.averages))
 

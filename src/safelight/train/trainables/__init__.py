@@ -50,6 +50,10 @@ class Trainable(Protocol):
         """What else changes with the steps and belongs to the state: checkpoints hold it, and resuming copies into it."""
         ...
 
+    def formed(self, step: int, steps: int) -> bool:
+        """Whether the weights after so many steps have the form that was asked for, and may be kept."""
+        ...
+
     def before_step(self, step: int, steps: int) -> None:
         """Called with the gradients in place, clipped, before the optimizer moves the parameters."""
         ...

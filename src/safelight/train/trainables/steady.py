@@ -27,6 +27,10 @@ class Steady:
         """None."""
         return {}
 
+    def formed(self, step: int, steps: int) -> bool:
+        """Always."""
+        return True
+
     def before_step(self, step: int, steps: int) -> None:
         """Nothing to do."""
 

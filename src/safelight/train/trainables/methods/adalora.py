@@ -49,6 +49,10 @@ class Allocating(Adapter):
         means = {"importance": self.importance, "variation": self.variation}
         return {f"{kind}.{name}": t for kind, held in means.items() for name, t in held.items()} | {"mask": self.mask}
 
+    def formed(self, step: int, steps: int) -> bool:
+        """Once no more ranks than `target` are left."""
+        return step >= between(steps)[1]
+
     @torch.no_grad()
     def before_step(self, step: int, steps: int) -> None:
         """Note the importance of every entry."""

@@ -41,10 +41,14 @@ class Dropping(Adapter):
         """The book."""
         return self.book
 
+    def formed(self, step: int, steps: int) -> bool:
+        """Once it is decided which layers keep their own."""
+        return step >= measured(steps)
+
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
         """After the measured steps, decide. Until then the processes agree at every step: a checkpoint holds the first one's sums."""
-        left = min(max(2, round(MEASURED * steps)), steps) - step - 1
+        left = measured(steps) - step - 1
         if left >= 0:
             parallel.mean([self.book["sums"]])
         if left:
@@ -54,6 +58,11 @@ class Dropping(Adapter):
         self.kept.zero_()
         self.kept[order[before < self.share * largest.sum()]] = 1
         self.book["open"].zero_()
+
+
+def measured(steps: int) -> int:
+    """Over how many steps importance is."""
+    return min(max(2, round(MEASURED * steps)), steps)
 
 
 def method(spots: Sequence[Spot], shape: LoraShape, seed: int) -> Adapter:
