@@ -66,8 +66,8 @@ def test_what_takes_too_long_is_stopped_and_the_next_prompt_runs(server: Server)
 
 @pytest.mark.slow
 def test_a_prompt_that_takes_too_much_memory_fails_alone(server: Server) -> None:
-    """24 pictures of 16 million points are 4.8 GB; the worker is killed for them, at last the prompt is given up, the next one runs."""
-    big = {"1": node("EmptyImage", width=4096, height=4096, batch_size=24, color=0x808080)}
+    """Six pictures of 16 million points are 1.2 GB, at every node anew; the worker is killed for them, at last the prompt is given up."""
+    big = {"1": node("EmptyImage", width=4096, height=4096, batch_size=6, color=0x808080)}
     for i in range(2, 8):
         big[str(i)] = node("ImageInvert", image=[str(i - 1), 0])
     big["end"] = node("SaveImage", images=["7", 0], filename_prefix="big")
