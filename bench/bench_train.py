@@ -1,5 +1,6 @@
 """LoRA training against its peers: pictures a second and peak memory, the same model, pictures and settings, as ratios of one run.
 
+    python bench/bench_train.py --waits [--shape small|sd15] [--batch 4] [--steps 8]
     python bench/bench_train.py [--shape small|sd15] [--batch 4] [--steps 6] [--rounds 2] [--diffusers SCRIPT] [--kohya DIR]
         [--diffusers-python PYTHON] [--kohya-python PYTHON]
 
@@ -9,15 +10,20 @@ run in bfloat16 with its latents cached, on the `sd15` shape, the only one it kn
 bfloat16 with peft's layers, latents and texts at hand. A step's time is the median between the ends of the last optimizer steps, memory
 the most until then. `small` is 35 million parameters at 256 pixels, `sd15` Stable Diffusion 1.5's shape at 512; weights are random. Neither
 peer's files are part of this project.
+
+With --waits: the share of a step's wall time in which the loop waits for its next batch, once where nothing was encoded before, and once
+from latents that are there, and on the disk alone.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +104,37 @@ def of_ours(folder: Path, data: Path, a: argparse.Namespace) -> None:
     watch = Watch(held_out=0.0, every=10**6, samples=0)
     sl.train_lora(sl.model(str(folder)), sl.folder(str(data)), shape=shape, optimizer=Optimizer(lr=1e-4, warmup=0), batches=batches,
                   objective=Objective(prior=0.0), watch=watch, seed=a.seed)
+
+
+def of_waits(folder: Path, data: Path, a: argparse.Namespace) -> None:
+    """Print what the loop waits for batches, in two trainings one after the other; nothing is encoded before the first."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    from safelight.train.pictures import Ahead
+
+    shutil.rmtree(ROOM / "waits", ignore_errors=True)
+    os.environ["SAFELIGHT_HOME"] = str((ROOM / "waits").resolve())
+    ends: list[float] = []
+    waits: list[float] = []
+    give = Ahead.__call__
+
+    def waited(self: Ahead[Any], step: int) -> Any:
+        begun = time.perf_counter()
+        given = give(self, step)
+        waits.append(time.perf_counter() - begun)
+        return given
+
+    Ahead.__call__ = waited  # type: ignore[method-assign]
+    register_optimizer_step_post_hook(lambda *_: ends.append(time.perf_counter()))
+    for name in ("nothing encoded before", "from encoded latents"):
+        for kept in (ROOM / "waits").rglob("*.safetensors"):
+            with open(kept, "rb") as file:  # what lies in memory of it is forgotten
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        of_ours(folder, data, a)
+        whole, lost = ends[-1] - ends[-a.steps - 2], sum(waits[-a.steps - 1 :])  # the steps between the first and the last end
+        print(f"{name:23} {lost / whole:.3%} of a step's {whole / (a.steps + 1):.3f} s are waited for its batch "
+              f"({1000 * max(waits[-a.steps - 1 :]):.2f} ms at most)", flush=True)
+        a.seed += 1
 
 
 def of_floor(folder: Path, data: Path, a: argparse.Namespace) -> None:
@@ -184,9 +221,12 @@ def main() -> None:
     p.add_argument("--kohya-python", default=sys.executable)
     p.add_argument("--only", nargs="*", help="of ours, floor, diffusers float32, ...; all without it")
     p.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    p.add_argument("--waits", action="store_true", help="how long the loop waits for batches; nothing else is run")
     p.add_argument("--one", choices=("ours", "floor"), help=argparse.SUPPRESS)
     a = p.parse_args()
     folder, data = written(a.shape), pictures(SHAPES[a.shape]["size"], 24 if a.shape == "small" else 6)
+    if a.waits:
+        return of_waits(folder, data, a)
     if a.one:
         return {"ours": of_ours, "floor": of_floor}[a.one](folder, data, a)
     seen: dict[str, list[tuple[float, float, float]]] = {}
