@@ -36,7 +36,7 @@ def new_model(
 
     Args:
         like: whose autoencoder, noise levels and text encoder it takes: a model in a folder, such as mini
-        shape: tiny has 5 million weights and learns on a laptop; small has 19 million, as mini
+        shape: tiny has 6 million weights and learns on a laptop; small has 19 million, as mini
         conditioning: what the U-Net is told besides the noise: nothing, one of some classes, or a text
         labels: the names of the classes
         seed: of the weights; -1 draws one
