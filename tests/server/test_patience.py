@@ -133,7 +133,10 @@ def shaken(server: Server) -> socket.socket:
     key = base64.b64encode(os.urandom(16)).decode()
     more = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
     one = opened(server, f"GET /ws?clientId=mute HTTP/1.1\r\nHost: {HOST}\r\n{more}".encode())
-    assert one.recv(2**16).startswith(b"HTTP/1.1 101")
+    with ExitStack() as refused:
+        refused.enter_context(one)
+        assert one.recv(2**16).startswith(b"HTTP/1.1 101")
+        refused.pop_all()
     return one
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safelight.limits import FAR
 from safelight.server.studio import Studio
 from safelight.store import Missing, current
 from safelight.values import Patch
@@ -15,8 +16,6 @@ from safelight.values import Patch
 SAMPLE = re.compile(r"step-(\d{6,})-(\d+)\.png")
 COLUMNS = 9
 """Steps of a strip; of more, some are left out."""
-FAR = 6.0
-"""Median deviations beyond which a caption is doubtful."""
 
 
 @dataclass(frozen=True)
