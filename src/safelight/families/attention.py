@@ -31,6 +31,9 @@ HEADS = 2
 SAMPLED = 8
 """A row's largest score is estimated from every eighth key."""
 
+NARROW = 32
+"""Heads narrower than this, and the fused kernel's backward pass is the faster one."""
+
 WORTH = 512
 """Fewer keys than this, and the fused kernel is as fast."""
 
@@ -116,7 +119,7 @@ def _scores(part: Tensor, keys: Tensor, some: Tensor, out: Tensor | None = None)
 
 def _taught(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """With gradients, the faster way of both."""
-    if not wanted(q.device, q.dtype):
+    if q.shape[3] < NARROW or not wanted(q.device, q.dtype):
         return scaled_dot_product_attention(q, k, v, scale=scale)
     answer: Tensor = Taught.apply(q, k, v, scale)  # type: ignore[no-untyped-call]
     return answer
