@@ -1,45 +1,54 @@
 """Why node classes of ComfyUI's are not here, and what of those that are here is meant to differ."""
 from __future__ import annotations
 
-GUIDED = "another change of the guidance; ours are RescaleCFG, PerturbedAttentionGuidance and two guiders"
-NETWORK = "changes the network's inside; ours changes by patches, and this one is not written"
+ATTENTION = "weighs attention layers; no patch of ours does"
 VIDEO = "video"
-OTHER = "another family of models"
 VISION = "needs a picture encoder on a condition; `with_ip_adapter` takes pictures as prompts"
+CONTINUOUS = "networks of continuous noise levels (EDM, Playground 2.5, SVD) are not read"
+HOOKS = "LoRAs on a part of the way or of the prompts: use areas, ranges and `with_lora`"
 
 SCOPE = {
-    "nodes_ace": "sound", "nodes_apg": GUIDED, "nodes_attention_multiply": NETWORK, "nodes_camera_trajectory": VIDEO,
-    "nodes_cfg": GUIDED,
-    "nodes_chroma_radiance": OTHER, "nodes_context_windows": VIDEO, "nodes_cosmos": VIDEO,
+    "nodes_ace": "sound", "nodes_attention_multiply": ATTENTION,
+    "nodes_apg": "its momentum remembers from step to step, and our guidances are plain data",
+    "nodes_camera_trajectory": VIDEO, "nodes_chroma_radiance": "Chroma is not read", "nodes_context_windows": VIDEO, "nodes_cosmos": VIDEO,
     "nodes_easycache": "skips steps' work by guesses",
-    "nodes_edit_model": OTHER, "nodes_eps": GUIDED, "nodes_flux": OTHER, "nodes_fresca": GUIDED, "nodes_hidream": OTHER,
-    "nodes_hooks": "LoRAs on a part of the way or of the prompts: use areas, ranges and `with_lora`", "nodes_hunyuan": OTHER,
-    "nodes_hunyuan3d": "shapes", "nodes_hypertile": NETWORK, "nodes_load_3d": "shapes", "nodes_lotus": OTHER, "nodes_lt": VIDEO,
-    "nodes_lumina2": OTHER, "nodes_mahiro": GUIDED, "nodes_mochi": VIDEO, "nodes_model_merging_model_specific": OTHER,
-    "nodes_model_patch": OTHER, "nodes_perpneg": "deprecated; PerpNegGuider is here", "nodes_photomaker": VISION, "nodes_pixart": OTHER,
-    "nodes_qwen": OTHER, "nodes_sag": "asks again about a blurred picture; PerturbedAttentionGuidance is here", "nodes_sdupscale": OTHER,
-    "nodes_slg": GUIDED,
-    "nodes_stable3d": "shapes", "nodes_stable_cascade": OTHER, "nodes_tcfg": GUIDED, "nodes_tomesd": NETWORK, "nodes_video": VIDEO,
-    "nodes_video_model": VIDEO, "nodes_wan": VIDEO, "nodes_webcam": "the browser's camera", "nodes_optimalsteps": OTHER,
-    "nodes_model_downscale": NETWORK, "nodes_torch_compile": "`safelight` compiles by its own setting",
+    "nodes_edit_model": "FLUX Kontext and its like, which draw from pictures, are not read",
+    "nodes_flux": "FLUX is not read", "nodes_fresca": "scales the guidance's low and high frequencies apart; not written",
+    "nodes_hidream": "HiDream is not read", "nodes_hooks": HOOKS, "nodes_hunyuan": "Hunyuan's networks are not read",
+    "nodes_hunyuan3d": "shapes", "nodes_hypertile": "attends in tiles, which chance places; no patch of ours does",
+    "nodes_load_3d": "shapes",
+    "nodes_lotus": "Lotus (depth by diffusion) is not read", "nodes_lt": VIDEO, "nodes_lumina2": "Lumina 2 is not read",
+    "nodes_mochi": VIDEO, "nodes_model_merging_model_specific": "shares for the blocks of families that are not read",
+    "nodes_model_patch": "patches of Qwen Image and FLUX, which are not read", "nodes_perpneg": "deprecated; PerpNegGuider is here",
+    "nodes_photomaker": VISION, "nodes_pixart": "PixArt is not read", "nodes_qwen": "Qwen Image is not read",
+    "nodes_sag": "asks again about a blurred picture; PerturbedAttentionGuidance is here",
+    "nodes_sdupscale": "SD 2's upscaling network, which is shown a small picture, is not read",
+    "nodes_slg": "leaves out layers of a transformer; of SD 3's no patch of ours does", "nodes_stable3d": "shapes",
+    "nodes_stable_cascade": "Stable Cascade is not read", "nodes_tomesd": "merges tokens by likeness; no patch of ours does",
+    "nodes_video": VIDEO, "nodes_video_model": VIDEO, "nodes_wan": VIDEO, "nodes_webcam": "the browser's camera",
+    "nodes_optimalsteps": "tables for FLUX, Wan and Chroma, which are not read",
+    "nodes_model_downscale": "shrinks what is inside a U-Net; no patch of ours does",
+    "nodes_torch_compile": "`safelight` compiles by its own setting",
     "nodes_ip2p": "networks that are shown a picture in eight channels are not read",
     "nodes_hypernetwork": "hypernetworks are not read", "nodes_gits": "its tables are not here",
-    "nodes_cond": OTHER,
 }
 WHY = {
     "CLIPVisionEncode": VISION, "CLIPVisionLoader": VISION, "StyleModelApply": VISION, "StyleModelLoader": VISION,
     "unCLIPConditioning": VISION, "unCLIPCheckpointLoader": VISION, "GLIGENLoader": "GLIGEN is not read",
     "GLIGENTextBoxApply": "GLIGEN is not read",
     "CheckpointLoader": "its configuration files are not read; CheckpointLoaderSimple finds the layout",
-    "LoadLatent": "latents are no files here", "SaveLatent": "latents are no files here",
-    "JoinImageWithAlpha": "pictures have no transparency here",
-    "SaveSVGNode": "drawings",
-    "LatentApplyOperationCFG": GUIDED, "ModelSamplingContinuousEDM": OTHER, "ModelSamplingContinuousV": OTHER,
-    "ModelSamplingStableCascade": OTHER, "ModelSamplingAuraFlow": OTHER, "ModelSamplingFlux": OTHER,
-    "ModelComputeDtype": "the precision is the run's (`--dtype`)", "ControlNetApplySD3": "ControlNets of SD 3 are not read",
-    "SkipLayerGuidanceSD3": GUIDED, "SamplerLCMUpscale": "a sampler that changes the size on the way", "CLIPTextEncodeControlnet": OTHER,
-    "T5TokenizerOptions": OTHER, "SetUnionControlNetType": "union ControlNets are not read", "ControlNetInpaintingAliMamaApply": OTHER,
-    "ImageRGBToYUV": "three pictures of one", "ImageYUVToRGB": "one picture of three",
+    "SaveSVGNode": "drawings", "CFGZeroStar": "scales the negative answer to the prompt's; not written",
+    "CFGNorm": "holds the length at each place; RenormCFG, which holds the whole's, is here",
+    "LatentApplyOperationCFG": "an operation at every step; LatentApplyOperation does it to a latent",
+    "ModelSamplingContinuousEDM": CONTINUOUS, "ModelSamplingContinuousV": CONTINUOUS,
+    "ModelSamplingStableCascade": "Stable Cascade is not read", "ModelSamplingAuraFlow": "AuraFlow is not read",
+    "ModelSamplingFlux": "FLUX is not read", "ModelComputeDtype": "the precision is the run's (`--dtype`)",
+    "ControlNetApplySD3": "ControlNets of SD 3 are not read",
+    "SkipLayerGuidanceSD3": "leaves out layers of a transformer; of SD 3's no patch of ours does",
+    "SamplerLCMUpscale": "a sampler that changes the size on the way",
+    "CLIPTextEncodeControlnet": "a ControlNet with prompts of its own is not read",
+    "T5TokenizerOptions": "how far T5's words are padded is the family's own", "SetUnionControlNetType": "union ControlNets are not read",
+    "ControlNetInpaintingAliMamaApply": "inpainting ControlNets of FLUX and SD 3 are not read",
     "ConditioningTimestepsRange": "a range that only hooks take",
 }
 EXTRA = {"Canny": "nodes_canny", "Morphology": "nodes_morphology", "ImageRGBToYUV": "nodes_morphology", "ImageYUVToRGB": "nodes_morphology"}

@@ -65,6 +65,52 @@ def test_away_from_the_weakened_network() -> None:
         Changed(Off(), {"mystery": 1.0})
 
 
+def test_of_the_negative_answer_only_what_lies_along_the_shared_direction() -> None:
+    """The first right singular vector of two rows is the first eigenvector of their products of each with each."""
+    plain = CFG(5.0).combine(X, 2.0, [A, B], WAY)
+    u, v = ((X - t).flatten(1).double() for t in (B, A))
+    kept = []
+    for a, b in zip(u, v, strict=True):
+        way = torch.linalg.eigh(torch.outer(a, a) + torch.outer(b, b)).eigenvectors[:, -1]
+        kept.append((a @ way) * way)
+    other = X - torch.stack(kept).view(X.shape).float()
+    assert torch.allclose(made({"tangent": 1}, A, B), other + 5 * (A - other), atol=1e-4)
+    alone = made({"tangent": 1}, A, X + 0.5 * (A - X))  # already along the way
+    assert torch.allclose(alone, X + 0.5 * (A - X) + 2.5 * (A - X), atol=1e-4) and not torch.allclose(made({"tangent": 1}, A, B), plain)
+    assert torch.equal(Changed(CFG(1.0), {"tangent": 1}).combine(X, 2.0, [A], WAY), A)
+
+
+def test_nothing_longer_than_so_many_times_the_prompts_own() -> None:
+    plain, dims = CFG(5.0).combine(X, 2.0, [A, B], WAY), (1, 2, 3)
+    own = torch.linalg.vector_norm(A, dim=dims, keepdim=True)
+    for most in (0.5, 1.0):
+        short = made({"renorm": most, "until": 100}, A, B)
+        assert torch.allclose(short, plain / torch.linalg.vector_norm(plain, dim=dims, keepdim=True) * own * most, atol=1e-5)
+    assert torch.equal(made({"renorm": 100.0, "until": 100}, A, B), plain) and torch.equal(made({"renorm": 0, "until": 100}, A, B), plain)
+    assert torch.equal(made({"renorm": 1.0, "until": 2}, A, B), A) and not torch.equal(made({"renorm": 0, "until": 2.01}, A, B), A)
+
+
+def test_the_noise_is_divided_after_what_came_before() -> None:
+    plain = CFG(5.0).combine(X, 2.0, [A, B], WAY)
+    assert torch.allclose(made({"eps": 1.25}, A, B), X - (X - plain) / 1.25, atol=1e-4)
+    first, last = made({"eps": 1.25, "weak": 2.0}, C, A, B), made({"weak": 2.0, "eps": 1.25}, C, A, B)
+    assert torch.allclose(first, X - (X - plain) / 1.25 + 2 * (A - C), atol=1e-4)
+    assert torch.allclose(last, X - (X - plain - 2 * (A - C)) / 1.25, atol=1e-4)
+
+
+def test_leaning_from_the_prompt_to_the_guided_answer() -> None:
+    for a, b in ((A, B), (A, A), (A, torch.zeros_like(A))):
+        cfg, leap = b + 5 * (a - b), 5 * a
+        roots = [t.sign() * t.abs() ** 0.5 for t in (5 * b, (leap + cfg) / 2)]
+        lengths = [t.square().sum(1).sqrt().clamp(min=1e-8) for t in roots]
+        alike = ((roots[0] * roots[1]).sum(1) / (lengths[0] * lengths[1])).mean((1, 2)).view(-1, 1, 1, 1)
+        wanted = (2 * (alike + 1) * cfg + (4 - 2 * (alike + 1)) * leap) / 4
+        assert torch.allclose(made({"lean": 1}, a, b), wanted, atol=1e-4)
+    one = Changed(CFG(5.0), {"lean": 1}).combine(X[:1], 2.0, [A[:1], B[:1]], WAY)
+    assert torch.allclose(one, made({"lean": 1}, A, B)[:1], atol=1e-5)  # a batch is no other guidance
+    assert torch.allclose(Changed(CFG(1.0), {"lean": 1}).combine(X, 2.0, [A], WAY), A, atol=1e-6)
+
+
 def advanced(**guider: Any) -> dict[str, Any]:
     k = node("SamplerCustomAdvanced", **PARTS, noise=["noise", 0], guider=["guide", 0], latent_image=["l", 0])
     return {"k": k, "guide": guider["guide"], "e": node("CLIPTextEncode", text="", clip=["m", 1])}
@@ -102,6 +148,19 @@ def test_changes_on_a_model_add_up_and_reach_the_sampler(here: Places, tmp_path:
         ("PerturbedAttentionGuidance", {"scale": 8.0}), ("DifferentialDiffusion", {"strength": 1.0})))]
     assert near(drawn[0], drawn[1]) and near(drawn[0], drawn[3])  # there is no mask
     assert not near(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(("kind", "inputs", "told"), [
+    ("TCFG", {}, ["tangent=1"]), ("Mahiro", {}, ["lean=1"]), ("Epsilon Scaling", {"scaling_factor": 1.25}, ["eps=1.25"]),
+    ("RenormCFG", {"cfg_trunc": 100, "renorm_cfg": 0.5}, ["renorm=0.5", "until=100.0"])])
+def test_changes_of_the_answers_reach_the_sampler_and_the_picture(
+    here: Places, tmp_path: Path, kind: str, inputs: dict[str, Any], told: list[str],
+) -> None:
+    way = {"seed": 11, "steps": 3, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0}
+    k, c = node("KSampler", **{**SIDES, "model": ["c", 0]}, **way), node(kind, model=["m", 0], **inputs)
+    assert translate({**BASE, "k": k, "c": c}, here).graph["k"]["inputs"]["changes"] == told
+    plain = picture(here, tmp_path / "0", k=node("KSampler", **SIDES, **way))
+    assert not np.array_equal(picture(here, tmp_path / "1", k=k, c=c), plain)
 
 
 def test_a_weakened_row_leaves_the_others_as_they_are(here: Places, tmp_path: Path) -> None:

@@ -132,9 +132,9 @@ class Building:
         """What is behind a link, with what a node said in place of what it will say. `Unsaid` when it has not run."""
         return found.said(self.said) if isinstance(found, Later) else found
 
-    def model(self) -> Link:
-        """The model that the loader at work belongs to; made when the first of its loaders asks."""
-        owner, inputs = self.models[self.node]
+    def model(self, loader: str = "") -> Link:
+        """The model that the loader at work, or another, belongs to; made when the first of its loaders asks."""
+        owner, inputs = self.models[loader or self.node]
         if owner not in self.nodes:
             self.add("model", at=owner, more=inputs)
             self.origin[owner] = owner

@@ -1,9 +1,10 @@
-"""Numbers and texts that are known only while a prompt runs: a value that holds them, and the ops that make it."""
+"""Numbers and texts that are known only while a prompt runs, and pictures with transparency: values that no op of ours makes."""
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -39,7 +40,27 @@ class Data(Value):
         return [file]
 
 
-RECORDS["Data"] = Data
+@dataclass(frozen=True, eq=False)
+class Clear(Image):
+    """Pictures that are clear where `clear`, (B, H, W) float32, is 1. What takes pictures takes their colours."""
+
+    clear: Any = None
+
+    @cached_property
+    def key(self) -> str:
+        """The pictures and where they are clear."""
+        return digest("clear", Image(self.pixels).key, self.clear.tobytes())
+
+
+def bytes8(image: Image) -> Any:
+    """(B, H, W, 3) uint8 for a file, or 4 with transparency."""
+    import numpy as np
+
+    solid = [((1 - image.clear[..., None]) * np.float32(255)).clip(0, 255).astype(np.uint8)] if isinstance(image, Clear) else []
+    return np.concatenate([image.bytes8(), *solid], axis=-1)
+
+
+RECORDS |= {"Data": Data, "Clear": Clear}
 
 
 @dataclass(frozen=True)

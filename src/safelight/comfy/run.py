@@ -14,7 +14,7 @@ from safelight import embed, engine, parameters
 from safelight.codec import ORIGIN
 from safelight.comfy.building import Saved
 from safelight.comfy.check import Ops
-from safelight.comfy.data import SAYS
+from safelight.comfy.data import SAYS, bytes8
 from safelight.comfy.node import Places
 from safelight.comfy.plugins import plugin_ops
 from safelight.comfy.saving import write
@@ -148,6 +148,6 @@ def _write(image: Image, i: int, path: Path, texts: Mapping[str, str], store: St
     if recipe:
         own[embed.OURS] = json.dumps(trace(store, recipe).of_picture(index).data, separators=(",", ":"))
     raw = io.BytesIO()
-    Pil.fromarray(image.bytes8()[i]).save(raw, "PNG")
+    Pil.fromarray(bytes8(image)[i]).save(raw, "PNG")
     content = embed.png_with_texts(raw.getvalue(), {k: v for k, v in {**texts, **own}.items() if v})
     put(path, content)

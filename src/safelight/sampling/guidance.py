@@ -92,6 +92,10 @@ class Changed:
     With a `third` condition: dual, from the negative prompt to it so many times, from it to the prompt by the scale (arXiv:2211.09800,
     equation 3); nested, the first on what the second has made; perp, it is empty, and of the negative prompt counts what does not
     contradict the prompt (arXiv:2304.04968). weak: away from the answer in rows that the patch `weak` acts on (PAG, arXiv:2403.17377).
+    tangent: of the negative answer's noise what lies along the direction that both share most (arXiv:2503.18137). renorm: an x0 at most
+    so many times as long as the prompt's own (arXiv:2503.21758; 0: any), below the noise level `until`; above it the prompt's
+    own. lean: from the prompt's x0 times the scale to the answer by how alike the negative one's and their mean's cells are, as cosines of
+    roots (Mahiro). eps: the noise divided by the number (arXiv:2308.15321).
     """
 
     name: ClassVar[str] = "changed"
@@ -100,8 +104,8 @@ class Changed:
     third: Cond | None = None
 
     def __post_init__(self) -> None:
-        if unknown := self.changes.keys() - {"dual", "nested", "perp", "weak"}:
-            raise ValueError(f"guidance: no change {min(unknown)!r}; expected weak=NUMBER or differential=NUMBER")
+        if unknown := self.changes.keys() - {*KINDS, *CHANGES}:
+            raise ValueError(f"guidance: no change {min(unknown)!r}; expected NAME=NUMBER of differential, {', '.join(CHANGES)}")
 
     def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
         """Those of the guidance, before them the prompt for the weakened network and the third condition."""
@@ -113,16 +117,48 @@ class Changed:
         return *more, *self.inner.conds(cond, negative, bare=bare or self.third is not None)
 
     def combine(self, x: Tensor, sigma: float, answers: Sequence[Tensor], process: Process) -> Tensor:
-        """The answers guided, and that changed."""
-        count = ("weak" in self.changes) + (self.third is not None)
+        """The answers guided, and that changed in the order of the changes; `tangent` and `renorm` come first."""
+        count, scale = ("weak" in self.changes) + (self.third is not None), getattr(self.inner, "scale", 1.0)
         asked = answers[count:]
+        if "tangent" in self.changes and len(asked) > 1:
+            asked = asked[0], _along(x, *asked)
         out = self.inner.combine(x, sigma, asked, process)
+        if sigma >= self.changes.get("until", math.inf):
+            out = asked[0]
+        elif most := self.changes.get("renorm"):
+            long, own = (t.square().sum((1, 2, 3), keepdim=True).sqrt() for t in (out, asked[0]))
+            out = out * (own * most / long).clamp(max=1.0)
         for name, number in self.changes.items():
             if name == "weak":
                 out = out + (asked[0] - answers[0]) * number
-            else:
-                out = _between(name, answers[count - 1], asked, getattr(self.inner, "scale", 1.0), number)
+            elif name == "eps":
+                out = x - (x - out) / number
+            elif name == "lean":
+                out = _leaning(out, asked, scale)
+            elif name in KINDS:
+                out = _between(name, answers[count - 1], asked, scale, number)
         return out
+
+
+KINDS, CHANGES = ("dual", "nested", "perp"), ("weak", "tangent", "renorm", "until", "lean", "eps")
+"""What a third condition may be, and the other changes."""
+
+
+def _along(x: Tensor, prompt: Tensor, other: Tensor) -> Tensor:
+    import torch
+
+    rows = torch.stack([x - other, x - prompt], dim=1).flatten(2).float()
+    way = torch.linalg.svd(rows, full_matrices=False).Vh[:, :1]
+    return x.sub((rows[:, :1] @ way.mT @ way).view(x.shape).to(x.dtype))
+
+
+def _leaning(out: Tensor, asked: Sequence[Tensor], scale: float) -> Tensor:
+    import torch
+
+    leap = asked[0] * scale
+    one, two = (t.abs().sqrt() * t.sign() for t in (asked[1] * scale if len(asked) > 1 else leap * 0, (leap + out) / 2))
+    alike = torch.cosine_similarity(one, two).mean((1, 2))
+    return torch.lerp(leap, out, (alike.view(-1, 1, 1, 1) + 1) / 2)
 
 
 def _between(how: str, third: Tensor, asked: Sequence[Tensor], scale: float, second: float) -> Tensor:

@@ -151,7 +151,8 @@ class Bench:
             files = [] if again else save(value, saved, folder, texts, store)
             if not again and not isinstance(value, Image):  # a model is more files than it names
                 files = [p for p in sorted(folder.rglob("*")) if p.is_file() and str(p) not in before]
-            one.stamps[saved.node] = {"stamp": stamp, "kept": saved.kept, "files": [str(f) for f in files], "type": type(value).__name__}
+            one.stamps[saved.node] = {"stamp": stamp, "kept": saved.kept, "files": [str(f) for f in files]}
+            one.stamps[saved.node]["type"] = "Image" if isinstance(value, Image) else type(value).__name__
             return files
 
         prompt, workflow = one.order["prompt"], one.order["workflow"]

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from safelight.comfy.building import Building, Guider, Link, Words
 from safelight.comfy.data import SAYS
-from safelight.comfy.node import Given, choice, node, real, socket
+from safelight.comfy.node import Given, Input, choice, node, real, socket
 from safelight.op import Knob, op
 from safelight.values import NO_FILE, Cond, Model, Patch
 
@@ -71,3 +72,16 @@ def pag(b: Building, n: Given) -> Any:
 def differential(b: Building, n: Given) -> Any:
     """A soft mask says when a place is let go."""
     return _told(n["model"], f"differential={n.get('strength', 1.0) or 1.0}")
+
+
+def _change(name: str, category: str, change: str, output: str, *inputs: Input, title: str = "", flags: Sequence[str] = ()) -> None:
+    node(name, category, [*MODEL, *inputs], output, title=title, flags=flags)(lambda b, n: _told(n["model"], *change.format(**n).split()))
+
+
+_change("RenormCFG", "advanced/model", "renorm={renorm_cfg} until={cfg_trunc}", "MODEL", real("cfg_trunc", 100, 0, 100),
+        real("renorm_cfg", 1.0, 0, 100))
+_change("TCFG", "advanced/guidance", "tangent=1", "patched_model:MODEL", title="Tangential Damping CFG")
+_change("Mahiro", "_for_testing", "lean=1", "patched_model:MODEL", flags=ODD,
+        title="Mahiro is so cute that she deserves a better guidance function!! (。・ω・。)")
+_change("Epsilon Scaling", "model_patches/unet", "eps={scaling_factor}", "MODEL",
+        dataclasses.replace(real("scaling_factor", 1.005, 0.5, 1.5, 0.001), told={"display": "number"}))

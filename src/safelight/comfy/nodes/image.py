@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safelight.comfy.building import Building
-from safelight.comfy.data import Later
+from safelight.comfy.data import SAYS, Clear, Later
 from safelight.comfy.node import Given, Input, Places, choice, files, integer, node, pixels, real, seed, socket, switch, text
 from safelight.folders import inside
+from safelight.op import op
+from safelight.values import Image, Mask
 
 SCALINGS = ("nearest-exact", "bilinear", "area", "bicubic", "lanczos")
 TURNS = ("none", "90 degrees", "180 degrees", "270 degrees")
@@ -35,21 +37,21 @@ WHERE = re.compile(r"^(.*?)\s*\[(input|output|temp)\]$")
 CHANNELS = {"alpha": "transparency", "red": "red", "green": "green", "blue": "blue"}
 
 
-def _file(places: Places, name: str) -> Path:
-    """ValueError when there is no such picture, or its name leads out of the folder."""
+def chosen(places: Places, name: str, what: str = "image") -> Path:
+    """The path of an input or a result. ValueError when there is no such file, or its name leads out of the folder."""
     marked = WHERE.match(name)
     bare, folder = (marked[1], marked[2]) if marked else (name, "input")
     root = {"input": places.input, "output": places.output, "temp": places.output / "temp"}[folder]
-    path = root / inside(bare, "image")
+    path = root / inside(bare, what)
     if not path.is_file():
-        raise ValueError(f"image: Invalid image file: {name} is not in {root}")
+        raise ValueError(f"{what}: Invalid {what} file: {name} is not in {root}")
     return path.absolute()
 
 
 @node("LoadImage", "image", [PICTURE], "IMAGE", "MASK", title="Load Image")
 def load(b: Building, n: Given) -> Any:
     """A picture without its transparency, and the transparency as a mask."""
-    path = str(_file(b.places, n["image"]))
+    path = str(chosen(b.places, n["image"]))
     return b.add("load_image", path=path, raw=True), b.add("load_mask", part="mask", path=path, channel="transparency")
 
 
@@ -63,7 +65,7 @@ def load_output(b: Building, n: Given) -> Any:
 @node("LoadImageMask", "mask", [PICTURE, choice("channel", tuple(CHANNELS))], "MASK", title="Load Image (as Mask)")
 def load_mask(b: Building, n: Given) -> Any:
     """One channel of a picture as a mask."""
-    return b.add("load_mask", path=str(_file(b.places, n["image"])), channel=CHANNELS[n["channel"]])
+    return b.add("load_mask", path=str(chosen(b.places, n["image"])), channel=CHANNELS[n["channel"]])
 
 
 @node("SaveImage", "image", [*socket("IMAGE", "images"), text("filename_prefix", "ComfyUI")], title="Save Image", ends=True)
@@ -278,9 +280,59 @@ def compose(b: Building, n: Given) -> Any:
     return b.add("compose_images", how=n["mode"], **layers), b.add("compose_masks", part="mask", how=n["mode"], **layers)
 
 
+@op(group="image", registry=SAYS, version=1, exact=True)
+def join_clear(image: Image, mask: Mask) -> Image:
+    """Give as many pictures as there are of both a transparency: 1 where they are clear, scaled to them."""
+    from safelight.sampling.resize import plane, scaled
+
+    n, (high, wide) = min(len(image), len(mask.values)), image.pixels.shape[1:3]
+    return Clear(image.pixels[:n], image.info[:n], scaled(plane(mask)[:n], wide, high)[:, 0].numpy())
+
+
+@op(group="mask", registry=SAYS, version=1, exact=True)
+def clear_of(image: Image) -> Mask:
+    """Where pictures are clear: nowhere, if no transparency was joined to them."""
+    return Mask(image.clear if isinstance(image, Clear) else image.pixels[..., 0] * 0)
+
+
+@op(group="image", registry=SAYS, version=1)
+def yuv_of(image: Image, *, part: Literal["Y", "U", "V"] = "Y") -> Image:
+    """Brightness (Y), or how blue (U) or red (V) pictures are, 0.5 being neither, as grey: BT.601 over the full range."""
+    red, green, blue = (image.pixels[..., i, None] for i in range(3))
+    bright = 0.299 * red + 0.587 * green + 0.114 * blue
+    return Image({"Y": bright, "U": (blue - bright) * 0.564 + 0.5, "V": (red - bright) * 0.713 + 0.5}[part].repeat(3, axis=-1))
+
+
+@op(group="image", registry=SAYS, version=1)
+def of_yuv(image: Image, blueness: Image, *, redness: Image) -> Image:
+    """The way back, of the means of three pictures' colours; what leaves 0 to 1 is cut. ValueError for sizes that differ."""
+    import numpy as np
+
+    y, u, v = (p.pixels.mean(axis=-1) - middle for p, middle in ((image, 0), (blueness, 0.5), (redness, 0.5)))
+    if not y.shape == u.shape == v.shape:
+        raise ValueError(f"Y, U, V: got {y.shape}, {u.shape} and {v.shape}; expected as many pictures of one size")
+    return Image(np.stack([y + 1.403 * v, y - 0.714 * v - 0.344 * u, y + 1.773 * u], axis=-1).clip(0, 1))
+
+
+@node("JoinImageWithAlpha", "mask/compositing", [*IMAGE, *socket("MASK", "alpha")], "IMAGE", title="Join Image with Alpha")
+def join(b: Building, n: Given) -> Any:
+    """Pictures with a transparency, for SaveImage and SplitImageWithAlpha; other nodes see the colours alone."""
+    return b.add("join_clear", image=n["image"], mask=n["alpha"])
+
+
 @node("SplitImageWithAlpha", "mask/compositing", IMAGE, "IMAGE", "MASK", title="Split Image with Alpha")
 def split(b: Building, n: Given) -> Any:
-    """The picture, and where it is clear: nowhere, pictures have no transparency once they are loaded."""
-    grey = b.add("mask_of", part="grey", image=n["image"])
-    none = b.add("threshold_mask", part="mask", mask=grey, value=1.0)
-    return n["image"], none
+    """The colours, and where the pictures are clear: LoadImage gives none, its MASK is that."""
+    return b.add("join_images", images=[n["image"]]), b.add("clear_of", part="mask", image=n["image"])
+
+
+@node("ImageRGBToYUV", "image/batch", IMAGE, *(f"{part}:IMAGE" for part in "YUV"))
+def to_yuv(b: Building, n: Given) -> Any:
+    """Brightness and colour apart."""
+    return tuple(b.add("yuv_of", part=part, more={"part": part}, image=n["image"]) for part in "YUV")
+
+
+@node("ImageYUVToRGB", "image/batch", socket("IMAGE", *"YUV"), "IMAGE")
+def from_yuv(b: Building, n: Given) -> Any:
+    """Brightness and colour together."""
+    return b.add("of_yuv", image=n["Y"], blueness=n["U"], redness=n["V"])

@@ -1,13 +1,21 @@
 """What is saved besides plain pictures and whole models."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from safelight.comfy.building import Building, Difference
-from safelight.comfy.node import Given, choice, integer, node, real, socket, switch, text
+from safelight.comfy.data import SAYS
+from safelight.comfy.node import Given, Input, choice, integer, node, real, socket, switch, text
+from safelight.comfy.nodes.image import chosen
 from safelight.comfy.nodes.merging import laid
+from safelight.comfy.saving import read
+from safelight.op import op
+from safelight.values import Blob, Latent, Model
 
 METHODS = {"default": 4, "fastest": 0, "slowest": 6}
+KEPT = Input("latent", "COMBO", options=lambda places: sorted(p.name for p in places.input.glob("*.latent")), loose=True)
 MOVING = [*socket("IMAGE", "images"), text("filename_prefix", "ComfyUI"), real("fps", 6.0, 0.01, 1000)]
 
 
@@ -49,3 +57,21 @@ def lora(b: Building, n: Given) -> Any:
     for moved, what in found:
         tuned = laid(b, tuned, moved.more, moved.times, what, part=what)
     b.save(b.add("extract_lora", model=base, tuned=tuned, rank=n["rank"]), n["filename_prefix"], form={"lora": True})
+
+
+@op(group="latent", registry=SAYS, version=1, fingerprint=lambda given: Blob.of(given["path"]).sha256)
+def read_latent(models: Sequence[Model], *, path: Path) -> Latent:
+    """A latent from ComfyUI's file; where that does not name its family, it is one of the models'."""
+    return read(path, list(dict.fromkeys(m.family for m in models)))
+
+
+@node("SaveLatent", "_for_testing", [*socket("LATENT", "samples"), text("filename_prefix", "latents/ComfyUI")], ends=True)
+def latent(b: Building, n: Given) -> Any:
+    """Keep latents, without their masks."""
+    b.save(n["samples"], n["filename_prefix"], form={"latent": True})
+
+
+@node("LoadLatent", "_for_testing", [KEPT], "LATENT")
+def load_latent(b: Building, n: Given) -> Any:
+    """Latents that were kept; a file of ComfyUI's is taken for one of the prompt's models."""
+    return b.add("read_latent", models=list(dict.fromkeys(map(b.model, b.models))), path=str(chosen(b.places, n["latent"], "latent")))
