@@ -177,7 +177,7 @@ def test_the_whole_way_from_a_folder_to_a_report(editor: Page) -> None:
     editor.until(f"app.graph.nodes.length === {len(drawn['nodes'])}")
     assert editor.run("Object.keys(app.graph.serialize().links).length") == len(drawn["links"])
     sent = editor.run("app.graphToPrompt().then((told) => told.output)")["5"]["inputs"]
-    assert sent | {"steps": 30, "every": 10, "seed": 0, "alpha": "", "data": ["3", 0], "model": ["4", 0]} == sent
+    assert sent | {"steps": 200, "every": 40, "seed": 0, "alpha": "", "data": ["3", 0], "model": ["4", 0]} == sent
     shown = editor.run("app.graph.nodes.map((n) => [n.title, ...n.pos, ...n.size])")
     for name, x, y, wide, high in shown:
         for other, x2, y2, wide2, high2 in shown:
