@@ -28,7 +28,7 @@ WATCH = """(() => {
 def test_a_prompt_is_drawn_with_the_mouse(page: Page, server: Server) -> None:
     page.open(server.url + "/")
     page.run(SMALL % 1)
-    page.run("document.getElementById('ask').elements.steps.value = 40")
+    page.run("document.getElementById('ask').elements.steps.value = 150")
     page.run(WATCH)
     page.type("textarea[name=prompt]", "a man with red hair")
     page.click(".go")
