@@ -93,8 +93,9 @@ class Page:
         """Go there in a window of this size."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=url)
-        self.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+        for there in ("about:blank", url):  # the page that was here is not taken for the one that comes
+            self.call("Page.navigate", url=there)
+            self.until(f"location.href.startsWith({json.dumps(there)}) && document.readyState === 'complete'")
 
     @contextmanager
     def tab(self, url: str) -> Iterator[Page]:
