@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from safelight.train.methods import FREE, FullShape
 from safelight.train.settings import Batches, Optimizer, Watch
 from safelight.values import Blob, Caption, Dataset, Model, Patch, Row
 from tests import tiny
+from tests.stopping import end
 
 OPS = load_ops()
 KINDS: dict[str, tuple[str, ...]] = {"none": (), "class": ("cat", "guinea pig"), "text": ()}
@@ -58,20 +58,6 @@ def data(tmp_path: Path) -> Dataset:
 def plan(steps: int) -> Plan:
     watch = Watch(held_out=0.0, every=steps, samples=0)
     return Plan(FullShape(), Optimizer(lr=2e-3, warmup=0), Batches(steps=steps, batch=2), FREE, watch, 0)
-
-
-def end(work: Generator[Any, Any, Patch], stop_after: int | None = None) -> Patch | None:
-    seen = 0
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as done:
-            patch: Patch = done.value
-            return patch
-        seen += getattr(event, "what", "") == "train"
-        if stop_after is not None and seen >= stop_after:
-            work.close()
-            return None
 
 
 def told(f: Family, *prompts: str) -> torch.Tensor:

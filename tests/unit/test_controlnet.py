@@ -1,7 +1,6 @@
 """Training a ControlNet: it learns to follow, the model stays as it was, and a stopped run ends as one that was not."""
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from safelight.store import Store, current, using
 from safelight.train import cache
 from safelight.train.lessons import Slot
 from safelight.train.settings import Batches, Optimizer, Watch
-from safelight.values import Blob, Caption, Dataset, Model, Patch, Row
+from safelight.values import Blob, Caption, Dataset, Model, Row
 from tests import tiny
 from tests.patching import asked, by_hand
+from tests.stopping import end
 
 SIDE = 64
 
@@ -51,21 +51,6 @@ def plan(**changes: Any) -> Plan:
     settings = {"by": "canny", "attention": False, "optimizer": Optimizer(lr=3e-3, warmup=2), "batches": Batches(steps=6, batch=2),
                 "watch": Watch(held_out=0.25, every=3, samples=1), "seed": 5}
     return Plan(**settings | changes)
-
-
-def end(work: Generator[Any, Any, Patch], stop_after: int | None = None) -> Patch | None:
-    """The patch; None when the work was closed after so many events of training."""
-    seen = 0
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as done:
-            patch: Patch = done.value
-            return patch
-        seen += getattr(event, "what", "") == "train"
-        if stop_after is not None and seen >= stop_after:
-            work.close()
-            return None
 
 
 def test_a_stopped_run_ends_with_the_same_file(model: Model, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

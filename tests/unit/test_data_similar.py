@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,13 @@ from PIL import ImageOps
 import safelight as sl
 from safelight.cli import cli, status
 from safelight.data.similar import CHUNK, FEW, Exact, drop_similar, index, nearest
+from safelight.engine import finish
 from safelight.reporting.overview import Overview, page
 from safelight.scoring.clip import ClipTowers
 from safelight.values import Dataset
 from tests.unit.test_report import Reader
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pixel-people"
-
-
-def finished(work: Generator[Any, None, Any]) -> Any:
-    while True:
-        try:
-            next(work)
-        except StopIteration as stop:
-            return stop.value
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +53,15 @@ def test_copies_that_the_hash_does_not_find(copies: Path) -> None:
 def test_what_is_known_opens_no_picture_and_no_network(copies: Path, tmp_path: Path) -> None:
     data = sl.curate(sl.folder(copies), near_duplicates=-1)
     known: dict[tuple[str, str], Any] = {}
-    wanted = finished(drop_similar(data, 0.9, ClipTowers.load, stamp="a", known=known))
+    wanted = finish(drop_similar(data, 0.9, ClipTowers.load, stamp="a", known=known))
     assert len(known) == len(data)
-    found = finished(drop_similar(data, 0.9, lambda: pytest.fail("the network was asked for"), stamp="a", known=known))
+    found = finish(drop_similar(data, 0.9, lambda: pytest.fail("the network was asked for"), stamp="a", known=known))
     assert found.rows == wanted.rows
-    assert len(finished(drop_similar(data, 1.0, lambda: pytest.fail("asked for"), stamp="a", known=known))) == len(data)
+    assert len(finish(drop_similar(data, 1.0, lambda: pytest.fail("asked for"), stamp="a", known=known))) == len(data)
 
 
 def test_nothing_left_to_compare() -> None:
-    assert finished(drop_similar(Dataset(()), 0.9, lambda: pytest.fail("asked for"))).rows == ()
+    assert finish(drop_similar(Dataset(()), 0.9, lambda: pytest.fail("asked for"))).rows == ()
 
 
 def vectors(n: int, width: int = 16) -> Any:
@@ -87,7 +79,7 @@ def test_the_graph_is_for_very_many_and_finds_what_is_planted(monkeypatch: pytes
         assert isinstance(index(16, FEW + 1), Exact)
     pytest.importorskip("faiss")
     v, graph = vectors(3000), index(16, FEW + 1)
-    found, wanted = finished(nearest(v, 0.9, graph)), finished(nearest(v, 0.9, Exact(16)))
+    found, wanted = finish(nearest(v, 0.9, graph)), finish(nearest(v, 0.9, Exact(16)))
     assert not isinstance(graph, Exact) and len(found.keys() & wanted.keys()) >= 0.99 * len(wanted) > 900
 
 
@@ -102,7 +94,7 @@ def test_the_search_is_exact() -> None:
             wanted[i] = kept[int(cosines.argmax())], float(cosines.max())
         else:
             kept.append(i)
-    found = finished(nearest(v, 0.9, index(16, len(v))))
+    found = finish(nearest(v, 0.9, index(16, len(v))))
     assert len(wanted) > 400 and {i: first for i, (first, _) in found.items()} == {i: first for i, (first, _) in wanted.items()}
     assert max(abs(found[i][1] - wanted[i][1]) for i in wanted) < 1e-6
 
@@ -122,7 +114,7 @@ def test_no_chains() -> None:
     """b is like a, c like b but not like a: c stays."""
     turn = np.radians([0, 15, 30])
     v = np.stack([np.cos(turn), np.sin(turn)], axis=1).astype(np.float32)
-    found = finished(nearest(v, 0.95, Exact(2)))
+    found = finish(nearest(v, 0.95, Exact(2)))
     assert found == {1: (0, pytest.approx(np.cos(np.radians(15)), abs=1e-6))}
 
 

@@ -2,7 +2,7 @@
 import math
 import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safelight.data.folder import read_folder
+from safelight.engine import finish
 from safelight.families import Family
 from safelight.families.sources import open_source
 from safelight.pictures import read, square
@@ -51,14 +52,6 @@ def flow(folder: Path) -> Family:
 @pytest.fixture(scope="module")
 def sd1(folder: Path) -> Family:
     return tiny.load(tiny.sd1(folder / "sd1"), **LOAD)
-
-
-def done(work: Generator[Any, Any, Any]) -> Any:
-    while True:
-        try:
-            next(work)
-        except StopIteration as stop:
-            return stop.value
 
 
 def pixels(width: int, height: int, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -188,24 +181,24 @@ def test_masks_come_from_a_file_or_from_transparency(sd1: Family, tmp_path: Path
     told = row(tmp_path / "a.png", array, mask=vars(Blob.of(tmp_path / "m.png")))
     clear = row(tmp_path / "b.png", np.dstack([array, mask]))
     for r in (told, clear):
-        [key] = done(cache.pictures(sd1, "v", [(r, Cut(64, 32))], shelf, masked=True))
+        [key] = finish(cache.pictures(sd1, "v", [(r, Cut(64, 32))], shelf, masked=True))
         found = cache.there(shelf, key)["mask"]
         assert found.shape == (1, 8, 16)
         assert torch.equal(found, torch.cat([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)], dim=2))
     Pil.fromarray(mask[:, :40]).save(tmp_path / "m.png")
     told = replace(told, info={"mask": vars(Blob.of(tmp_path / "m.png"))})
     with pytest.raises(ValueError, match=r"the mask of a.png is 40 x 32, the picture 64 x 32"):
-        done(cache.pictures(sd1, "v", [(told, Cut(64, 32))], shelf, masked=True))
+        finish(cache.pictures(sd1, "v", [(told, Cut(64, 32))], shelf, masked=True))
 
 
 def test_a_table_may_name_masks(tmp_path: Path) -> None:
     row(tmp_path / "a.png", pixels(64, 32))
     row(tmp_path / "m.png", pixels(64, 32, 1))
     (tmp_path / "metadata.csv").write_text("file_name,text,mask\na.png,a fox,m.png\n")
-    [found] = done(read_folder(tmp_path / "metadata.csv")).kept
+    [found] = finish(read_folder(tmp_path / "metadata.csv")).kept
     assert found.info["mask"]["sha256"] == Blob.of(tmp_path / "m.png").sha256
     (tmp_path / "metadata.csv").write_text("file_name,text,mask\na.png,a fox,nowhere.png\n")
-    lost = done(read_folder(tmp_path / "metadata.csv"))
+    lost = finish(read_folder(tmp_path / "metadata.csv"))
     assert "mask" not in lost.kept[0].info
     assert "nowhere.png" in lost.info["problems"][0]
 
@@ -233,7 +226,7 @@ def test_nothing_stays_in_memory(sd1: Family, tmp_path: Path) -> None:
     """Pictures and texts hold keys; what was read is let go."""
     shelf = cache.Shelf(tmp_path / "s")
     rows = [row(tmp_path / f"{i}.png", pixels(32, 32, i)) for i in range(3)]
-    keys = done(cache.pictures(sd1, "v", [(r, Cut(32, 32)) for r in rows], shelf))
+    keys = finish(cache.pictures(sd1, "v", [(r, Cut(32, 32)) for r in rows], shelf))
     kept = Pictures(shelf, [Kept(r.name, ("x",), (key,), (8, 8)) for r, key in zip(rows, keys, strict=True)])
     assert kept.read(1)["latent"].data_ptr() != kept.read(1)["latent"].data_ptr()
     shelf._path(keys[2]).unlink()
@@ -245,9 +238,9 @@ def test_a_latent_does_not_depend_on_what_was_encoded_with_it(sd1: Family, tmp_p
     """Encoders round otherwise in a batch; a run that was stopped while it encoded goes on with fewer, and must end with the same."""
     rows = [row(tmp_path / f"{i}.png", pixels(64, 64, i)) for i in range(5)]
     wanted, whole, parts = [(r, Cut(64, 64)) for r in rows], cache.Shelf(tmp_path / "a"), cache.Shelf(tmp_path / "b")
-    keys = done(cache.pictures(sd1, "v", wanted, whole))
-    done(cache.pictures(sd1, "v", wanted[4:], parts))
-    assert done(cache.pictures(sd1, "v", wanted, parts)) == keys
+    keys = finish(cache.pictures(sd1, "v", wanted, whole))
+    finish(cache.pictures(sd1, "v", wanted[4:], parts))
+    assert finish(cache.pictures(sd1, "v", wanted, parts)) == keys
     assert all(torch.equal(whole.get(k)["latent"], parts.get(k)["latent"]) for k in keys)  # type: ignore[index]
 
 
@@ -255,7 +248,7 @@ def test_a_picture_drawn_is_known_by_those_drawn_with_it(sd1: Family, folder: Pa
     shelf, model = cache.Shelf(tmp_path / "s"), Model("sd", str(folder / "sd1"), "")
 
     def keys(captions: list[str]) -> list[str]:
-        return [kept.keys[0] for kept in done(denoising.own_pictures(sd1, model, captions, 16, shelf)).kept]
+        return [kept.keys[0] for kept in finish(denoising.own_pictures(sd1, model, captions, 16, shelf)).kept]
 
     first = keys(["a"] * 9)
     shelf._path(first[3]).unlink()
@@ -466,7 +459,7 @@ def test_kept_pictures_know_shape_captions_and_repeats(folder: Path, tmp_path: P
     family = tiny.load(tmp_path / "sd1", **LOAD)
     rows = [row(tmp_path / "a.png", pixels(96, 48), "a fox", repeats=3), row(tmp_path / "b.png", pixels(40, 40, 1), "an owl")]
     with using(Store(tmp_path / "store")):
-        found = done(shared.kept(family, model, rows, [("a fox",), ("an owl", "owl")], Batches(buckets=True, crops=2, flip=True), side=64,
+        found = finish(shared.kept(family, model, rows, [("a fox",), ("an owl", "owl")], Batches(buckets=True, crops=2, flip=True), side=64,
                                  shelf=cache.Shelf(tmp_path / "shelf")))
     assert [(k.shape, k.repeats, len(k.keys), k.captions) for k in found.kept] == [
         ((12, 20), 3, 4, ("a fox",)), ((16, 16), 1, 4, ("an owl", "owl"))]

@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 from PIL import Image as Pil
 
 from safelight import runtime
+from safelight.engine import finish
 from safelight.recipes import denoising, dreambooth, shared
 from safelight.recipes.dreambooth import rare, train_dreambooth
 from safelight.recipes.teaching import Plan
@@ -54,14 +53,6 @@ def plan(subject: Subject = SUBJECT, objective: Objective = HELD) -> Plan:
     return Plan(subject, Optimizer(lr=0.05, warmup=0), batches, objective, Watch(held_out=0.25, every=1, samples=0), 0)
 
 
-def end(work: Generator[Any, Any, Any]) -> Any:
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            return done.value
-
-
 @pytest.mark.parametrize(("instance", "named", "word"), [
     ("a sks toy", "a toy", "sks"), ("photo of ohwx man", "photo of man", "ohwx"), ("a zwx qqv dog", "a dog", "zwx qqv"),
 ])
@@ -82,7 +73,7 @@ def test_half_of_a_batch_are_the_models_own_pictures_of_the_class(
     asked = plan(objective=replace(HELD, prior=prior, prior_weight=0.7, trigger="sks"))
     called = Dataset(tuple(shared.called(row, "sks", Caption("dreambooth", SUBJECT.instance)) for row in data))
     with using(Store(tmp_path / "store")), runtime.lease(model, dtype=torch.float32, holder="test") as family:
-        lesson = end(dreambooth.prepare("train_dreambooth", family, model, called, asked, subject=SUBJECT))
+        lesson = finish(dreambooth.prepare("train_dreambooth", family, model, called, asked, subject=SUBJECT))
         assert {c for kept in (*lesson.learn.kept, *lesson.held.kept) for c in kept.captions} == {"a sks apple, on white", "a sks apple"}
         assert [kept.captions for kept in lesson.own.kept] == [("a apple",)] * own
         if own:
@@ -107,7 +98,7 @@ def test_both_failures_are_measured(model: Model, data: Dataset, tmp_path: Path,
     with using(Store(tmp_path / "store")):
         asked = plan(replace(SUBJECT, rank=16 if whole else 2, whole=whole, text_encoder=True))
         asked = replace(asked, optimizer=Optimizer(lr=0.005 if whole else 0.05, warmup=0), watch=replace(asked.watch, held_out=0.0))
-        patch = end(train_dreambooth(model, data, asked, tmp_path / "run", "{}"))
+        patch = finish(train_dreambooth(model, data, asked, tmp_path / "run", "{}"))
         record = json.loads(Path(patch.files["record.json"].path).read_text())
     assert patch.kind == ("full" if whole else "lora")
     found = record["dreambooth"]
@@ -120,8 +111,8 @@ def test_both_failures_are_measured(model: Model, data: Dataset, tmp_path: Path,
 
 def test_a_model_that_has_not_moved_has_not_drifted(model: Model, data: Dataset, tmp_path: Path, embedded: None) -> None:
     with using(Store(tmp_path / "store")):
-        patch = end(train_dreambooth(model, data, plan(replace(SUBJECT, judged=0)), tmp_path / "run", "{}"))
-        numbers, _ = end(dreambooth.measured(model, replace(patch, strength=0.0), data.kept, replace(SUBJECT, judged=3)))
+        patch = finish(train_dreambooth(model, data, plan(replace(SUBJECT, judged=0)), tmp_path / "run", "{}"))
+        numbers, _ = finish(dreambooth.measured(model, replace(patch, strength=0.0), data.kept, replace(SUBJECT, judged=3)))
     assert numbers["drift"] == pytest.approx(0, abs=1e-3)
 
 

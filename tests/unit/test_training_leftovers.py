@@ -15,6 +15,7 @@ from torch import nn
 import safelight as sl
 from safelight.cli import compat_kohya
 from safelight.computing import computing
+from safelight.engine import finish
 from safelight.families import Family, attention, memory
 from safelight.families.latents import HELD, Autoencoder
 from safelight.ops import train as ops
@@ -58,14 +59,6 @@ def row(path: Path, side: int, seed: int, *captions: str) -> Row:
     return Row(Blob.of(path), path.name, side, side, tuple(Caption("file", c) for c in captions))
 
 
-def done(work: Generator[Any, Any, Any]) -> Any:
-    while True:
-        try:
-            next(work)
-        except StopIteration as stop:
-            return stop.value
-
-
 # Keys.
 
 
@@ -77,16 +70,16 @@ def test_latents_from_tiles_are_others_and_the_best_there_are_are_taken(
     pixel = HELD * 8 * 4  # bytes of the widest layer, as the autoencoder counts
     with monkeypatch.context() as short:
         short.setattr(memory, "free", lambda _: 140 * 140 * pixel)
-        tiled, again, tiny_ = done(cache.pictures(sd1, "v", wanted, shelf))
+        tiled, again, tiny_ = finish(cache.pictures(sd1, "v", wanted, shelf))
         assert sd1.tile == 0 and tiled == again, "the small one, which came last, fits"
-    assert done(cache.pictures(sd1, "v", wanted, shelf)) == [tiled, again, tiny_], "a run goes on with what it began with"
+    assert finish(cache.pictures(sd1, "v", wanted, shelf)) == [tiled, again, tiny_], "a run goes on with what it began with"
     other = cache.Shelf(tmp_path / "other")
-    whole = done(cache.pictures(sd1, "v", wanted, other))
+    whole = finish(cache.pictures(sd1, "v", wanted, other))
     assert whole[0] != tiled and whole[2] == tiny_
     apart = cache.there(other, whole[0])["latent"] - cache.there(shelf, tiled)["latent"]
     assert apart.abs().max() > 1e-4, "other bits under another key"
     shelf.put(whole[0], cache.there(other, whole[0]))
-    assert done(cache.pictures(sd1, "v", wanted, shelf))[0] == whole[0]
+    assert finish(cache.pictures(sd1, "v", wanted, shelf))[0] == whole[0]
 
 
 def test_what_decides_bits_is_in_the_keys(sd1: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +87,9 @@ def test_what_decides_bits_is_in_the_keys(sd1: Family, tmp_path: Path, monkeypat
 
     def keys() -> tuple[str, str, str]:
         shelf = cache.Shelf(tmp_path / "shelf")
-        texts = done(cache.texts(sd1, "t", ["x"], shelf))
-        own = done(denoising.own_pictures(sd1, model, ["x"], 16, shelf))
-        return done(cache.pictures(sd1, "v", [(r, Cut(32, 32))], shelf))[0], texts.keyed["x"], own.kept[0].keys[0]
+        texts = finish(cache.texts(sd1, "t", ["x"], shelf))
+        own = finish(denoising.own_pictures(sd1, model, ["x"], 16, shelf))
+        return finish(cache.pictures(sd1, "v", [(r, Cut(32, 32))], shelf))[0], texts.keyed["x"], own.kept[0].keys[0]
 
     first, threads = keys(), torch.get_num_threads()
     assert keys() == first
@@ -138,7 +131,7 @@ def test_a_run_does_not_go_on_in_another_precision(models: Path, tmp_path: Path)
         if getattr(next(work), "what", "") == "train":
             work.close()  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"of other settings \(dtype 'torch.float32', now 'torch.bfloat16'\)"):
-        done(run("bfloat16"))  # type: ignore[arg-type]
+        finish(run("bfloat16"))  # type: ignore[arg-type]
 
 
 # What is kept.
@@ -172,7 +165,7 @@ def test_only_weights_in_their_form_are_kept(until: int, patience: int, kept: in
         return Reading(readings[step], 0.0, 9.0)
 
     o, falling = Optimizer(warmup=0), Falling(until)
-    trained = done(train(Training(
+    trained = finish(train(Training(
         {"p": p}, lambda step: [p.square().sum()], 8, o, watch=watch, every=1, evolving=falling, patience=patience)))
     assert (trained.step, trained.record["held_out"][-1][0]) == (kept, end)
 
@@ -224,9 +217,9 @@ def test_several_captions_teach_nothing_without_the_word(sd1: Family, models: Pa
     model = tiny.model(models / "sd1")
     with using(Store(tmp_path / "store")):
         called = Dataset(tuple(shared.called(r, "sks", Caption("dreambooth", "a sks cat")) for r in rows))
-        taught = done(dreambooth.prepare("op", sd1, model, called, plan, subject=plan.shape))
+        taught = finish(dreambooth.prepare("op", sd1, model, called, plan, subject=plan.shape))
         assert [k.captions for k in taught.learn.kept] == [("a sks cat, on white", "a sks cat"), ("a sks cat",)]
-        spoken = done(textual_inversion.prepare("op", sd1, model, Dataset(tuple(rows)), replace(plan, shape=Token(token="sks"))))
+        spoken = finish(textual_inversion.prepare("op", sd1, model, Dataset(tuple(rows)), replace(plan, shape=Token(token="sks"))))
         assert spoken.learn.kept[0].captions == ("a sks cat, on white", "a sks cat")
         assert len(spoken.learn.kept[1].captions) == len(textual_inversion.PHRASES)
 
@@ -245,7 +238,7 @@ def test_copies_alone_cannot_be_held_out_and_learned(models: Path, sd1: Family, 
     same = [replace(rows[0], name=str(i)) for i in range(4)]
     plan = Plan(LoraShape(), Optimizer(), Batches(), Objective(), Watch(), 0)
     with using(Store(tmp_path / "store")) as _, pytest.raises(ValueError, match=r"the 4 pictures are copies of 1,"):
-        done(denoising.prepare("op", sd1, tiny.model(models / "sd1"), Dataset(tuple(same)), plan))
+        finish(denoising.prepare("op", sd1, tiny.model(models / "sd1"), Dataset(tuple(same)), plan))
     assert not list((tmp_path / "store").rglob("*.safetensors")), "before anything is encoded"
     assert held_out.split(same, 0.0, 0) == ([0, 1, 2, 3], [])
 
@@ -255,10 +248,10 @@ def test_sides_are_whole_patches(models: Path, tmp_path: Path, layout: str, size
     family = tiny.load(models / layout, **LOAD)
     data = Dataset((row(tmp_path / "a.png", 64, 0, "x"),))
     if fits:
-        assert done(shared.check("op", family, data, size)) == size
+        assert finish(shared.check("op", family, data, size)) == size
         return
     with pytest.raises(ValueError, match=f"op: size {size}; expected a multiple of {8 if layout == 'sd3' else 4}"):
-        done(shared.check("op", family, data, size))
+        finish(shared.check("op", family, data, size))
 
 
 # kohya's Prodigy.
@@ -310,7 +303,7 @@ def test_drift_and_diversity_are_measured_in_the_clip_that_is_given(models: Path
     subject = Subject(judged=3)
 
     def numbers(judge: str) -> dict[str, float]:
-        found: dict[str, float] = done(dreambooth.measured(model, weak, rows, replace(subject, judge=judge)))[0]
+        found: dict[str, float] = finish(dreambooth.measured(model, weak, rows, replace(subject, judge=judge)))[0]
         return found
 
     usual = numbers("")

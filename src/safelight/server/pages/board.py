@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -45,9 +46,13 @@ def kept(at: Studio, told: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[
     from safelight.sampling.storyboard import read
 
     raw = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told).encode()
-    file = at.shelves.input.path / "storyboards" / f"{hashlib.sha256(raw).hexdigest()[:16]}.jsonl"
+    file = _place(at, raw, "jsonl")
     put(file, raw)
     return str(file), [{k: v for k, v in vars(line).items() if v is not None} for line in read(file)]
+
+
+def _place(at: Studio, raw: bytes, end: str) -> Path:
+    return at.shelves.input.path / "storyboards" / f"{hashlib.sha256(raw).hexdigest()[:16]}.{end}"
 
 
 def written(row: Mapping[str, Any]) -> str:
@@ -67,7 +72,7 @@ async def take(request: Request) -> Response:
         given = sent.get("board")
         name, raw = (given.filename or "", await given.read(BYTES + 1)) if isinstance(given, UploadFile) else ("", b"")
     end = name.rpartition(".")[2].lower()
-    file = studio(request).shelves.input.path / "storyboards" / f"{hashlib.sha256(raw).hexdigest()[:16]}.{end if end.isalnum() else 'txt'}"
+    file = _place(studio(request), raw, end if end.isalnum() else "txt")
     try:
         if len(raw) > BYTES:
             raise ValueError(f"storyboard: {name} has more than {BYTES} bytes")

@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from safelight.disk import put
+from safelight.engine import finish
 from safelight.server.answering import studio
 from safelight.server.files import Outside
 from safelight.server.pages import shell
@@ -25,7 +26,6 @@ from safelight.values import Caption, Dataset, Row
 
 router = APIRouter(prefix="/studio/datasets")
 
-T = TypeVar("T")
 SIDE = 320
 """Longer side of a shown picture, pixels."""
 SHOWN = 60
@@ -55,16 +55,6 @@ class Histogram:
     def most(self) -> int:
         """The highest bar."""
         return max(1, *(a + b for a, b in zip(self.kept, self.dropped, strict=True)))
-
-
-def spent(work: Generator[Any, Any, T]) -> T:
-    """What a generator of events returns in the end."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as e:
-            found: T = e.value
-            return found
 
 
 def place(at: Studio, told: str) -> Path:
@@ -142,7 +132,7 @@ def read(at: Studio, path: Path) -> Dataset:
     """The folder as it is, with what was written on this page as the topmost captions."""
     from safelight.data.folder import read_folder
 
-    data, said = spent(read_folder(path)), written(at, path)
+    data, said = finish(read_folder(path)), written(at, path)
     rows = tuple(
         Row(r.picture, r.name, r.width, r.height, (*r.captions, Caption("human", said[r.name])), r.dropped, r.info) if r.name in said else r
         for r in data.rows
@@ -191,7 +181,7 @@ def decided(at: Studio, path: Path, data: Dataset) -> Dataset:
     from safelight.data.curation import chosen
 
     known = written(at, path, "choices").keys() & {r.name for r in data.rows}
-    return spent(chosen(data, table(at, path, "choices"))) if known else data
+    return finish(chosen(data, table(at, path, "choices"))) if known else data
 
 
 def table(at: Studio, path: Path, of: str = "captions") -> Path:
@@ -241,7 +231,7 @@ async def doctor(request: Request) -> Response:
     from safelight.index import home
 
     path = place(studio(request), request.query_params.get("path", ""))
-    found = await asyncio.to_thread(lambda: spent(examine(path, Limits(min_side=64), kept=home() / "measures.sqlite")))
+    found = await asyncio.to_thread(lambda: finish(examine(path, Limits(min_side=64), kept=home() / "measures.sqlite")))
     kinds = [(*KINDS[kind], [(f.file, f.text) for f in some[:8]], len(some)) for kind, some in by_kind(found.findings)]
     return render(request, "_doctor.html", kinds=kinds, files=found.files, pictures=len(found.rows))
 
