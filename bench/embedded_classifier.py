@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
+from pretraining.shards import Shards, unit
 from safelight.embedded import vocabulary as v
-from safelight.embedded.shards import Shards, unit
 
 log = logging.getLogger(__name__)
 HEADS = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PLACES = ("src", "tools", "bench", "tests")
+PLACES = ("src", "pretraining", "tools", "bench", "tests")
 FILE_WARN, FILE_FAIL, FUNCTION_FAIL = 400, 600, 80
 
 

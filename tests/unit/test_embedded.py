@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from pretraining import autoencoder, clip, denoiser
+from pretraining.shards import Mixture, Shards, unit
 from safelight.embedded import people, render, scenes, vocabulary
 from safelight.embedded.captions import caption
-from safelight.embedded.shards import Mixture, Shards, unit
-from safelight.recipes import pretrain_autoencoder, pretrain_clip, pretrain_denoiser
 from safelight.train.flat import Flat
 from tests import tiny
 
@@ -32,8 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mini(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizer, CLIP and autoencoder after a few steps each."""
     out = tmp_path_factory.mktemp("mini")
-    pretrain_clip.train(data, out / "clip", minutes=0.02, batch=8)
-    pretrain_autoencoder.train(data, out / "vae", minutes=0.02, batch=2)
+    clip.train(data, out / "clip", minutes=0.02, batch=8)
+    autoencoder.train(data, out / "vae", minutes=0.02, batch=2)
     return out
 
 
@@ -149,22 +149,22 @@ def test_flat_parameters_train_as_the_plain_ones_do() -> None:
 
 def test_principal_components_of_flat_pictures_come_back(data: Path) -> None:
     shards = Shards.open(data)
-    pca = pretrain_autoencoder.fit_pca(shards, pictures=60)
+    pca = autoencoder.fit_pca(shards, pictures=60)
     x = unit(shards.pixels(np.arange(8)))
-    z = pretrain_autoencoder.encode(x, pca)
+    z = autoencoder.encode(x, pca)
     assert z.shape == (8, 16, 16, 16)
     patches = z.permute(0, 2, 3, 1) @ pca["up"] + pca["mean"]
-    error = (patches - pretrain_autoencoder.patches(x)).square().mean() / x.var()
+    error = (patches - autoencoder.patches(x)).square().mean() / x.var()
     assert error < 0.06
 
 
 def test_the_denoiser_resumes_to_the_same_bits(data: Path, mini: Path) -> None:
-    plan = pretrain_denoiser.Plan(minutes=1e9, steps=4, ranks=1, batch=2, decay=0.5, warmup=2, widths=(32, 32, 32))
-    pretrain_denoiser.latents(Shards.open(data), mini, mini / "latents.npy")
-    pretrain_denoiser.rank_main(0, data, mini, plan)  # last.pt is step 2's
+    plan = denoiser.Plan(minutes=1e9, steps=4, ranks=1, batch=2, decay=0.5, warmup=2, widths=(32, 32, 32))
+    denoiser.latents(Shards.open(data), mini, mini / "latents.npy")
+    denoiser.rank_main(0, data, mini, plan)  # last.pt is step 2's
     straight = torch.load(mini / "final.pt", weights_only=True)
     assert torch.load(mini / "last.pt", weights_only=True)["step"] == 2
-    pretrain_denoiser.rank_main(0, data, mini, plan)  # goes on from there
+    denoiser.rank_main(0, data, mini, plan)  # goes on from there
     resumed = torch.load(mini / "final.pt", weights_only=True)
     assert resumed["step"] == straight["step"] == 4
     for a, b in zip(resumed["weights"] + resumed["ema"], straight["weights"] + straight["ema"], strict=True):
@@ -175,22 +175,22 @@ def test_the_denoiser_resumes_to_the_same_bits(data: Path, mini: Path) -> None:
 
 
 def test_training_goes_on_from_weights_alone(data: Path, mini: Path, tmp_path: Path) -> None:
-    plan = pretrain_denoiser.Plan(minutes=1e9, steps=2, ranks=1, batch=2, warmup=2, widths=(32, 32, 32))
-    pretrain_denoiser.latents(Shards.open(data), mini, mini / "latents.npy")
-    pretrain_denoiser.rank_main(0, data, mini, plan)
+    plan = denoiser.Plan(minutes=1e9, steps=2, ranks=1, batch=2, warmup=2, widths=(32, 32, 32))
+    denoiser.latents(Shards.open(data), mini, mini / "latents.npy")
+    denoiser.rank_main(0, data, mini, plan)
     for part in ("clip", "tokenizer", "unet", "text_encoder"):
         shutil.copytree(mini / part, tmp_path / part)
-    kept = pretrain_denoiser._Run(tmp_path, plan, 0)
+    kept = denoiser._Run(tmp_path, plan, 0)
     for weights, ema in zip(kept.flats, torch.load(mini / "final.pt", weights_only=True)["ema"], strict=True):
         assert torch.equal(weights.weights.data, ema.half().float())
     assert kept.step == 0
 
 
 def test_the_loss_counts_mouths_more_and_nothing_else(data: Path) -> None:
-    plan = pretrain_denoiser.Plan(minutes=1, batch=16, people=0.5, scenes=0.5)
+    plan = denoiser.Plan(minutes=1, batch=16, people=0.5, scenes=0.5)
     shards = Shards.open(data)
     mix = Mixture(shards, {"person": 0.5, "scene": 0.5}, seed=plan.seed)
-    weight = pretrain_denoiser.draw_batch(shards, np.zeros((len(shards), 16, 16, 16), np.float16), mix, plan, (0, 0)).weight
+    weight = denoiser.draw_batch(shards, np.zeros((len(shards), 16, 16, 16), np.float16), mix, plan, (0, 0)).weight
     assert isinstance(weight, torch.Tensor)
     for i, number in enumerate(mix.batch(0, 16)):
         heavy = (weight[i, 0] == plan.mouth).sum()
@@ -212,8 +212,8 @@ def test_the_mouth_is_where_the_loss_counts_more() -> None:
 
 def test_the_decoder_learns_from_what_a_denoiser_leaves(data: Path, tmp_path: Path) -> None:
     model = tiny.mini(tmp_path / "model")
-    crops = pretrain_autoencoder.Crops(
-        Shards.open(data), pretrain_autoencoder.fit_pca(Shards.open(data), pictures=60), 0, pretrain_autoencoder._family(model), batch=4)
+    crops = autoencoder.Crops(
+        Shards.open(data), autoencoder.fit_pca(Shards.open(data), pictures=60), 0, autoencoder._family(model), batch=4)
     x, z, shown = crops.draw(3)
     assert x.shape == (4, 3, 64, 64)
     assert z.shape == shown.shape == (4, 16, 8, 8)
@@ -224,7 +224,7 @@ def test_the_decoder_learns_from_what_a_denoiser_leaves(data: Path, tmp_path: Pa
 
 
 def test_zero_terminal_snr_ends_in_pure_noise() -> None:
-    bar = pretrain_denoiser.alphas_cumprod()
+    bar = denoiser.alphas_cumprod()
     assert bar[-1] == 0
     assert bar[0] == pytest.approx(0.99915, abs=1e-4)
     assert (bar.diff() < 0).all()

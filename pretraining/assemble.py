@@ -1,6 +1,6 @@
 """Put what the pretraining recipes made into one folder in diffusers layout: float16, a model_index.json, at most 64 MB.
 
-    python -m safelight.embedded.assemble MINI src/safelight/embedded/weights
+    python -m pretraining.assemble MINI src/safelight/embedded/weights
 """
 from __future__ import annotations
 

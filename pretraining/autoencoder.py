@@ -4,7 +4,7 @@ The latents are fixed first: principal components of 8 x 8 x 3 patches, scaled b
 quieter than form) and to rms 1. They cost seconds. The encoder then learns to give those latents, and the decoder to paint the picture
 from them, beside the denoiser's training. Layout: diffusers' AutoencoderKL (Rombach et al. 2022, arXiv:2112.10752), scaling factor 1.
 
-    python -m safelight.recipes.pretrain_autoencoder DATA OUT --minutes 30
+    python -m pretraining.autoencoder DATA OUT --minutes 30
 
 A denoiser leaves latents softer than any picture's. When one is there, `--through MODEL` sends half of the latents through it, noised and
 denoised in one step, so that the decoder learns to paint sharp pictures from those as well.
@@ -20,8 +20,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from pretraining.shards import Mixture, Shards, unit
 from safelight.disk import place
-from safelight.embedded.shards import Mixture, Shards, unit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,7 +3,7 @@
 Two losses share the towers: the symmetric contrastive loss over captions, and the same softmax over the phrases of one attribute at a
 time (all hair colours, all expressions, ...), as in UniCL (Yang et al. 2022, arXiv:2204.03610), which is what zero-shot use asks.
 
-    python -m safelight.recipes.pretrain_clip DATA MINI/clip --minutes 40
+    python -m pretraining.clip DATA MINI/clip --minutes 40
 """
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pretraining.shards import Mixture, Shards, unit
 from safelight.disk import place
 from safelight.embedded import tokenizer, vocabulary
-from safelight.embedded.shards import Mixture, Shards, unit
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,10 +1,10 @@
 """Train a text-to-image diffusion model from nothing, on a CPU if that is what there is.
 
-v-prediction (Salimans & Ho 2022, arXiv:2202.00512) on the latents of `pretrain_autoencoder`, zero terminal SNR (Lin et al. 2023,
-arXiv:2305.08891), the text encoder of `pretrain_clip` trained along. One single-threaded rank a core beats one process on all cores here.
+v-prediction (Salimans & Ho 2022, arXiv:2202.00512) on the latents of `pretraining.autoencoder`, zero terminal SNR (Lin et al. 2023,
+arXiv:2305.08891), the text encoder of `pretraining.clip` trained along. One single-threaded rank a core beats one process on all cores.
 Order, noise and timesteps come from (seed, step, rank) alone, so a run that was killed goes on exactly where its checkpoint stands.
 
-    python -m safelight.recipes.pretrain_denoiser DATA MINI --ranks 2 --minutes 120
+    python -m pretraining.denoiser DATA MINI --ranks 2 --minutes 120
 
 MINI holds vae/pca.safetensors, clip/ and tokenizer/; unet/ and text_encoder/ (the moving average, float16) are written there. When they are
 there already without a last.pt, training begins from them instead of from nothing.
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pretraining.shards import Mixture, Shards, unit
 from safelight.disk import place
 from safelight.embedded import people, tokenizer
-from safelight.embedded.shards import Mixture, Shards, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,7 @@ def latents(shards: Shards, mini: Path, cache: Path) -> Any:
     import torch
     from safetensors.torch import load_file
 
-    from safelight.recipes.pretrain_autoencoder import encode
+    from pretraining.autoencoder import encode
 
     if not cache.exists():
         pca = load_file(mini / "vae" / "pca.safetensors")
