@@ -28,6 +28,9 @@ QUIET = (
     "--no-first-run",
     "--mute-audio",
     "--disable-background-networking",
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
     "--disable-component-update",
     "--disable-dev-shm-usage",
     "--lang=en-US",
@@ -43,13 +46,15 @@ def missing(what: str) -> NoReturn:
 
 
 class Page:
-    """One page. `errors`: what its console called an error. `asked`: the hosts that it asked for something."""
+    """One page. `errors`: what its console called an error. `asked`: the hosts that it asked for something. `open_requests`: what it asked
+    for and has not got yet."""
 
     def __init__(self, socket: Any, browser: str) -> None:
         self.socket, self.browser = socket, browser
         self.number = 0
         self.errors: list[str] = []
         self.asked: set[str] = set()
+        self.open_requests: dict[str, str] = {}
         for domain in ("Runtime", "Log", "Page", "Network"):
             self.call(f"{domain}.enable")
 
@@ -73,6 +78,9 @@ class Page:
             self.errors.append(f"{told['entry']['text']} {told['entry'].get('url', '')}"[:800])
         elif event == "Network.requestWillBeSent" and (address := urlsplit(told["request"]["url"])).scheme.startswith(("http", "ws")):
             self.asked.add(address.netloc)
+            self.open_requests[told["requestId"]] = told["request"]["url"]
+        elif event in ("Network.loadingFinished", "Network.loadingFailed"):
+            self.open_requests.pop(told["requestId"], None)
 
     def run(self, script: str) -> Any:
         """The value of an expression; a promise is waited for."""
@@ -87,7 +95,8 @@ class Page:
             if value := self.run(script):
                 return value
             time.sleep(0.05)
-        raise AssertionError(f"never true: {script}; the page said {self.errors}")
+        now = self.run("document.body.innerText.slice(0, 400) + [...document.images].map((i) => `\\n${i.src} ${i.complete}`).join('')")
+        raise AssertionError(f"never true: {script}; the page said {self.errors}, awaits {[*self.open_requests.values()]}, shows {now}")
 
     def open(self, url: str, *, width: int = 1440, height: int = 900, scheme: str = "dark") -> None:
         """Go there in a window of this size."""
