@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 
 import pytest
@@ -14,7 +15,7 @@ SMALL = """(() => {
   const form = document.getElementById("ask").elements;
   form.width.value = form.height.value = 64; form.steps.value = 4; form.count.value = 1; form.seed.value = %d;
 })()"""
-SHOT = "document.querySelector('#made .card .shot img')"
+SHOT = "document.querySelector('#made .card a.shot img')"  # a picture that is done; previews are no links
 CARDS = "document.querySelectorAll('#made .card .shot').length"
 WATCH = """(() => {
   window.moved = [];
@@ -59,6 +60,18 @@ def test_the_gallery_shows_it_and_tells_why(page: Page, server: Server) -> None:
     assert "generate" in told and "blue hair" in told
     page.press("Escape", 27)
     page.until("!document.getElementById('sheet').open")
+    assert page.errors == []
+
+
+def test_the_gallery_offers_what_came_while_one_looked(page: Page, server: Server) -> None:
+    page.open(server.url + "/studio/gallery")
+    shown = page.run("document.querySelectorAll('#wall figure').length")
+    asked = {"prompt": "a tree", "width": 64, "height": 64, "steps": 3, "count": 2}
+    page.run(f"fetch('/studio/generate', {{ method: 'POST', body: new URLSearchParams({json.dumps(asked)}) }}).then((a) => a.status)")
+    page.until("document.querySelector('.newer button')?.textContent.trim() === '2 new pictures'")
+    assert page.run("document.querySelectorAll('#wall figure').length") == shown, "nothing moves under the eye"
+    page.click(".newer button")
+    page.until(f"document.querySelectorAll('#wall figure').length === {shown + 2} && !document.querySelector('.newer button')")
     assert page.errors == []
 
 

@@ -132,6 +132,25 @@ def test_the_gallery_finds_models_loras_and_grids(client: TestClient) -> None:
     assert 'lang="zh"' in client.get("/studio/gallery", headers={"accept-language": "zh"}).text
 
 
+def test_the_gallery_tells_of_what_came_since(client: TestClient) -> None:
+    def asked(page: str) -> str:
+        return str(re.findall(r'class="newer" hx-get="([^"]+)', page)[0]).replace("&amp;", "&")
+
+    first = asked(client.get("/studio/gallery").text)
+    assert client.get(first).status_code == 204, "there is none yet"
+    made(client, "foxes")
+    came = client.get(first)
+    assert came.headers["hx-retarget"] == "#wall" and came.text.count("<figure") == 1, "an empty wall is filled"
+    second = asked(came.text)
+    assert client.get(second).status_code == 204
+    made(client, "ships")
+    made(client, "trees")
+    came = client.get(second)
+    assert "hx-retarget" not in came.headers and "2 new pictures" in came.text and "<figure" not in came.text
+    assert 'class="newer"' not in client.get("/studio/gallery", params={"order": "oldest"}).text
+    assert client.get(f"{first}&known=x").status_code == 204
+
+
 def test_two_pictures_are_compared_by_what_differs(client: TestClient) -> None:
     names = [f"output/{made(client, name)[1]['filename']}" for name in ("foxes", "ships")]
     answer = client.get("/studio/gallery/compare", params=dict(zip("ab", names, strict=True)))

@@ -40,6 +40,22 @@ async def more(request: Request) -> Response:
     return render(request, "_pictures.html", **await _found(request))
 
 
+@router.get("/studio/gallery/newer")
+async def newer(request: Request) -> Response:
+    """How many pictures came since `known` prompts had ended, as a button that shows them; in place of an empty wall, they themselves."""
+    found, known = await _found(request), request.query_params.get("known", "")
+    new = found["total"] - int(known) if known.isdecimal() and len(known) < 16 else 0
+    fresh = list(dict.fromkeys(card.id for card, _ in found["shown"]))[: max(new, 0)]
+    count = sum(card.id in fresh for card, _ in found["shown"])
+    if not count:
+        return Response(status_code=204)
+    if not request.query_params.get("empty"):
+        return render(request, "_newer.html", count=count, **found)
+    shown = render(request, "_pictures.html", **found)
+    shown.headers["HX-Retarget"] = "#wall"
+    return shown
+
+
 async def _found(request: Request) -> dict[str, Any]:
     """What the address asks for: words, model, LoRA, order, a metric and its least value, and what to show."""
     at, query, start, known = studio(request), request.query_params, shell.start(request), scoring.metrics()
@@ -48,7 +64,7 @@ async def _found(request: Request) -> dict[str, Any]:
     text = " ".join((asked["q"], asked["model"], asked["lora"].removesuffix(making.RESULT)))
     scores = await scoring.scores(at)
     if asked["show"] not in ("grids", "boards") and (asked["order"] == "score" or asked["least"]):
-        shown, after = await _scored(at, scores, (text, by, asked["least"], asked["order"]), start)
+        (shown, after), total = await _scored(at, scores, (text, by, asked["least"], asked["order"]), start), 0
     else:
         word = SHOWS.get(asked["show"], "")
         wanted = Wanted(states=["done"], words=f"{text} {word}", by="ended", newest=asked["order"] != "oldest", limit=JOBS, offset=start)
@@ -58,8 +74,10 @@ async def _found(request: Request) -> dict[str, Any]:
         shown = [(c, frame) for c in found for frame in ([None] if part else [f for f in c.frames if f.picture is not None])]
         after = start + JOBS if start + JOBS < total else 0
     values = {name: scores[name]["values"] for name in (scoring.place(f.picture) for _, f in shown if f) if name in scores}
-    link = urlencode({**asked, "from": after})
-    return {"shown": shown, **asked, "by": by, "metrics": known, "values": values, "next": after, "link": link, "place": scoring.place}
+    return {
+        "shown": shown, **asked, "by": by, "metrics": known, "values": values, "start": start, "next": after, "total": total,
+        "link": urlencode(asked), "place": scoring.place,
+    }
 
 
 async def _scored(

@@ -17,7 +17,7 @@ CHINESE = {
     "Nothing drawn yet": "还没有图片",
     "Say what you would like to see, and press Draw. The small model that comes with Safelight is ready; it knows faces, scenes and simple "
     "things.": "写下想看到的画面，然后点“开始生成”。自带的小模型已经可用，会画人像、风景和简单物体。",
-    "Older": "更早的", "waiting": "等待中", "running": "进行中", "done": "完成", "failed": "失败", "cancelled": "已取消", "pending": "等待中",
+    "Older": "更早的", "new picture": "张新图片", "new pictures": "张新图片", "waiting": "等待中", "running": "进行中", "done": "完成", "failed": "失败", "cancelled": "已取消", "pending": "等待中",
     "Running": "进行中", "Waiting": "等待中", "Ended": "已结束", "Pause": "暂停", "Go on": "继续",
     "The queue is paused: what runs now is finished, nothing new begins.": "队列已暂停：正在进行的会完成，不会开始新的。",
     "Nothing runs": "没有任务在进行", "Nothing waits": "没有任务在等待", "Nothing has ended yet": "还没有结束的任务",
