@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from safelight.families.tiles import three_ways, tiled
+from safelight.families.touch import bislerp
 from safelight.op import Op, load_ops
 from safelight.runtime import lease
 from safelight.sampling.noise import start_noise
 from safelight.sampling.process import process
-from safelight.sampling.resize import bislerp, directions, grown, scaled
+from safelight.sampling.resize import directions, grown, scaled
 from safelight.sampling.samplers import SAMPLERS
 from safelight.sampling.schedules import plan
 from safelight.sampling.settings import Sampling, Scale, Stage

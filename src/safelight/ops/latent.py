@@ -298,19 +298,9 @@ def sharpen_latent(
         sigma: of the blur, in radii
         amount: a tenth of how often it is taken away
     """
-    import torch
+    from safelight.families.touch import sharpened
 
-    from safelight.ops.retouch import bell
-
-    x = latent.samples
-    if min(x.shape[-2:]) <= radius:
-        raise ValueError(f"sharpen_latent: radius: got {radius} for {x.shape[-1]} x {x.shape[-2]} cells, expected less than either side")
-    long = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-6
-    weights = bell(radius, sigma) * (amount * -10)
-    weights[radius, radius] += 1.0 - weights.sum()
-    padded = torch.nn.functional.pad(x / long, (radius,) * 4, "reflect")
-    way = torch.nn.functional.conv2d(padded, weights.expand(x.shape[1], 1, -1, -1), groups=x.shape[1])
-    return dataclasses.replace(latent, samples=long * way)
+    return dataclasses.replace(latent, samples=sharpened(latent.samples, amount, radius, sigma))
 
 
 @op(group="latent", version=1)
@@ -320,11 +310,6 @@ def tonemap_latent(latent: Latent, *, multiplier: Annotated[float, Knob(0, 100, 
     Args:
         multiplier: of the length that is never passed, which is the mean plus five standard deviations
     """
-    import torch
+    from safelight.families.touch import tonemapped
 
-    x = latent.samples
-    long = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10
-    dims = (1, 2, 3)
-    top = (long.std(dim=dims, keepdim=True) * 5 + long.mean(dim=dims, keepdim=True)) * multiplier
-    share = long / top
-    return dataclasses.replace(latent, samples=x / long * (share / (share + 1.0) * top))
+    return dataclasses.replace(latent, samples=tonemapped(latent.samples, multiplier))

@@ -17,28 +17,16 @@ SPREAD = 2 * 256
 """How far a pattern of dots moves a pixel in all, in grey levels times the number of colours; ComfyUI's figure."""
 
 
-def bell(radius: int, sigma: float) -> Tensor:
-    """(2 radius + 1, 2 radius + 1) weights that sum to 1; sigma is in radii."""
-    import torch
-
-    line = torch.linspace(-1, 1, 2 * radius + 1)
-    bell = torch.exp(-(line[:, None] ** 2 + line**2) / (2.0 * sigma * sigma))
-    return bell / bell.sum()
-
-
 def _folded(image: Image, weights: Tensor) -> NDArray[np.float32]:
     """Each pixel the weighted sum of those around it; beyond the edges the picture is mirrored."""
-    import torch
-
+    from safelight.families.touch import folded
     from safelight.sampling.resize import grid
 
     radius = len(weights) // 2
     if min(image.pixels.shape[1:3]) <= radius:
         high, wide = image.pixels.shape[1:3]
         raise ValueError(f"blur: radius: got {radius} for a picture of {wide} x {high} pixels, expected less than either side")
-    x = torch.nn.functional.pad(grid(image), (radius,) * 4, "reflect")
-    folded = torch.nn.functional.conv2d(x, weights.expand(3, 1, -1, -1), groups=3)
-    out: NDArray[np.float32] = folded.movedim(1, -1).contiguous().numpy()
+    out: NDArray[np.float32] = folded(grid(image), weights).movedim(1, -1).contiguous().numpy()
     return out
 
 
@@ -50,6 +38,8 @@ def blur_image(image: Image, *, radius: Annotated[int, Knob(1, 31)] = 1, sigma: 
         radius: how far around a pixel the others count, in pixels
         sigma: how slowly they count less with distance, in radii
     """
+    from safelight.families.touch import bell
+
     return Image(_folded(image, bell(radius, sigma)), image.info)
 
 
@@ -67,9 +57,9 @@ def sharpen_image(
     """
     import numpy as np
 
-    weights = bell(radius, sigma) * -(amount * 10)
-    weights[radius, radius] += 1.0 - weights.sum()
-    return Image(np.clip(_folded(image, weights), 0, 1), image.info)
+    from safelight.families.touch import sharpening
+
+    return Image(np.clip(_folded(image, sharpening(radius, sigma, amount)), 0, 1), image.info)
 
 
 @op(group="image", version=1, exact=True)

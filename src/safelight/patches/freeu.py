@@ -63,10 +63,11 @@ class _Join:
         return torch.cat([h[:, :half] * scale, h[:, half:], quieter(skip, self.skip)], dim=1), *given[1:]
 
 
-def quieter(x: Tensor, scale: float) -> Tensor:
-    """(B, C, h, w) with the mean and the lowest frequency of either axis times `scale`."""
+def quieter(x: Tensor, scale: float, *, high: float = 1.0, reach: int = 1) -> Tensor:
+    """(B, C, h, w) with the mean and the lowest `reach` frequencies of either axis times `scale`, the others times `high`."""
     spectrum = torch.fft.fftshift(torch.fft.fftn(x.float(), dim=(-2, -1)), dim=(-2, -1))
-    row, column = (n // 2 for n in x.shape[-2:])
-    spectrum[..., row - 1 : row + 1, column - 1 : column + 1] *= scale
-    out: Tensor = torch.fft.ifftn(torch.fft.ifftshift(spectrum, dim=(-2, -1)), dim=(-2, -1)).real
+    rows, columns = (slice(n // 2 - min(reach, n // 2), n // 2 + min(reach, n // 2)) for n in x.shape[-2:])
+    scales = torch.full(x.shape[-2:], high, device=x.device)
+    scales[rows, columns] = scale
+    out: Tensor = torch.fft.ifftn(torch.fft.ifftshift(spectrum * scales, dim=(-2, -1)), dim=(-2, -1)).real
     return out.to(x.dtype)

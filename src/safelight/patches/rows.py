@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,14 @@ if TYPE_CHECKING:
     from safelight.values import Cond
 
 PICTURE, NEGATIVE, WEAK = "picture", "negative", "weak"
-"""Extras of a condition, (B,) each: which picture of the call a row is for, counted from 0; whether its prompt is the negative one; whether
-the network is weakened for it (see `weak`)."""
+"""Extras of a condition, (B,) each: which picture of the call a row is for, counted from 0; whether its prompt is the negative one; how
+the network is weakened for it, one of the following or 0 (see `weak`)."""
+
+ALONE, BLURRED, SKIPPED = 1, 2, 3
+
+BOXES, PHRASES = "boxes", "phrases"
+"""Extras of a condition: left, top, right and bottom of places in the picture in pixels, (B, N, 4), and vectors of what is there, (B, N, D)
+(see `gligen`)."""
 
 SIDES = ("both", "positive", "negative")
 """Sides of the guidance that a patch may act on."""
@@ -37,6 +44,7 @@ class Rows:
     picture: Tensor | None = None
     negative: Tensor | None = None
     weak: Tensor | None = None
+    extras: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @contextmanager
@@ -47,10 +55,12 @@ def watched(family: Family) -> Iterator[Rows]:
 
     def predict(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         rows.sigma, rows.picture, rows.negative, rows.weak = sigma, *map(cond.extras.get, (PICTURE, NEGATIVE, WEAK))
+        rows.extras = cond.extras
         try:
             return plain(x, sigma, cond)
         finally:
             rows.sigma = rows.picture = rows.negative = rows.weak = None
+            rows.extras = Rows.extras
 
     own["predict"] = predict
     try:

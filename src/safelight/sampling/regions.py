@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import cycle, permutations
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safelight.events import Query
 from safelight.families.tiles import fading
-from safelight.patches.rows import NEGATIVE, PICTURE, WEAK
+from safelight.patches.rows import BOXES, NEGATIVE, PHRASES, PICTURE, WEAK
 from safelight.sampling.resize import plane, repeated, scaled
 from safelight.values import Cond, Region
 
@@ -73,7 +73,20 @@ def sides(cond: Cond, negative: Cond | None, family: Family, shape: Sequence[int
     for one, other in permutations(made, 2):
         for place in one:
             other += _counterpart(place, other)
+    for side in made[1:]:
+        _boxed(side, made[0])
     return made
+
+
+def _boxed(side: list[Place], first: Side) -> None:
+    """Give a side that has no boxes (GLIGEN) those of the first one, as ComfyUI does: they are no part of what the prompts differ in. What
+    has an area is left as it is."""
+    told = [{n: p.cond.extras[n] for n in (BOXES, PHRASES)} for p in first if p.area is None and BOXES in p.cond.extras]
+    free = [i for i, p in enumerate(side) if p.area is None]
+    if any(BOXES in side[i].cond.extras for i in free):
+        return
+    for i, boxes in zip(cycle(free), told, strict=False):
+        side[i] = replace(side[i], cond=replace(side[i].cond, extras={**side[i].cond.extras, **boxes}))
 
 
 def ask(side: Side, x: Tensor, sigma: float) -> list[Query]:
@@ -103,7 +116,7 @@ def level(way: Process, share: float) -> float:
 
 def _marked(cond: Cond, pictures: int, negative: bool) -> Cond:
     """With what patches may know of the rows (see `patches.rows`), where the condition does not say it itself."""
-    marks = {PICTURE: torch.arange(pictures), NEGATIVE: torch.tensor([negative]), WEAK: torch.tensor([False])}
+    marks = {PICTURE: torch.arange(pictures), NEGATIVE: torch.tensor([negative]), WEAK: torch.tensor([0])}
     return replace(cond, extras=marks | dict(cond.extras), others=tuple(replace(o, extras=marks | dict(o.extras)) for o in cond.others))
 
 
@@ -193,7 +206,7 @@ def _within(inner: Box, outer: Box) -> bool:
 
 def _told(part: Cond, family: Family, shape: Sequence[int]) -> Cond:
     """The condition without its region. In an area the network is still told the whole picture's size (`time_ids`, see `families.unet`)."""
-    extras = {name: fit(t, shape) if t.ndim == 4 else t for name, t in part.extras.items()}
+    extras = {name: fit(t, shape, masked=name == "inpaint") if t.ndim == 4 else t for name, t in part.extras.items()}
     if "pooled" in extras and "time_ids" not in extras:
         size = [n * family.factor for n in shape[-2:]]
         ids = torch.tensor([[*map(float, size), 0.0, 0.0]])
@@ -202,11 +215,11 @@ def _told(part: Cond, family: Family, shape: Sequence[int]) -> Cond:
     return Cond(part.tokens, extras)
 
 
-def fit(shown: Tensor, shape: Sequence[int]) -> Tensor:
-    """(B, 1 + C, h, w), a mask and what lies under it, for latents of this shape: scaled over its middle, the mask rounded."""
+def fit(shown: Tensor, shape: Sequence[int], *, masked: bool) -> Tensor:
+    """(B, C, h, w), or (B, 1 + C, h, w) with a mask before it, for latents of this shape: scaled over its middle, the mask rounded."""
     if shown.shape[-2:] != tuple(shape[-2:]):
         shown = scaled(shown, shape[-1], shape[-2], crop=True)
-        shown = torch.cat([shown[:, :1].round(), shown[:, 1:]], dim=1)
+        shown = torch.cat([shown[:, :1].round(), shown[:, 1:]], dim=1) if masked else shown
     return shown if len(shown) == 1 else repeated(shown, shape[0])
 
 

@@ -137,14 +137,14 @@ def trajectory(family: Family, request: Request) -> Trajectory:
     region = _region(request, latent, noise, way)
     own = {name: value for name, value in request.options.items() if name in sampler.options}
     walk = sampler.run(x, sigmas, way, _noise_of(sampler, x, request), **own)
-    both = _sides(request, family, way)
+    both, guidance = _sides(request, family, way), request.guidance.started()
     x0 = last = None
     try:
         asked = _advance(walk, None)
         while not isinstance(asked, Tensor):
             at, sigma = region.enter(asked[0], asked[1]), asked[1]
             found = yield from _answers(both, at, sigma, _step(sigmas, sigma), x0)
-            x0 = region.leave(request.guidance.combine(at, sigma, found, way))
+            x0 = region.leave(guidance.combine(at, sigma, found, way))
             last = x0 if sampler.own_levels or sigma in sigmas[:-1] else last
             asked = _advance(walk, (x0, found[-1]) if sampler.plus else x0)
         done = last if request.denoised and last is not None else way.finish(asked, sigmas[-1])

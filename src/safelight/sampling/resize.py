@@ -11,13 +11,10 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from safelight.families.tiles import middle
+from safelight.families.touch import bislerp
 
 if TYPE_CHECKING:
     from safelight.values import Image, Mask
-
-ALIKE = 1e-5
-"""Directions whose cosine is within this of 1 or -1 are taken for one line."""
-
 
 def plane(mask: Mask) -> Tensor:
     """(B, 1, H, W), a copy."""
@@ -51,39 +48,6 @@ def _lanczos(x: Tensor, width: int, height: int) -> Tensor:
     made = [np.array(Pil.fromarray(p[..., 0] if grey else p).resize((width, height), Pil.Resampling.LANCZOS)) for p in rows]
     found = torch.from_numpy(np.stack(made).astype(np.float32) / np.float32(255.0))
     return (found[:, None] if grey else found.movedim(-1, 1)).to(x)
-
-
-def bislerp(x: Tensor, width: int, height: int) -> Tensor:
-    """As bilinear, but between neighbours each cell's vector of channels turns along the arc (slerp) while its length changes evenly:
-    a mean of unlike vectors is shorter than they are, and a latent of short vectors decodes to grey."""
-    across = _between(x.float().movedim(1, -1), 2, width)  # (B, H, width, C)
-    return _between(across, 1, height).movedim(-1, 1).to(x)
-
-
-def _between(x: Tensor, dim: int, size: int) -> Tensor:
-    """(B, H, W, C) brought to `size` along `dim`, each new place on the arc between its two neighbours."""
-    n = x.shape[dim]
-    places = torch.arange(n, dtype=torch.float32, device=x.device)
-    at = _line(places, size)
-    after = _line((places + 1).clamp(max=n - 1), size).long()
-    shape = [1] * x.ndim
-    shape[dim] = size
-    return _slerp(x.index_select(dim, at.long()), x.index_select(dim, after), (at - at.floor()).view(shape))
-
-
-def _line(values: Tensor, size: int) -> Tensor:
-    return torch.nn.functional.interpolate(values.view(1, 1, 1, -1), (1, size), mode="bilinear").view(-1)
-
-
-def _slerp(a: Tensor, b: Tensor, r: Tensor) -> Tensor:
-    long_a, long_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
-    unit_a, unit_b = torch.nan_to_num(a / long_a, nan=0.0), torch.nan_to_num(b / long_b, nan=0.0)
-    cosine = (unit_a * unit_b).sum(dim=-1, keepdim=True)
-    angle = cosine.acos()
-    turned = ((1 - r) * angle).sin() / angle.sin() * unit_a + (r * angle).sin() / angle.sin() * unit_b
-    turned = turned * (long_a * (1 - r) + long_b * r)
-    turned = torch.where(cosine > 1 - ALIKE, a, turned)
-    return torch.where(cosine < ALIKE - 1, a * (1 - r) + b * r, turned)
 
 
 def repeated(x: Tensor, n: int) -> Tensor:
