@@ -20,17 +20,20 @@ from safelight.locks import acquire, release
 from safelight.server.desk import Desk, Full, Job
 from safelight.server.files import Names, Shelves
 from safelight.server.guard import Rules
+from safelight.server.known import Known, key, workflow
 from safelight.server.pictures import Small
 from safelight.server.reading import Most
 from safelight.server.sockets import Sockets
 from safelight.server.telling import Telling
-from safelight.server.validating import Ready, Rooms, cut, examine, words
+from safelight.server.validating import Ready, Rooms, cut, examine, wanted, words
 from safelight.server.workers import Pool
 
 log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
 LATELY = 256
+LEARNT = 1000
+"""Nodes of the largest prompt whose results are known without a worker."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Studio:
         self.tellings: dict[str, Telling] = {}
         self.waiters: defaultdict[str, list[asyncio.Future[Job]]] = defaultdict(list)
         self.written: OrderedDict[str, list[Path]] = OrderedDict()
+        self.known: OrderedDict[str, Known] = OrderedDict()
+        self.telling: set[asyncio.Task[None]] = set()
         self.fresh: set[str] = set()
         self.stopping: set[str] = set()
         self.ended, self.lately = 0, deque[str](maxlen=LATELY)
@@ -114,11 +119,15 @@ class Studio:
         KeyError when there is one of that id already."""
         if self.desk.remaining >= self.setup.waiting:
             raise Full(f"{self.desk.remaining} prompts wait already; the queue takes no more")
-        ready = await asyncio.to_thread(examine, prompt, self.rooms, targets)
         told = {**(extra or {}), **({"client_id": client} if client else {})}
         raw, more = json.dumps(prompt, ensure_ascii=False), json.dumps(told, ensure_ascii=False)
+        name = id or str(uuid.uuid4())
+        run = None if targets or front or number is not None else self.known.get(key(raw, workflow(told)))
+        if run is not None and (done := await self._repeated(name, raw, more, client, run)) is not None:
+            return done, Ready(json.loads(run.ends), run.nodes, {})
+        ready = await asyncio.to_thread(examine, prompt, self.rooms, targets)
         job = await self.desk.put(
-            id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
+            name, raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
         )
         self.tell_status()
         if job.state == "running":
@@ -130,6 +139,33 @@ class Studio:
     def _hand_out(self, job: Job) -> None:
         self._begin(job)
         self.pool.place(job)
+
+    async def _repeated(self, id: str, prompt: str, extra: str, client: str, run: Known) -> Job | None:
+        """The prompt taken in and done at once, without a worker; None when it cannot be."""
+
+        def telling(sockets: Sockets) -> Telling:
+            told = Telling(sockets, id, client, run.nodes)
+            for line in run.lines:
+                told.event(line)
+            told.complete()
+            return told
+
+        def again() -> tuple[str, str] | None:
+            if not run.holds(self.places) or not all(self._still(told["stamp"]) for told in run.result.values()):
+                return None
+            return self._published(id, run.result)[0], json.dumps(telling(Sockets(self._greeting)).messages)
+
+        async def tell(job: Job) -> None:  # once it is acknowledged
+            self.tell_status()
+            said = telling(self.sockets)
+            said.saved(json.loads(job.outputs))
+            await self._over(job, said)
+
+        job = await self.desk.repeat(id, prompt, extra, run.ends, words=run.words, client=client, again=again)
+        if job is not None:
+            self.telling.add(task := asyncio.create_task(tell(job)))
+            task.add_done_callback(self.telling.discard)
+        return job
 
     async def done(self, id: str) -> Job:
         """Wait until a prompt has ended."""
@@ -181,11 +217,10 @@ class Studio:
     def order(self, job: Job) -> Mapping[str, Any]:
         """The worker's order for one."""
         extra = json.loads(job.extra)
-        workflow = (extra.get("extra_pnginfo") or {}).get("workflow")
-        told = extra.get("preview_method")
+        graph, told = workflow(extra), extra.get("preview_method")
         return {
             "id": job.id, "prompt": cut(json.loads(job.prompt), json.loads(job.ends)), "fresh": job.id in self.fresh,
-            "workflow": json.dumps(workflow) if workflow is not None else "",
+            "workflow": json.dumps(graph) if graph is not None else "",
             "preview": self.setup.previews if told in (None, "default") else told != "none",
         }
 
@@ -199,7 +234,7 @@ class Studio:
         elif "dropped" in line:
             return
         elif "result" in line:
-            await self._succeeded(id, telling, line["result"])
+            await self._succeeded(id, telling, line)
         elif line["failed"]["kind"] == "stopped":
             await self._end(id, telling, "failed" if id not in self.stopping else "cancelled", line["failed"])
         else:
@@ -227,7 +262,8 @@ class Studio:
                 log.error("queue: %s", e)
                 await asyncio.sleep(2)
 
-    async def _succeeded(self, id: str, telling: Telling, result: Mapping[str, Any]) -> None:
+    async def _succeeded(self, id: str, telling: Telling, line: Mapping[str, Any]) -> None:
+        result = line["result"]
         if any("text" not in told and not told["files"] and not self._still(told["stamp"]) for told in result.values()):
             self.fresh.add(id)  # the files of its earlier run are gone
             await self._kept(lambda: self.desk.give_back([id]))
@@ -237,7 +273,19 @@ class Studio:
         job = await self._kept(lambda: self.desk.finish(id, "done", json.dumps(telling.messages), lambda: self._published(id, result)))
         if job is not None:
             telling.saved(json.loads(job.outputs))
+            self._learn(job, telling, line)
             await self._over(job, telling)
+
+    def _learn(self, job: Job, telling: Telling, line: Mapping[str, Any]) -> None:
+        """Know the prompt's results when all of it was run, and all lay in the store."""
+        prompt, ends = json.loads(job.prompt), json.loads(job.ends)
+        if telling.lines and line.get("read") is not None and len(prompt) < LEARNT and set(ends) == set(wanted(prompt, self.places)):
+            result = {node: {**told, "files": []} for node, told in line["result"].items()}
+            names = [(kind, name, at) for kind, name, at in line["names"]]
+            run = Known(telling.nodes, job.ends, words(prompt), telling.lines, result, names, line["read"])
+            self.known[key(job.prompt, workflow(json.loads(job.extra)))] = run
+            while len(self.known) > LATELY:
+                self.known.popitem(last=False)
 
     def _still(self, stamp: str) -> bool:
         return stamp in self.written and all(p.exists() for p in self.written[stamp])
@@ -286,7 +334,8 @@ class Studio:
         self.tell_status()
         telling.end()
         self._wake(job)
-        await asyncio.to_thread(shutil.rmtree, self.staging / job.id, ignore_errors=True)
+        if (self.staging / job.id).exists():
+            await asyncio.to_thread(shutil.rmtree, self.staging / job.id, ignore_errors=True)
 
     def curve(self, id: str) -> Path:
         """Where the numbers of a run that ended are kept, and the recipe key of its training."""

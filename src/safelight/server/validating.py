@@ -131,7 +131,7 @@ def _without(prompt: Mapping[str, Any], rooms: Rooms, e: comfy.PromptError) -> R
     if first.type in WHOLE or any(not f.node for f in e.faults):
         extra = first.extra if first.type == "missing_node_type" else {}
         raise Refusal(first.type, first.message, details=str(first), extra=extra) from e
-    ends = _ends(prompt, rooms.places)
+    ends = wanted(prompt, rooms.places)
     faulty = {f.node for f in e.faults}
     spoiled = _below(prompt, faulty)
     errors = {node: _error(node, e.faults, sorted(spoiled[node] & set(ends))) for node in list(spoiled)[:DETAILED]}
@@ -152,7 +152,7 @@ def _error(node: str, faults: Sequence[Fault], ends: Sequence[str]) -> dict[str,
     return {"errors": told, "dependent_outputs": list(ends), "class_type": mine[0].class_type}
 
 
-def _ends(prompt: Mapping[str, Any], places: Places) -> list[str]:
+def wanted(prompt: Mapping[str, Any], places: Places) -> list[str]:
     """What the prompt is run for: nodes that save, and ops that nothing takes a value from."""
     known = classes(places)
     taken = {link[0] for entry in prompt.values() for _, link in links(entry.get("inputs", {}))}

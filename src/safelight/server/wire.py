@@ -30,7 +30,7 @@ RECENT = 1000
 
 
 @router.post("/prompt")
-async def post_prompt(request: Request) -> dict[str, Any]:
+async def post_prompt(request: Request) -> Response:
     """Queue a prompt. What is acknowledged is on the disk."""
     given = await table(request)
     number, targets, extra, id = (given.get(k) for k in ("number", "partial_execution_targets", "extra_data", "prompt_id"))
@@ -43,7 +43,8 @@ async def post_prompt(request: Request) -> dict[str, Any]:
         given.get("prompt"), id=id or "", client=client, extra=extra, front=bool(given.get("front")),
         number=None if number is None else float(number), targets=targets and [str(t) for t in targets],
     )
-    return {"prompt_id": job.id, "number": int(job.number) if number is None else job.number, "node_errors": ready.errors}
+    at = int(job.number) if number is None else job.number
+    return JSONResponse({"prompt_id": job.id, "number": at, "node_errors": ready.errors})
 
 
 @router.post("/workflow/convert")

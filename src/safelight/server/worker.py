@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from safelight import comfy
 from safelight.comfy.building import Saved
-from safelight.comfy.run import save
+from safelight.comfy.run import known_ops, save
 from safelight.computing import computing
 from safelight.events import Answered, Ask, Cached, Done, Event, Preview, Started
 from safelight.folders import current as folders
 from safelight.lineage import outcome
 from safelight.op import OPS
+from safelight.server.known import Noting, files
 from safelight.server.reading import Most
 from safelight.spec import Work
 from safelight.store import Store, current
@@ -59,6 +60,8 @@ class _Running:
         self.node = ""
         self.waits = False
         self.stamps: dict[str, dict[str, Any]] = {}
+        self.read: dict[str, Any] | None = {}
+        self.found: dict[tuple[str, str], str] = {}
 
 
 class Bench:
@@ -139,24 +142,28 @@ class Bench:
         folder = self.staging / one.id
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        at = self.places
+        places = Noting(at.models, at.input, at.output, at.nodes, one.found)
 
         def look(graph: Mapping[str, Any]) -> None:
             if wrong := self.most.refused(graph.values()):
                 raise ValueError(wrong)
+            read = files(graph, known_ops(places))
+            one.read = None if one.read is None or read is None else one.read | read
 
         def keep(value: Value, saved: Saved, texts: Mapping[str, str], store: Store) -> list[Path]:
             stamp = digest("result", value.key, saved.prefix, str(saved.kept), canonical([saved.form, texts]))
             again = stamp in self.written and not one.order.get("fresh")
             before = {f for told in one.stamps.values() for f in told["files"]}
-            files = [] if again else save(value, saved, folder, texts, store)
+            made = [] if again else save(value, saved, folder, texts, store)
             if not again and not isinstance(value, Image):  # a model is more files than it names
-                files = [p for p in sorted(folder.rglob("*")) if p.is_file() and str(p) not in before]
-            one.stamps[saved.node] = {"stamp": stamp, "kept": saved.kept, "files": [str(f) for f in files]}
+                made = [p for p in sorted(folder.rglob("*")) if p.is_file() and str(p) not in before]
+            one.stamps[saved.node] = {"stamp": stamp, "kept": saved.kept, "files": [str(f) for f in made]}
             one.stamps[saved.node]["type"] = "Image" if isinstance(value, Image) else type(value).__name__
-            return files
+            return made
 
         prompt, workflow = one.order["prompt"], one.order["workflow"]
-        return (yield from comfy.run(prompt, self.places, store=self.store, workflow=workflow, keep=keep, look=look))
+        return (yield from comfy.run(prompt, places, store=self.store, workflow=workflow, keep=keep, look=look))
 
     def advance(self, one: _Running) -> None:
         """Go on until it asks, ends, or others should have a turn."""
@@ -168,7 +175,7 @@ class Bench:
                 event, one.reply = one.work.send(one.reply), None
                 self.tell(one, event)
         except StopIteration:
-            self.end(one, result=one.stamps)
+            self.end(one, result=one.stamps, names=[(*k, v) for k, v in one.found.items()], read=one.read)
             self.remember(one)
         except Answered as e:
             self.end(one, result={e.answer.node or one.node: {"text": e.answer.text}})
