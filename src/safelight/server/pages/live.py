@@ -17,7 +17,8 @@ from safelight.server.studio import Studio
 router = APIRouter()
 
 PAUSE = 0.3
-"""Seconds between two looks at what runs; a slow reader is looked for less often, and nothing is kept for it."""
+"""Seconds between two looks at what runs; a slow reader is looked for less often, and nothing is kept for it. Templates that ask anew on
+`sse:jobs` wait less, so that the last of several events is the one they ask after."""
 FIRST = 8
 """Prompts that ended before a stream began and are told of in it."""
 QUIET = 15.0
