@@ -333,6 +333,23 @@ class Cond(Value):
         return (dataclasses.replace(self, others=()), *self.others) if self.others else (self,)
 
 
+@dataclass(frozen=True, eq=False)
+class Seen(Value):
+    """What a picture tower (CLIP) sees in B pictures, float32: `embeds` (B, P) in the space shared with texts, the `states` (B, L, D) of
+    its last layer, and those of the layer `before`."""
+
+    type_name: ClassVar[str] = "CLIP_VISION_OUTPUT"
+    embeds: Tensor
+    states: Tensor
+    before: Tensor
+
+    @cached_property
+    def key(self) -> str:
+        """Shapes and bytes."""
+        held = (self.embeds, self.states, self.before)
+        return digest("seen", *[p for t in held for p in (str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())])
+
+
 @dataclass(frozen=True)
 class Sigmas(Value):
     """Noise levels to walk along, as float32 has them: falling, usually to 0; rising ones lead from a picture to its noise."""
@@ -396,4 +413,4 @@ class Knobs:
     """Marks a frozen dataclass as a group of knobs: an op takes it as one parameter and every surface shows its fields flat."""
 
 
-VALUES: dict[str, type[Value]] = {c.__name__: c for c in (Patch, Model, Dataset, Image, Mask, Latent, Cond, Sigmas, Scores, Page)}
+VALUES: dict[str, type[Value]] = {c.__name__: c for c in (Patch, Model, Dataset, Image, Mask, Latent, Cond, Seen, Sigmas, Scores, Page)}

@@ -17,6 +17,7 @@ import safelight as sl
 from safelight.codec import decode, encode
 from safelight.families import Family
 from safelight.families.clip_text import ClipText
+from safelight.families.layouts import vision_config
 from safelight.patches import control as controls
 from safelight.patches import embedding as embeddings
 from safelight.patches import find, rows
@@ -354,7 +355,7 @@ def test_a_vision_model_is_known_by_its_shapes(family: Family, tmp_path: Path) -
     shape |= {"image_size": 224, "patch_size": 14}
     with torch.device("meta"):
         net = CLIPVisionModelWithProjection(CLIPVisionConfig(**shape, hidden_act="gelu"))
-    read = adapters.vision_shape(tmp_path, {name: tuple(t.shape) for name, t in net.state_dict().items()})
+    read = vision_config({name: tuple(t.shape) for name, t in net.state_dict().items()}, "")
     assert read == {**shape, "hidden_act": "gelu"}
     place, pixels = a_vision(tmp_path / "b", wide=768), pictures(1).numpy()
     (tmp_path / "alone").mkdir()

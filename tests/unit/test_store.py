@@ -20,7 +20,7 @@ from safelight import engine
 from safelight.codec import encode, exact_key
 from safelight.store import Input, Made, Missing, Record, Store, current, using
 from safelight.sweep import parse_size, sweep
-from safelight.values import VALUES, Blob, Caption, Cond, Dataset, Image, Latent, Mask, Model, Page, Patch, Row, Scores, Sigmas, Value
+from safelight.values import VALUES, Blob, Caption, Cond, Dataset, Image, Latent, Mask, Model, Page, Patch, Row, Scores, Seen, Sigmas, Value
 from tests.small_ops import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -52,11 +52,11 @@ def values(store: Store) -> dict[str, Value]:
         "latent with mask": Latent(torch.zeros(1, 4, 2, 2), "sd", torch.ones(1, 1, 2, 2)),
         "scores": Scores({"clip": [0.25, float("inf")]}, PICTURES),
         "cond": Cond(torch.ones(1, 2, 3), {"pooled": torch.zeros(1, 3)}), "empty": Dataset(()),
-        "sigmas": Sigmas((14.5, 0.25, 0.0)),
+        "seen": Seen(torch.ones(1, 4), torch.zeros(1, 3, 2), torch.ones(1, 3, 2)), "sigmas": Sigmas((14.5, 0.25, 0.0)),
     }
 
 
-NAMES = ["image", "mask", "patch", "dataset", "model", "latent", "page", "latent with mask", "scores", "cond", "empty", "sigmas"]
+NAMES = ["image", "mask", "patch", "dataset", "model", "latent", "page", "latent with mask", "scores", "cond", "empty", "seen", "sigmas"]
 
 
 def test_one_of_each_kind_is_tested(store: Store) -> None:

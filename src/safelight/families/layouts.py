@@ -4,6 +4,7 @@ Two sets of names are known for each: those of the original repositories (LDM, S
 """
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,10 @@ def _unet_names(found: Shapes) -> dict[str, str]:
 
     downs = [i for i in range(1, 64) if f"input_blocks.{i}.0.op.weight" in found]
     per_block = downs[0] - 1 if downs else sum(f"input_blocks.{i}.0.in_layers.2.weight" in found for i in range(1, 64))
-    config = {"layers_per_block": per_block, "addition_embed_type": "text_time" if "label_emb.0.0.weight" in found else None}
+    # Both SDXL and SD 2.x's unCLIP have it; the latter attends at its first level.
+    pictured, told = "input_blocks.1.1.norm.weight" in found, "label_emb.0.0.weight" in found
+    config: dict[str, Any] = {"layers_per_block": per_block}
+    config |= {"class_embed_type": "projection"} if pictured and told else {"addition_embed_type": "text_time" if told else None}
     renamed: dict[str, str] = convert_ldm_unet_checkpoint({f"model.diffusion_model.{n}": n for n in found}, config)
     kept = set(renamed.values())
     return renamed | {n: n for n in found if n not in kept}  # what is no U-Net's stays, to be named when it is in the way
@@ -128,11 +132,15 @@ def _depth_config(down: list[list[int]], up: list[list[int]], mid: int) -> dict[
 
 
 def _embeddings(shapes: Shapes) -> dict[str, Any]:
-    """What it is told besides: size and pooled text (SDXL), the scale of distilled guidance (arXiv:2310.04378), ChatGLM's projection."""
+    """What it is told besides: size and pooled text (SDXL), pictures (unCLIP, arXiv:2204.06125), the scale of distilled guidance
+    (arXiv:2310.04378), ChatGLM's projection."""
     told: dict[str, Any] = {}
     if "add_embedding.linear_1.weight" in shapes:
         told |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
         told["projection_class_embeddings_input_dim"] = shapes["add_embedding.linear_1.weight"][1]
+    if "class_embedding.linear_1.weight" in shapes:
+        width = shapes["class_embedding.linear_1.weight"][1]
+        told |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
     if "time_embedding.cond_proj.weight" in shapes:
         told["time_cond_proj_dim"] = shapes["time_embedding.cond_proj.weight"][1]
     if "encoder_hid_proj.weight" in shapes:
@@ -228,6 +236,8 @@ _OPEN_RULES = (
     ("transformer.resblocks.", "encoder.layers."), ("ln_1.", "layer_norm1."), ("ln_2.", "layer_norm2."),
     (".c_fc.", ".fc1."), (".c_proj.", ".fc2."), (".attn.", ".self_attn."),
     ("ln_final.", "final_layer_norm."), ("positional_embedding", "embeddings.position_embedding.weight"),
+    ("class_embedding", "embeddings.class_embedding"), ("conv1.", "embeddings.patch_embedding."), ("ln_pre.", "pre_layrnorm."),
+    ("ln_post.", "post_layernorm."),
 )
 
 
@@ -257,6 +267,48 @@ def _open_names(name: str, prefix: str) -> Iterator[tuple[str, Cut]]:
         return
     for i, letter in enumerate("qkv"):
         yield new.replace(".in_proj_", f".{letter}_proj."), Cut(prefix + name, i, 3)
+
+
+# Picture towers.
+
+VISION = ("visual.", "embedder.model.visual.")
+"""Where OpenCLIP's lies, alone and in an unCLIP model."""
+
+HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
+"""Attention heads by width: ViT-B, L, H and bigG."""
+
+OPENAI = (768, 1024)
+"""Widths of OpenAI's own models, whose activation is a quicker one."""
+
+
+def vision(file: WeightFile) -> Layout | None:
+    """CLIP's picture tower in a file, whatever else is there, by transformers' names or OpenCLIP's; None when there is none. ValueError for
+    one whose shape is not known."""
+    prefix = next((p for p in VISION if f"{p}proj" in file.shapes), None)
+    if prefix is None:
+        theirs = (n for n in file.shapes if n.startswith(("vision_model.", "visual_projection.")) and not n.endswith("position_ids"))
+        tensors = {n: Cut(n) for n in theirs}
+    else:
+        named = (pair for n in file.under(prefix) if n != "proj" for pair in _open_names(n, prefix))
+        tensors = {f"vision_model.{new}": cut for new, cut in named} | {"visual_projection.weight": Cut(f"{prefix}proj", turned=True)}
+    if "vision_model.embeddings.patch_embedding.weight" not in tensors:
+        return None
+    return Layout(vision_config({n: file.shapes[c.name][:: -1 if c.turned else 1] for n, c in tensors.items()}, file.path), tensors)
+
+
+def vision_config(shapes: Shapes, path: str) -> dict[str, Any]:
+    """CLIPVisionConfig from shapes by transformers' names; those of OpenAI and OpenCLIP are known. ValueError for others."""
+    parts = ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
+    patch, positions, inner = (shapes.get(f"vision_model.{part}", (0, 0, 0, 0)) for part in parts)
+    width, projection = patch[0], shapes.get("visual_projection.weight", (0,))[0]
+    if width not in HEADS or not projection:
+        raise ValueError(f"encoder: {path} is no CLIP vision model known by its width, {width}; add its config.json")
+    return {
+        "hidden_size": width, "intermediate_size": inner[0], "projection_dim": projection,
+        "num_hidden_layers": _count(shapes, "vision_model.encoder.layers.{}.layer_norm1.weight"),
+        "num_attention_heads": HEADS[width], "image_size": math.isqrt(positions[0] - 1) * patch[-1], "patch_size": patch[-1],
+        "hidden_act": "quick_gelu" if width in OPENAI else "gelu",
+    }
 
 
 # What is no network.

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, Taiyi, their inpainting U-Nets, and models built like them, the embedded `mini` among them."""
+"""Stable Diffusion 1.x and 2.x, unCLIP, Taiyi, U-Nets that paint over or change pictures, and models built like them, as is `mini`."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ class SD(PassesOn):
     name = "sd"
     pipelines: ClassVar[tuple[str, ...]] = (
         "StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline",
+        "StableDiffusionInstructPix2PixPipeline", "StableUnCLIPImg2ImgPipeline",
     )
     repeats_tokens = True
 
@@ -39,7 +40,10 @@ class SD(PassesOn):
 
     @staticmethod
     def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
-        """SD 1.x and 2.x: a U-Net that is told of the text alone; its text encoder is CLIP's or OpenCLIP's without the last layer."""
+        """SD 1.x and 2.x: a U-Net that is told of the text, and in unCLIP models of pictures.
+
+        Its text encoder is CLIP's or OpenCLIP's without the last layer.
+        """
         unet = layouts.unet(file)
         if unet is None or any(unet.config.get(key) for key in ("addition_embed_type", "encoder_hid_dim_type")):
             return None

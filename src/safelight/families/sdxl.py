@@ -31,6 +31,7 @@ class SDXL(PassesOn):
     name = "sdxl"
     pipelines: ClassVar[tuple[str, ...]] = (
         "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
     )
     repeats_tokens = True
 

@@ -32,7 +32,9 @@ class UNet:
     `pooled` (D,) and `time_ids` (6,): original height and width, crop's top and left, target height and width (SDXL, arXiv:2307.01952);
     without time_ids the latent's own size, not cropped. `aesthetic` (1,): a refiner's score, in place of the target size.
     `inpaint` (1 + C, h, w): mask and masked picture of a U-Net of 2C + 1 channels; without it everything is painted over.
-    `guidance` (1,): the scale a network with guidance built in is told. `class` (1,): the number of a class.
+    `original` (C, h, w): the latent of the picture that a U-Net of 2C channels is to change (arXiv:2211.09800); without it, zeros.
+    `guidance` (1,): the scale a network with guidance built in is told. `class` (1,): the number of a class. `label` (A,): what pictures
+    say to one with a projection for it (unCLIP, arXiv:2204.06125, see `vision.label`); without it, zeros.
     """
 
     part = "unet"
@@ -47,25 +49,26 @@ class UNet:
         self.images = images = Autoencoder(parts, device=device, dtype=dtype)
         self.net: Any = parts.build("unet", UNet2DConditionModel, device=device, dtype=dtype)
         self.net.to(memory_format=torch.channels_last)
-        took, plain, inpainting = int(self.net.config.in_channels), images.channels, 2 * images.channels + 1
-        if took not in (plain, inpainting):
-            raise ValueError(f"model {parts.source}: the U-Net takes {took} channels; expected {plain}, or {inpainting} for inpainting")
-        self.inpaints = took == inpainting
+        took, plain = int(self.net.config.in_channels), images.channels
+        if took not in (plain, 2 * plain, 2 * plain + 1):
+            others = f"{2 * plain} for changing pictures, or {2 * plain + 1} for inpainting"
+            raise ValueError(f"model {parts.source}: the U-Net takes {took} channels; expected {plain}, {others}")
+        self.changes, self.inpaints = took == 2 * plain, took == 2 * plain + 1
         self._blank: dict[tuple[int, int], Tensor] = {}
         self.size = int(self.net.config.sample_size) * images.factor
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """Its own output for x (B, C, h, w) at sigma (B,), float32; gradients flow."""
         fed = self.way.scale_input(x.to(self.device), sigma)
-        if self.inpaints:
-            fed = torch.cat([fed, self._painted(x, cond)], dim=1)
-        text, label = cond.tokens.to(self.device, self.dtype), cond.extras.get("class")  # (B, L, D), (B, 1)
+        if self.inpaints or self.changes:
+            fed = torch.cat([fed, self._painted(x, cond) if self.inpaints else self._original(x, cond)], dim=1)
+        text = cond.tokens.to(self.device, self.dtype)  # (B, L, D)
         with attention.fast(self.device, self.dtype):
             out: Tensor = self.net(
                 fed.to(self.dtype),
                 self.way.timestep(sigma),
                 encoder_hidden_states=text,
-                class_labels=None if label is None else label[:, 0].to(self.device).long(),
+                class_labels=self._label(x, cond),
                 timestep_cond=self._guidance(cond),
                 added_cond_kwargs=self._size(x, cond),
                 return_dict=False,
@@ -99,6 +102,23 @@ class UNet:
         high, wide = h * self.images.factor, w * self.images.factor
         self._blank = {(h, w): self.inpainting(torch.full((1, high, wide, 3), 0.5), torch.ones(1, 1, high, wide))["inpaint"]}
         return self._blank[h, w]
+
+    def _original(self, x: Tensor, cond: Cond) -> Tensor:
+        """In the autoencoder's own units, in which such networks were trained."""
+        given = cond.extras.get("original")
+        if given is None:
+            return torch.zeros_like(x, device=self.device)
+        return (given.to(self.device) / self.images.scale + self.images.shift).expand(len(x), -1, -1, -1)
+
+    def _label(self, x: Tensor, cond: Cond) -> Tensor | None:
+        if self.net.config.class_embed_type != "projection":
+            number = cond.extras.get("class")
+            return None if number is None else number[:, 0].to(self.device).long()
+        width = int(self.net.config.projection_class_embeddings_input_dim)
+        said = cond.extras.get("label", torch.zeros(len(x), width))
+        if said.shape[1] != width:
+            raise ValueError(f"unclip: the encoder gives vectors of {said.shape[1] // 2}, and this model reads {width // 2}; use its own")
+        return said.to(self.device, self.dtype)
 
     def _size(self, x: Tensor, cond: Cond) -> dict[str, Tensor] | None:
         if self.net.config.addition_embed_type != "text_time":

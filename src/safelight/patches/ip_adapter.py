@@ -5,7 +5,6 @@ plus (whose projection has `latents`). FaceID files read what a face recognition
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from safelight.families.vision import tower
 from safelight.patches import patch, preserved, tell
 from safelight.patches.rows import Rows, Span, unet_of, watched
 
@@ -33,12 +33,6 @@ POOLED = "image_proj.proj.weight"
 
 KINDS = {"latents": "plus", "proj.weight": "plain", "proj.3.weight": "full-face"}
 """Which layout it is, by a tensor that only its projection has."""
-
-HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
-"""Attention heads by width: ViT-B, L, H and bigG."""
-
-OPENAI = (768, 1024)
-"""Widths of OpenAI's own models, whose activation is a quicker one."""
 
 
 def read(path: str) -> dict[str, dict[str, Tensor]]:
@@ -78,7 +72,7 @@ def encode(path: str, encoder: Path, pixels: NDArray[np.float32]) -> bytes:
     safetensors file alone; `pixels` are (N, H, W, 3) in [0, 1]. ValueError when the encoder is not the one the adapter was trained with."""
     from transformers import CLIPImageProcessorPil
 
-    net = _vision(encoder)
+    net = tower(encoder, device=torch.device("cpu"), dtype=torch.float32)
     side = int(net.config.image_size)
     cut = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     known = (encoder / "preprocessor_config.json").is_file()
@@ -93,33 +87,6 @@ def encode(path: str, encoder: Path, pixels: NDArray[np.float32]) -> bytes:
             picture, nothing = (net(pixel_values=p, output_hidden_states=True).hidden_states[-2] for p in (x, torch.zeros_like(x)))
     _fits(path, picture)
     return save({"picture": picture[None].contiguous(), "nothing": nothing[None].contiguous()})
-
-
-def _vision(place: Path) -> Any:
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    if (place / "config.json").is_file():
-        return CLIPVisionModelWithProjection.from_pretrained(place, use_safetensors=True, local_files_only=True, dtype=torch.float32).eval()
-    if not place.is_file():
-        raise ValueError(f"ip_adapter: encoder: got {place}, expected a CLIP vision model, as a file or a folder with config.json")
-    tensors = load_file(place)
-    config = CLIPVisionConfig(**vision_shape(place, {name: tuple(t.shape) for name, t in tensors.items()}))
-    return CLIPVisionModelWithProjection.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32).eval()
-
-
-def vision_shape(place: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The configuration of a CLIP vision model, from its tensors' shapes; those of OpenAI and OpenCLIP are known."""
-    parts = ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
-    patch, positions, inner = (shapes.get(f"vision_model.{part}", (0, 0, 0, 0)) for part in parts)
-    width, projection = patch[0], shapes.get("visual_projection.weight", (0,))[0]
-    if width not in HEADS or not projection:
-        raise ValueError(f"ip_adapter: encoder: {place} is no CLIP vision model known by its width, {width}; add its config.json")
-    layers = {name.split(".")[3] for name in shapes if name.startswith("vision_model.encoder.layers.")}
-    return {
-        "hidden_size": width, "intermediate_size": inner[0], "projection_dim": projection, "num_hidden_layers": len(layers),
-        "num_attention_heads": HEADS[width], "image_size": math.isqrt(positions[0] - 1) * patch[-1], "patch_size": patch[-1],
-        "hidden_act": "quick_gelu" if width in OPENAI else "gelu",
-    }
 
 
 def _fits(path: str, seen: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from safelight.events import Event
 from safelight.families import Family
+from safelight.families.vision import label
 from safelight.sampling import guidance as guides
 from safelight.sampling.draw import LOOKS, guide
 from safelight.sampling.driver import drive
@@ -24,6 +25,9 @@ CELL = 8
 
 BLANK = (0.8223, -0.6876, 0.6364, 0.1380)
 """Middle grey as SD 1.x's autoencoder has it: what its inpainting network is shown when there is no picture; ComfyUI's figures."""
+
+OWN, MIXED = 10, 0.05
+"""How far the seed of pictures' noise is below the sampler's, and the noise on what several say to an unCLIP model; ComfyUI's figures."""
 
 
 def staged(
@@ -51,10 +55,10 @@ def along(
     mask = None if latent.mask is None else scaled(latent.mask, samples.shape[-1], samples.shape[-2])
     if mask is not None and len(mask) != 1:
         mask = repeated(mask, len(samples))
-    positive, guidance, graded = _guided(_shown(family, positive, samples, mask), scale)
+    positive, guidance, graded = _guided(_seen(_shown(family, positive, samples, mask), seed), scale)
     request = Request(
         cond=positive,
-        negative=None if negative is None else _shown(family, negative, samples, mask),
+        negative=None if negative is None else _seen(_shown(family, negative, samples, mask), seed),
         latent=samples,
         sigmas=sigmas,
         seed=seed,
@@ -121,6 +125,26 @@ def _shown(family: Family, cond: Cond, samples: Tensor, mask: Tensor | None) -> 
         return cond
     parts = [part if "inpaint" in part.extras else replace(part, extras={**part.extras, "inpaint": seen}) for part in cond.parts]
     return replace(parts[0], others=tuple(parts[1:]))
+
+
+def _seen(cond: Cond, seed: int) -> Cond:
+    """With what `pictures` say, (1, N, D + 2), under the seed's noise: as the label of an unCLIP model, or as SDXL's pooled text."""
+    if not any("pictures" in part.extras for part in cond.parts):
+        return cond
+
+    def told(part: Cond) -> Cond:
+        extras = dict(part.extras)
+        pictures, pooled = extras.pop("pictures", None), extras.get("pooled")
+        if pictures is None:
+            return part
+        width = pictures.shape[-1] - 2
+        if pooled is not None and pooled.shape[1] != width:
+            raise ValueError(f"sample: pictures: got vectors of {width}, and this model's text has {pooled.shape[1]}; take its own CLIP")
+        said = label(pictures[0], seed - OWN, mixed=MIXED if pooled is None else 0.0)
+        return replace(part, extras=extras | ({"label": said} if pooled is None else {"pooled": said[:, :width]}))
+
+    first, *rest = map(told, cond.parts)
+    return replace(first, others=tuple(rest))
 
 
 def _inpaints(family: Family) -> bool:

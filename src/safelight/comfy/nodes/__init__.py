@@ -4,5 +4,5 @@ from __future__ import annotations
 from importlib import import_module
 
 for _theme in ("conditioning", "custom", "guidance", "image", "kolors", "latent", "loaders", "mask", "merging", "sampling", "saving",
-               "training", "values"):
+               "training", "values", "vision"):
     import_module(f"{__name__}.{_theme}")
