@@ -346,8 +346,7 @@ class Seen(Value):
     @cached_property
     def key(self) -> str:
         """Shapes and bytes."""
-        held = (self.embeds, self.states, self.before)
-        return digest("seen", *[p for t in held for p in (str(tuple(t.shape)), t.detach().cpu().float().numpy().tobytes())])
+        return digest("seen", *[p for t in (self.embeds, self.states, self.before) for p in (str(tuple(t.shape)), t.numpy().tobytes())])
 
 
 @dataclass(frozen=True)

@@ -277,9 +277,6 @@ VISION = ("visual.", "embedder.model.visual.")
 HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
 """Attention heads by width: ViT-B, L, H and bigG."""
 
-OPENAI = (768, 1024)
-"""Widths of OpenAI's own models, whose activation is a quicker one."""
-
 
 def vision(file: WeightFile) -> Layout | None:
     """CLIP's picture tower in a file, whatever else is there, by transformers' names or OpenCLIP's; None when there is none. ValueError for
@@ -307,7 +304,7 @@ def vision_config(shapes: Shapes, path: str) -> dict[str, Any]:
         "hidden_size": width, "intermediate_size": inner[0], "projection_dim": projection,
         "num_hidden_layers": _count(shapes, "vision_model.encoder.layers.{}.layer_norm1.weight"),
         "num_attention_heads": HEADS[width], "image_size": math.isqrt(positions[0] - 1) * patch[-1], "patch_size": patch[-1],
-        "hidden_act": "quick_gelu" if width in OPENAI else "gelu",
+        "hidden_act": "quick_gelu" if width < 1280 else "gelu",  # the smaller ones are OpenAI's own
     }
 
 

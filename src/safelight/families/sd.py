@@ -40,10 +40,7 @@ class SD(PassesOn):
 
     @staticmethod
     def recognise(file: WeightFile) -> Mapping[str, Layout] | None:
-        """SD 1.x and 2.x: a U-Net that is told of the text, and in unCLIP models of pictures.
-
-        Its text encoder is CLIP's or OpenCLIP's without the last layer.
-        """
+        """SD 1.x and 2.x: a U-Net told of the text, and perhaps of pictures; its text encoder is CLIP's, or OpenCLIP's but for a layer."""
         unet = layouts.unet(file)
         if unet is None or any(unet.config.get(key) for key in ("addition_embed_type", "encoder_hid_dim_type")):
             return None

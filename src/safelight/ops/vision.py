@@ -4,29 +4,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from safelight.events import Progress
 from safelight.op import Knob, Work, op
+from safelight.ops.control import _hash, _place, _sound
+from safelight.ops.text import _each
 from safelight.values import Cond, Image, Latent, Seen
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def _encoder(path: Path) -> Path:
-    from safelight import folders
-
-    return folders.place("see", "clip_vision", path).absolute()
 
 
 def _tower(given: Mapping[str, Any]) -> str:
-    from safelight import index
-    from safelight.values import digest
-
-    place = _encoder(given["encoder"])
-    files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.suffix in (".json", ".safetensors"))
-    return digest(*[index.sha256(file) for file in files])
+    place = _place("see", given["encoder"], "clip_vision")
+    return _hash(place, *[f for f in sorted(place.glob("*")) if f.suffix in (".json", ".safetensors")])
 
 
 @op(group="image", version=1, fingerprint=_tower)
@@ -43,29 +31,11 @@ def see(image: Image, *, encoder: Path, crop: Literal["center", "none"] = "cente
     from safelight.computing import chosen
     from safelight.families.vision import look, tower
     from safelight.sampling.resize import grid
-    from safelight.weights.pickles import convert
 
-    place = _encoder(encoder)
-    if place.is_file():
-        place = yield from convert(place)
-    net = tower(place, device=torch.device(chosen().device or runtime.choose_device()), dtype=getattr(torch, chosen().dtype or "float32"))
-    looked = []
-    for i, picture in enumerate(grid(image).split(1), 1):
-        looked.append(look(net, picture, crop=crop == "center"))
-        yield Progress(step=i, total=len(image), what="pictures")
-    return Seen(*map(torch.cat, zip(*looked, strict=True)))
-
-
-def _extra(cond: Cond, name: str, tensor: Tensor, *, after: bool = False) -> Cond:
-    """Every part of the condition with an extra, `after` the one it has where it has one."""
-    import torch
-
-    def one(part: Cond) -> Cond:
-        had = [part.extras[name]] if after and name in part.extras else []
-        return dataclasses.replace(part, extras={**part.extras, name: torch.cat([*had, tensor], dim=1)})
-
-    first, *rest = map(one, cond.parts)
-    return dataclasses.replace(first, others=tuple(rest))
+    place = _place("see", encoder, "clip_vision")
+    file = Path((yield from _sound(place)).path) if place.is_file() else place
+    device, dtype = torch.device(chosen().device or runtime.choose_device()), getattr(torch, chosen().dtype or "float32")
+    return look(tower(file, device=device, dtype=dtype), grid(image), crop=crop == "center")
 
 
 @op(group="text", version=1)
@@ -82,26 +52,24 @@ def unclip_cond(
     """
     import torch
 
-    from safelight.families.vision import step_of
+    told = torch.cat([seen.embeds, torch.tensor([[strength, noise]]).expand(len(seen.embeds), -1)], dim=1)[None]  # (1, B, P + 2)
 
-    if strength == 0:
-        return cond
-    told = torch.tensor([[strength, float(step_of(noise))]]).expand(len(seen.embeds), -1)
-    width, had = seen.embeds.shape[1], [part.extras["pictures"].shape[-1] - 2 for part in cond.parts if "pictures" in part.extras]
-    if any(other != width for other in had):
-        raise ValueError(f"unclip_cond: seen: got vectors of {width}, and the condition has some of {had[0]}; use one encoder")
-    return _extra(cond, "pictures", torch.cat([seen.embeds, told], dim=1)[None], after=True)
+    def change(part: Cond) -> Cond:
+        had = part.extras.get("pictures", told[:, :0])
+        if had.shape[2] != told.shape[2]:
+            raise ValueError(f"unclip_cond: seen: got vectors of {told.shape[2] - 2}, cond has some of {had.shape[2] - 2}; use one encoder")
+        return dataclasses.replace(part, extras={**part.extras, "pictures": torch.cat([had, told], dim=1)})
+
+    return _each(cond, change) if strength else cond
 
 
 def _style(given: Mapping[str, Any]) -> str:
-    from safelight import folders, index
-
-    return index.sha256(folders.place("style_cond", "style_models", given["path"], whole=False))
+    return _hash(_place("style_cond", given["path"], "style_models"))
 
 
 @op(group="text", version=1, fingerprint=_style)
 def style_cond(cond: Cond, seen: Seen, *, path: Path, strength: Annotated[float, Knob(0, 10, step=0.01)] = 1.0) -> Work[Cond]:
-    """Put what pictures look like after a prompt, as words of its own: T2I-Adapter's style model (arXiv:2302.08453).
+    """Put what pictures look like after a prompt, as words: T2I-Adapter's style model (arXiv:2302.08453).
 
     Args:
         seen: from `see`, by the encoder that the style model was trained with (CLIP ViT-L)
@@ -110,17 +78,13 @@ def style_cond(cond: Cond, seen: Seen, *, path: Path, strength: Annotated[float,
     """
     import torch
 
-    from safelight import folders
     from safelight.families.vision import style
-    from safelight.weights.pickles import convert
 
-    file = yield from convert(folders.place("style_cond", "style_models", path, whole=False))
-    words = style(file, seen.states).flatten(0, 1)[None] * strength  # (1, B N, D)
-    if words.shape[-1] != cond.tokens.shape[-1]:
-        widths = f"its words are {words.shape[-1]} wide, and the prompt's {cond.tokens.shape[-1]}"
-        raise ValueError(f"style_cond: {path}: {widths}; it is for another kind of model")
-    first, *rest = (dataclasses.replace(p, tokens=torch.cat([p.tokens, words.expand(len(p.tokens), -1, -1)], dim=1)) for p in cond.parts)
-    return dataclasses.replace(first, others=tuple(rest))
+    file = yield from _sound(_place("style_cond", path, "style_models"))
+    words = style(file.path, seen.states).flatten(0, 1)[None] * strength  # (1, B N, D)
+    if (wide := words.shape[2]) != cond.tokens.shape[2]:
+        raise ValueError(f"style_cond: {path}: its words are {wide} wide, and the prompt's {cond.tokens.shape[2]}; it is for other models")
+    return _each(cond, lambda p: dataclasses.replace(p, tokens=torch.cat([p.tokens, words.expand(len(p.tokens), -1, -1)], dim=1)))
 
 
 @op(group="text", version=1)
@@ -128,7 +92,7 @@ def change_cond(cond: Cond, shown: Latent) -> Cond:
     """Show a model that changes pictures the one to change (InstructPix2Pix, arXiv:2211.09800).
 
     Args:
-        cond: what to do, or what not to do; give it to both, and to a third one without it (see DualCFGGuider) for a guidance of its own
+        cond: what to do, or what not to do
         shown: the picture, from encode
     """
-    return _extra(cond, "original", shown.samples)
+    return _each(cond, lambda part: dataclasses.replace(part, extras={**part.extras, "original": shown.samples}))

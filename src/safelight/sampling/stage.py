@@ -1,7 +1,7 @@
 """One sampler of a chain: from a latent, perhaps noisy already, to a latent, perhaps still noisy."""
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -128,23 +128,18 @@ def _shown(family: Family, cond: Cond, samples: Tensor, mask: Tensor | None) -> 
 
 
 def _seen(cond: Cond, seed: int) -> Cond:
-    """With what `pictures` say, (1, N, D + 2), under the seed's noise: as the label of an unCLIP model, or as SDXL's pooled text."""
-    if not any("pictures" in part.extras for part in cond.parts):
-        return cond
+    """With what `pictures` (1, N, P + 2) say under the seed's noise: as the label of an unCLIP model, or as SDXL's pooled text."""
+    parts = [replace(p, extras={**p.extras, **_said(p.extras, seed)}) if "pictures" in p.extras else p for p in cond.parts]
+    return replace(parts[0], others=tuple(parts[1:]))
 
-    def told(part: Cond) -> Cond:
-        extras = dict(part.extras)
-        pictures, pooled = extras.pop("pictures", None), extras.get("pooled")
-        if pictures is None:
-            return part
-        width = pictures.shape[-1] - 2
-        if pooled is not None and pooled.shape[1] != width:
-            raise ValueError(f"sample: pictures: got vectors of {width}, and this model's text has {pooled.shape[1]}; take its own CLIP")
-        said = label(pictures[0], seed - OWN, mixed=MIXED if pooled is None else 0.0)
-        return replace(part, extras=extras | ({"label": said} if pooled is None else {"pooled": said[:, :width]}))
 
-    first, *rest = map(told, cond.parts)
-    return replace(first, others=tuple(rest))
+def _said(extras: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
+    pictures, pooled = extras["pictures"][0], extras.get("pooled")
+    if pooled is None:
+        return {"label": label(pictures, seed - OWN, mixed=MIXED)}
+    if (wide := pooled.shape[1]) != pictures.shape[1] - 2:
+        raise ValueError(f"sample: pictures: got vectors of {pictures.shape[1] - 2}, and this model's text has {wide}; take its own CLIP")
+    return {"pooled": label(pictures, seed - OWN, mixed=0.0)[:, :wide]}
 
 
 def _inpaints(family: Family) -> bool:
