@@ -3,7 +3,6 @@ from __future__ import annotations
 
 ATTENTION = "weighs attention layers; no patch of ours does"
 VIDEO = "video"
-VISION = "needs a picture encoder on a condition; `with_ip_adapter` takes pictures as prompts"
 CONTINUOUS = "networks of continuous noise levels (EDM, Playground 2.5, SVD) are not read"
 HOOKS = "LoRAs on a part of the way or of the prompts: use areas, ranges and `with_lora`"
 
@@ -19,7 +18,7 @@ SCOPE = {
     "nodes_lotus": "Lotus (depth by diffusion) is not read", "nodes_lt": VIDEO, "nodes_lumina2": "Lumina 2 is not read",
     "nodes_mochi": VIDEO, "nodes_model_merging_model_specific": "shares for the blocks of families that are not read",
     "nodes_model_patch": "patches of Qwen Image and FLUX, which are not read", "nodes_perpneg": "deprecated; PerpNegGuider is here",
-    "nodes_photomaker": VISION, "nodes_pixart": "PixArt is not read", "nodes_qwen": "Qwen Image is not read",
+    "nodes_photomaker": "PhotoMaker is not read", "nodes_pixart": "PixArt is not read", "nodes_qwen": "Qwen Image is not read",
     "nodes_sdupscale": "SD 2's upscaling network, which is shown a small picture, is not read",
     "nodes_stable3d": "shapes",
     "nodes_stable_cascade": "Stable Cascade is not read", "nodes_tomesd": "merges tokens by likeness; no patch of ours does",
@@ -27,12 +26,10 @@ SCOPE = {
     "nodes_optimalsteps": "tables for FLUX, Wan and Chroma, which are not read",
     "nodes_model_downscale": "shrinks what is inside a U-Net; no patch of ours does",
     "nodes_torch_compile": "`safelight` compiles by its own setting",
-    "nodes_ip2p": "networks that are shown a picture in eight channels are not read",
     "nodes_hypernetwork": "hypernetworks are not read", "nodes_gits": "its tables are not here",
 }
 WHY = {
-    "CLIPVisionEncode": VISION, "CLIPVisionLoader": VISION, "StyleModelApply": VISION, "StyleModelLoader": VISION,
-    "unCLIPConditioning": VISION, "unCLIPCheckpointLoader": VISION, "GLIGENLoader": "GLIGEN is not read",
+    "GLIGENLoader": "GLIGEN is not read",
     "GLIGENTextBoxApply": "GLIGEN is not read",
     "CheckpointLoader": "its configuration files are not read; CheckpointLoaderSimple finds the layout",
     "SaveSVGNode": "drawings", "ModelSamplingContinuousEDM": CONTINUOUS, "ModelSamplingContinuousV": CONTINUOUS,
