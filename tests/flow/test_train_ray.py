@@ -13,14 +13,15 @@ from tests.command_lines import command, line, words
 pytest.importorskip("ray.train", exc_type=ImportError)
 pytestmark = pytest.mark.slow
 
-STEPS = 40
+STEPS = 300
+"""So many that a checkpoint, which comes every 15 seconds, is written long before the end."""
 
 
 def kill_a_worker(process: subprocess.Popen[bytes], home: Path) -> int:
-    """Once the training has told of a step; returns how many were killed."""
+    """Once the training has a checkpoint; returns how many were killed."""
     while process.poll() is None:
         time.sleep(0.05)
-        if any(path.stat().st_size for path in home.glob("work/*/metrics.jsonl")):
+        if any(home.glob("work/*/checkpoints/*")):
             below = psutil.Process(process.pid).children(recursive=True)
             workers = [child for child in below if "RayTrainWorker" in " ".join(child.cmdline())]
             for child in workers[:1]:
