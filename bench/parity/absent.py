@@ -1,19 +1,18 @@
 """Why node classes of ComfyUI's are not here, and what of those that are here is meant to differ."""
 from __future__ import annotations
 
-ATTENTION = "weighs attention layers; no patch of ours does"
 VIDEO = "video"
 CONTINUOUS = "networks of continuous noise levels (EDM, Playground 2.5, SVD) are not read"
 HOOKS = "LoRAs on a part of the way or of the prompts: use areas, ranges and `with_lora`"
 
 SCOPE = {
-    "nodes_ace": "sound", "nodes_attention_multiply": ATTENTION,
+    "nodes_ace": "sound",
     "nodes_camera_trajectory": VIDEO, "nodes_chroma_radiance": "Chroma is not read", "nodes_context_windows": VIDEO, "nodes_cosmos": VIDEO,
     "nodes_easycache": "skips steps' work by guesses",
     "nodes_edit_model": "FLUX Kontext and its like, which draw from pictures, are not read",
     "nodes_flux": "FLUX is not read", "nodes_hidream": "HiDream is not read", "nodes_hooks": HOOKS,
     "nodes_hunyuan": "Hunyuan's networks are not read",
-    "nodes_hunyuan3d": "shapes", "nodes_hypertile": "attends in tiles, which chance places; no patch of ours does",
+    "nodes_hunyuan3d": "shapes",
     "nodes_load_3d": "shapes",
     "nodes_lotus": "Lotus (depth by diffusion) is not read", "nodes_lt": VIDEO, "nodes_lumina2": "Lumina 2 is not read",
     "nodes_mochi": VIDEO, "nodes_model_merging_model_specific": "shares for the blocks of families that are not read",
@@ -21,10 +20,9 @@ SCOPE = {
     "nodes_photomaker": "PhotoMaker is not read", "nodes_pixart": "PixArt is not read", "nodes_qwen": "Qwen Image is not read",
     "nodes_sdupscale": "SD 2's upscaling network, which is shown a small picture, is not read",
     "nodes_stable3d": "shapes",
-    "nodes_stable_cascade": "Stable Cascade is not read", "nodes_tomesd": "merges tokens by likeness; no patch of ours does",
+    "nodes_stable_cascade": "Stable Cascade is not read",
     "nodes_video": VIDEO, "nodes_video_model": VIDEO, "nodes_wan": VIDEO, "nodes_webcam": "the browser's camera",
     "nodes_optimalsteps": "tables for FLUX, Wan and Chroma, which are not read",
-    "nodes_model_downscale": "shrinks what is inside a U-Net; no patch of ours does",
     "nodes_torch_compile": "`safelight` compiles by its own setting",
     "nodes_hypernetwork": "hypernetworks are not read", "nodes_gits": "its tables are not here",
 }

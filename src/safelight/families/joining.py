@@ -51,3 +51,9 @@ def groups(cond: Cond) -> list[tuple[Tensor, Cond]]:
         rows = (lengths[:, 0] == n).nonzero()[:, 0].cpu()
         out.append((rows, Cond(cond.tokens[rows, : int(n)], {name: t[rows] for name, t in rest.items()})))
     return out
+
+
+def some(cond: Cond, rows: Tensor | slice) -> Cond:
+    """Some rows of a condition; what counts for all of them stays."""
+    n = len(cond.tokens)
+    return Cond(cond.tokens[rows], {name: t[rows] if len(t) == n else t for name, t in cond.extras.items()})

@@ -25,20 +25,21 @@ def sharpening(radius: int, sigma: float, amount: float) -> Tensor:
 def folded(x: Tensor, weights: Tensor) -> Tensor:
     """(B, C, h, w), each cell the weighted sum of those around it; beyond the edges it is mirrored."""
     padded = torch.nn.functional.pad(x, (weights.shape[-1] // 2,) * 4, "reflect")
-    return torch.nn.functional.conv2d(padded, weights.to(x).expand(x.shape[1], 1, -1, -1), groups=x.shape[1])
+    out: Tensor = torch.nn.functional.conv2d(padded, weights.to(x).expand(x.shape[1], 1, -1, -1), groups=x.shape[1])
+    return out
 
 
 def sharpened(x: Tensor, amount: float, radius: int, sigma: float) -> Tensor:
     """Directions sharpened, lengths left. ValueError for a radius that is not less than either side."""
     if min(x.shape[-2:]) <= radius:
         raise ValueError(f"sharpen_latent: radius: got {radius} for {x.shape[-1]} x {x.shape[-2]} cells, expected less than either side")
-    long = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-6
+    long: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-6
     return long * folded(x / long, sharpening(radius, sigma, amount))
 
 
 def tonemapped(x: Tensor, multiplier: float) -> Tensor:
     """Lengths by Reinhard's curve, below their mean plus five standard deviations times the multiplier."""
-    long = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10
+    long: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10
     top = (long.std(dim=(1, 2, 3), keepdim=True) * 5 + long.mean(dim=(1, 2, 3), keepdim=True)) * multiplier
     share = long / top
     return x / long * (share / (share + 1.0) * top)

@@ -27,6 +27,34 @@ def with_weak(
         start: for a side: from which share of the way on
         end: for a side: up to which share of the way
     """
-    told: Mapping[str, Any] = {"alone": {}, "blurred": {"sigma": sigma}, "skipped": {"layers": list(layers)}}[how]
+    told: dict[str, Any] = {"sigma": sigma} if how == "blurred" else {"layers": list(layers)} if how == "skipped" else {}
     sided = {"side": side, "start": start, "end": end} if how == "skipped" and side != "asked" else {}
     return model.with_patch(Patch("weak", NO_FILE, options={"how": how, **told, **sided}))
+
+
+TWEAKS: Mapping[str, Mapping[str, Any]] = {
+    "scaled": {"where": "self", "q": 1.0, "k": 1.0, "v": 1.0, "out": 1.0},
+    "tiled": {"tile": 256, "swap": 2, "depth": 0, "grow": 0},
+    "merged": {"ratio": 0.3},
+    "shrunk": {"block": 3, "factor": 2.0, "start": 0.0, "end": 0.35, "after": 1, "down": "bicubic", "up": "bicubic"},
+}
+
+
+@op(group="model", store=False)
+def with_tweak(model: Model, *, how: Literal["scaled", "tiled", "merged", "shrunk"], options: Sequence[str] = ()) -> Model:
+    """Let a U-Net attend or lay out otherwise than it was trained to.
+
+    Args:
+        how: scaled, the parts of attention count more or less; tiled, places ask in tiles (HyperTile); merged, alike places ask once (ToMe,
+            arXiv:2303.17604); shrunk, features are smaller at the start of the way, for large pictures (deep shrink)
+        options: its settings where they are not the usual. scaled: where=self (or cross, text) q=1 k=1 v=1 out=1; tiled: tile=256 swap=2
+            depth=0 grow=0; merged: ratio=0.3; shrunk: block=3 factor=2 start=0 end=0.35 after=1 down=bicubic up=bicubic
+    """
+    usual, told = TWEAKS[how], dict(one.partition("=")[::2] for one in options)
+    if unknown := told.keys() - usual.keys():
+        raise ValueError(f"with_tweak: options: {how} has no setting {min(unknown)!r}; it has {', '.join(usual)}")
+    try:
+        found = {name: type(value)(told.get(name, value)) for name, value in usual.items()}
+    except ValueError as e:
+        raise ValueError(f"with_tweak: options: {e}; expected the kind of the usual {usual}") from e
+    return model.with_patch(Patch("shrink" if how == "shrunk" else "attention", NO_FILE, options={"how": how, **found}))

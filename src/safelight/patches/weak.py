@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from safelight.families.joining import some
 from safelight.families.touch import bell, folded
 from safelight.patches import kept, patch
 from safelight.patches.rows import ALONE, BLURRED, SKIPPED, WEAK, Rows, Span, unet_of, watched
@@ -66,11 +67,10 @@ def _blurred(family: Family, what: Patch) -> Iterator[None]:
         if mark is None or not bool((mark == BLURRED).any()) or min(x.shape[-2:]) <= REACH:
             return x0
         rows = (mark == BLURRED).expand(len(x)).nonzero()[:, 0]
-        part = Cond(cond.tokens[rows], {n: t[rows] if len(t) == len(x) else t for n, t in cond.extras.items()})
         clean, h, w = x0[rows], *(-(-n // 2**halved) for n in x.shape[-2:])
         looked = torch.nn.functional.interpolate((seen[0][rows] > 1).to(clean).view(-1, 1, h, w), x.shape[-2:])
         soft = torch.lerp(clean, folded(clean, weights), looked)
-        again = plain(x.to(clean)[rows] + soft - clean, sigma[rows], part)
+        again = plain(x.to(clean)[rows] + soft - clean, sigma[rows], some(cond, rows))
         return x0.index_copy(0, rows.to(x0.device), clean - soft + again)
 
     def look(_: Any, given: tuple[Tensor, ...]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from safelight.events import Ask, Event, Preview, Progress, Query
 from safelight.families import Family
-from safelight.families.joining import join, repeats
+from safelight.families.joining import join, repeats, some
 from safelight.sampling.preview import jpeg
 from safelight.sampling.request import Request, Trajectory, Turn, trajectory
 from safelight.values import Cond
@@ -204,7 +204,7 @@ def _forward(family: Family, queries: Sequence[Query], rows: int) -> list[Tensor
     at = torch.tensor([q.sigma for q in queries], dtype=torch.promote_types(x.dtype, torch.float32))
     sigma = at.repeat_interleave(torch.tensor(sizes)).to(x.device)
     cond = _stacked([q.cond for q in queries], sizes)
-    out = [family.denoise(x[part], sigma[part], _rows_of(cond, part)) for part in _slices(len(x), rows)]
+    out = [family.denoise(x[part], sigma[part], some(cond, part)) for part in _slices(len(x), rows)]
     return list(torch.cat(out).split(sizes))
 
 
@@ -222,7 +222,3 @@ def _stacked(conds: Sequence[Cond], sizes: Sequence[int]) -> Cond:
 
 def _to_batch(t: Tensor, n: int) -> Tensor:
     return t if len(t) == n else t.expand(n, *t.shape[1:])
-
-
-def _rows_of(cond: Cond, part: slice) -> Cond:
-    return Cond(cond.tokens[part], {name: t[part] for name, t in cond.extras.items()})

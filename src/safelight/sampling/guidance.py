@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Guidance(Protocol):
     """How much a prompt counts. Plain data: two with the same fields guide alike."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
 
     def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
@@ -25,10 +26,6 @@ class Guidance(Protocol):
 
     def combine(self, x: Tensor, sigma: float, answers: Sequence[Tensor], process: Process) -> Tensor:
         """One x0 (B, C, h, w) from those under `conds`, in their order."""
-        ...
-
-    def started(self) -> Guidance:
-        """The same for one trajectory, with nothing remembered from another."""
         ...
 
 
@@ -45,10 +42,6 @@ class Off:
     def combine(self, x: Tensor, sigma: float, answers: Sequence[Tensor], process: Process) -> Tensor:
         """The only answer."""
         return answers[0]
-
-    def started(self) -> Guidance:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -72,10 +65,6 @@ class CFG:
         if len(answers) == 1:
             return answers[0]
         return answers[1] + (answers[0] - answers[1]) * self.scale
-
-    def started(self) -> Guidance:
-        """Itself."""
-        return self
 
 
 @dataclass(frozen=True)
@@ -113,22 +102,18 @@ class Changed:
     the noise level `until`; above it the prompt's own. norm, each cell at most as long as the prompt's, and so many times. zero, the
     negative answer's noise as far as it lies along the prompt's (CFG-Zero*, arXiv:2503.18886). lean: from the prompt's x0 times the scale
     to the answer by how alike the negative one's and their mean's cells are, as cosines of roots (Mahiro). eps: the noise divided by
-    the number (arXiv:2308.15321). `past` is what one trajectory remembers.
+    the number (arXiv:2308.15321). `past` is what one trajectory remembers; a copy begins without.
     """
 
     name: ClassVar[str] = "changed"
     inner: Guidance
     changes: Mapping[str, float]
     third: Cond | None = None
-    past: dict[str, Any] = field(default_factory=dict)
+    past: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := self.changes.keys() - {*KINDS, *CHANGES}:
             raise ValueError(f"guidance: no change {min(unknown)!r}; expected NAME=NUMBER of differential, {', '.join(CHANGES)}")
-
-    def started(self) -> Guidance:
-        """Without a past."""
-        return replace(self, past={})
 
     def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
         """Those of the guidance, before them what weakened networks are asked, and the third condition."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import Any
 
@@ -137,7 +137,7 @@ def trajectory(family: Family, request: Request) -> Trajectory:
     region = _region(request, latent, noise, way)
     own = {name: value for name, value in request.options.items() if name in sampler.options}
     walk = sampler.run(x, sigmas, way, _noise_of(sampler, x, request), **own)
-    both, guidance = _sides(request, family, way), request.guidance.started()
+    both, guidance = _sides(request, family, way), replace(request.guidance)
     x0 = last = None
     try:
         asked = _advance(walk, None)
