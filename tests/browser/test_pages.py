@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from importlib.util import find_spec
 
 import pytest
@@ -29,7 +30,7 @@ WATCH = """(() => {
 def test_a_prompt_is_drawn_with_the_mouse(page: Page, server: Server) -> None:
     page.open(server.url + "/")
     page.run(SMALL % 1)
-    page.run("document.getElementById('ask').elements.steps.value = 150")
+    page.run("document.getElementById('ask').elements.steps.value = 90")
     page.run(WATCH)
     page.type("textarea[name=prompt]", "a man with red hair")
     page.click(".go")
@@ -99,4 +100,24 @@ def test_pages_do_not_use_up_the_connections(page: Page, server: Server) -> None
     """A browser has six to one server, and every page holds one open while it is looked at."""
     for address, _ in (*PAGES, *PAGES):
         page.open(server.url + address)  # the seventh would hang for a minute
+    assert page.errors == []
+
+
+def test_eight_tabs_share_the_connections_and_miss_nothing(page: Page, server: Server) -> None:
+    page.open(server.url + "/")
+    page.run(SMALL % 3)
+    page.run("document.getElementById('ask').elements.steps.value = 100; document.getElementById('ask').elements.count.value = 4")
+    page.type("textarea[name=prompt]", "a man with green hair")
+    page.click(".go")
+    page.until("document.querySelector('#made .card progress')?.value > 0")
+    id = page.run("document.querySelector('#made .card').id.slice(5)")
+    with ExitStack() as open_tabs:
+        tabs = [open_tabs.enter_context(page.tab(server.url + address)) for address, _ in (*PAGES, *PAGES[:2])]
+        assert tabs[-1].run("document.visibilityState") == "visible" and page.run("document.visibilityState") == "hidden"
+        server.wait(id, 300)
+        tabs[-1].open(server.url + "/studio/queue")
+        assert page.run("document.querySelector('#made .card progress') !== null"), "nobody told it while it was not looked at"
+        assert not any(tab.errors for tab in tabs)
+    page.call("Page.bringToFront")
+    page.until(f"document.visibilityState === 'visible' && {SHOT}?.naturalWidth === 64")
     assert page.errors == []
