@@ -11,7 +11,6 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from safelight.families import Family
-from safelight.ops.network import TWEAKS
 from safelight.patches import control, embedding, lora
 from safelight.values import NO_FILE, Blob, Cond, Patch
 from tests.dialects import ldm
@@ -145,7 +144,6 @@ MAKERS: dict[str, Callable[[Family, Path], Patch]] = {
     "lora": write, "control": a_control, "freeu": a_freeu, "ip_adapter": an_adapter, "embedding": an_embedding,
     "full": a_full, "weak": lambda family, path: Patch("weak", NO_FILE),
     "attention": lambda family, path: Patch("attention", NO_FILE, options={"how": "scaled", "where": "cross", "out": 4.0}),
-    "shrink": lambda family, path: Patch("shrink", NO_FILE, options={**TWEAKS["shrunk"], "block": 1, "end": 1.0}),
 }
 """One maker a kind: a patch of random weights that changes what the network says of `a red apple`."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import safelight
 from safelight.families import Family
-from safelight.families.touch import bell, folded, tonemapped
+from safelight.families.touch import bell, folded, sharpened, tonemapped
 from safelight.ops.network import TWEAKS
 from safelight.patches import find
 from safelight.patches.rows import NEGATIVE, WEAK
@@ -88,8 +88,10 @@ def test_layers_are_left_out_for_a_part_of_the_way() -> None:
 def test_a_blurred_row_is_the_negative_prompts() -> None:
     blurred, *rest = Changed(CFG(1.0), {"blur": 0.5}).conds(PROMPT, OTHER)
     assert torch.equal(blurred.tokens, OTHER.tokens) and bool(blurred.extras[NEGATIVE]) and rest == [PROMPT, OTHER]
-    with pytest.raises(ValueError, match="negative prompt"):
-        Changed(Off(), {"blur": 0.5}).conds(PROMPT, None)
+    alone, _ = Changed(Off(), {"blur": 0.5}).conds(PROMPT, None)  # nothing else guides: the prompt's own picture
+    assert torch.equal(alone.tokens, PROMPT.tokens)
+    both = made({"sharpen": 0.2, "radius": 3.0, "tonemap": 0.5}, A, B)
+    assert torch.allclose(both, B + 5 * tonemapped(sharpened(A - B, 0.2, 3, 1.0), 0.5), atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +143,7 @@ def test_a_transformer_without_layers_is_one_that_never_had_them(families: Calla
 
 
 def tweaked(family: Family, how: str, **options: Any) -> Patch:
-    kind = "shrink" if how == "shrunk" else "attention"
-    return Patch(kind, NO_FILE, options={"how": how, **TWEAKS[how], **options})
+    return Patch("attention", NO_FILE, options={"how": how, **TWEAKS[how], **options})
 
 
 @torch.no_grad()
@@ -199,23 +200,6 @@ def test_fewer_places_ask_and_rows_do_not_see_each_other(how: str, options: dict
     assert seen == places
 
 
-@torch.no_grad()
-def test_features_are_small_only_at_the_start_of_the_way(families: Callable[[str], Family]) -> None:
-    family = families("sd1")
-    x, _, cond = asked(family)
-    sigma = family.sigmas[[900, 100]]
-    plain = family.predict(x, sigma, cond)
-    middle: Any = family.trainable()["unet"].get_submodule("mid_block")
-    for options in ({"block": 1}, {"block": 2, "factor": 1.6, "up": "bislerp"}, {"block": 1, "after": 0, "down": "area"}):
-        seen: list[int] = []
-        with find("shrink")(family, tweaked(family, "shrunk", **options)):
-            hook = middle.register_forward_hook(lambda _, given, out, seen=seen: seen.append(out.shape[-1]))
-            found = family.predict(x, sigma, cond)
-            hook.remove()
-        assert torch.allclose(found[1], plain[1], atol=1e-5) and (found[0] - plain[0]).abs().max() > 1e-4
-        assert len(set(seen)) == 2
-
-
 def test_the_ops_put_patches_on_a_model() -> None:
     model = Model("sd", "x", "y")
     weak = safelight.with_weak(model, how="skipped", layers=[1, 2], side="negative", end=0.5).patches[0]
@@ -223,7 +207,7 @@ def test_the_ops_put_patches_on_a_model() -> None:
     assert safelight.with_weak(model).patches[0].options == {"how": "alone"}
     tiled = safelight.with_tweak(model, how="tiled", options=["tile=128", "grow=1"]).patches[0]
     assert tiled.kind == "attention" and tiled.options == {"how": "tiled", "tile": 128, "swap": 2, "depth": 0, "grow": 1}
-    assert safelight.with_tweak(model, how="shrunk", options=["factor=1.5"]).patches[0].options["factor"] == 1.5
+    assert safelight.with_tweak(model, how="scaled", options=["out=1.5", "where=cross"]).patches[0].options["out"] == 1.5
     for wrong, says in ((["size=3"], "no setting 'size'"), (["tile=many"], "invalid literal")):
         with pytest.raises(ValueError, match=says):
             safelight.with_tweak(model, how="tiled", options=wrong)

@@ -1,4 +1,4 @@
-"""How a network works inside, changed without weights: weaker forms to guide away from, attention, features, noise levels."""
+"""How a network works inside, changed without weights: weaker forms to guide away from, and attention."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -36,19 +36,18 @@ TWEAKS: Mapping[str, Mapping[str, Any]] = {
     "scaled": {"where": "self", "q": 1.0, "k": 1.0, "v": 1.0, "out": 1.0},
     "tiled": {"tile": 256, "swap": 2, "depth": 0, "grow": 0},
     "merged": {"ratio": 0.3},
-    "shrunk": {"block": 3, "factor": 2.0, "start": 0.0, "end": 0.35, "after": 1, "down": "bicubic", "up": "bicubic"},
 }
 
 
 @op(group="model", store=False)
-def with_tweak(model: Model, *, how: Literal["scaled", "tiled", "merged", "shrunk"], options: Sequence[str] = ()) -> Model:
-    """Let a U-Net attend or lay out otherwise than it was trained to.
+def with_tweak(model: Model, *, how: Literal["scaled", "tiled", "merged"], options: Sequence[str] = ()) -> Model:
+    """Let attention work otherwise than it was trained to.
 
     Args:
-        how: scaled, the parts of attention count more or less; tiled, places ask in tiles (HyperTile); merged, alike places ask once (ToMe,
-            arXiv:2303.17604); shrunk, features are smaller at the start of the way, for large pictures (deep shrink)
+        how: scaled, its parts count more or less; tiled, a U-Net's places ask in tiles (HyperTile); merged, alike places ask once (ToMe,
+            arXiv:2303.17604)
         options: its settings where they are not the usual. scaled: where=self (or cross, text) q=1 k=1 v=1 out=1; tiled: tile=256 swap=2
-            depth=0 grow=0; merged: ratio=0.3; shrunk: block=3 factor=2 start=0 end=0.35 after=1 down=bicubic up=bicubic
+            depth=0 grow=0; merged: ratio=0.3
     """
     usual, told = TWEAKS[how], dict(one.partition("=")[::2] for one in options)
     if unknown := told.keys() - usual.keys():
@@ -56,5 +55,5 @@ def with_tweak(model: Model, *, how: Literal["scaled", "tiled", "merged", "shrun
     try:
         found = {name: type(value)(told.get(name, value)) for name, value in usual.items()}
     except ValueError as e:
-        raise ValueError(f"with_tweak: options: {e}; expected the kind of the usual {usual}") from e
-    return model.with_patch(Patch("shrink" if how == "shrunk" else "attention", NO_FILE, options={"how": how, **found}))
+        raise ValueError(f"with_tweak: options: {e}; expected numbers as in the usual {dict(usual)}") from e
+    return model.with_patch(Patch("attention", NO_FILE, options={"how": how, **found}))

@@ -35,10 +35,10 @@ def attention(family: Family, what: Patch) -> Iterator[None]:
                 layer.register_forward_hook(partial(lambda scale, _layer, _given, out: out * scale, scale))
             yield
         return
-    unet, grid = unet_of(family, "attention"), _Grid()
+    unet, grid = unet_of(family, "attention"), dict[str, Any]()
     layers = [m for name, m in unet.named_modules() if name.endswith("attn1") and what.strength]
     with kept([unet, *layers]):
-        unet.register_forward_pre_hook(grid.enter)
+        unet.register_forward_pre_hook(lambda _, given: grid.update(size=given[0].shape[-2:], chance=torch.Generator().manual_seed(0)))
         for layer in layers:
             vars(layer)["forward"] = partial({"tiled": _tiled, "merged": _merged}[how], grid, o, layer.forward)
         yield
@@ -57,19 +57,8 @@ def _parts(family: Family, what: Patch) -> Iterator[tuple[Any, float]]:
         yield from ((layer.get_submodule(path), scale) for layer in layers if scale != 1)
 
 
-class _Grid:
-    """How large the latent under way is, and chance, which begins anew with each."""
-
-    def __init__(self) -> None:
-        self.size, self.chance = (0, 0), torch.Generator()
-
-    def enter(self, _: Any, given: tuple[Tensor, ...]) -> None:
-        self.size = given[0].shape[-2], given[0].shape[-1]
-        self.chance.manual_seed(0)
-
-
-def _tiled(grid: _Grid, o: Mapping[str, Any], plain: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
-    (b, n, c), (h, w) = x.shape, grid.size
+def _tiled(grid: Mapping[str, Any], o: Mapping[str, Any], plain: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
+    (b, n, c), (h, w) = x.shape, grid["size"]
     depth = next((i for i in range(int(o["depth"]) + 1) if n * 4**i == h * w), None)
     sides, cuts = (round(math.sqrt(n * w / h)), round(math.sqrt(n * h / w))), []
     if depth is None or math.prod(sides) != n:
@@ -77,15 +66,15 @@ def _tiled(grid: _Grid, o: Mapping[str, Any], plain: Any, x: Tensor, *given: Any
     for side in sides:
         least = min(max(32, int(o["tile"])) // 8 * (2**depth if o["grow"] else 1), side)
         able = [side // i for i in range(least, side + 1) if side % i == 0][: int(o["swap"])]
-        cuts.append(able[int(torch.randint(len(able) - 1, (1,), generator=grid.chance))] if len(able) > 1 else able[0])
+        cuts.append(able[int(torch.randint(len(able) - 1, (1,), generator=grid["chance"]))] if len(able) > 1 else able[0])
     (high, wide), (p, q) = cuts, (side // cut for side, cut in zip(sides, cuts, strict=True))
     tiles = x.view(b, high, p, wide, q, c).transpose(2, 3).reshape(b * high * wide, p * q, c)
     out: Tensor = plain(tiles, **{**named, "encoder_hidden_states": x.reshape(tiles.shape)})
     return out.view(b, high, wide, p, q, c).transpose(2, 3).reshape(b, n, c)
 
 
-def _merged(grid: _Grid, o: Mapping[str, Any], plain: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
-    (b, n, c), (h, w) = x.shape, grid.size
+def _merged(grid: Mapping[str, Any], o: Mapping[str, Any], plain: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
+    (b, n, c), (h, w) = x.shape, grid["size"]
     if n != h * w or min(h, w) < 2 or not int(n * float(o["ratio"])):
         return plain(x, *given, **named)  # type: ignore[no-any-return]
     places = _places(grid, x, int(n * float(o["ratio"])))
@@ -95,12 +84,12 @@ def _merged(grid: _Grid, o: Mapping[str, Any], plain: Any, x: Tensor, *given: An
     return out.gather(1, at)
 
 
-def _places(grid: _Grid, x: Tensor, count: int) -> Tensor:
+def _places(grid: Mapping[str, Any], x: Tensor, count: int) -> Tensor:
     """(B, N): for each place of x the one among the fewer that stands for it. One of every two by two, drawn by chance, is kept, and
     `count` of the others go to the kept one most like them."""
-    (h, w), places = grid.size, torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+    (h, w), places = grid["size"], torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
     squares = torch.arange(h * w).view(h, w)[: h // 2 * 2, : w // 2 * 2].reshape(h // 2, 2, w // 2, 2).transpose(1, 2).reshape(-1, 4)
-    stay = squares.gather(1, torch.randint(4, (len(squares), 1), generator=grid.chance))[:, 0].to(x.device)
+    stay = squares.gather(1, torch.randint(4, (len(squares), 1), generator=grid["chance"]))[:, 0].to(x.device)
     go = torch.ones(h * w, device=x.device).index_fill(0, stay, 0).nonzero()[:, 0]
     unit, count = torch.nn.functional.normalize(x, dim=-1), min(count, len(go))
     alike, nearest = (unit[:, go] @ unit[:, stay].mT).max(dim=-1)

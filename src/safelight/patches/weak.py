@@ -101,11 +101,9 @@ def _skipped(family: Family, what: Patch) -> Iterator[None]:
 
 
 def _passed(plain: Any, acts: Callable[[], Tensor | None], **given: Any) -> tuple[Tensor | None, Tensor]:
-    on, (text, x) = acts(), (given[name] for name in ("encoder_hidden_states", "hidden_states"))
-    if on is None or bool(on.all()) or not bool(on.any()):
-        return (text, x) if on is not None and bool(on.all()) else plain(**given)
-    said, seen = plain(**given)
-    out = on.to(x.device).view(-1, 1, 1)
+    on, (text, x), (said, seen) = acts(), (given[name] for name in ("encoder_hidden_states", "hidden_states")), plain(**given)
+    out = torch.zeros(1, dtype=torch.bool) if on is None else on
+    out = out.to(x.device).view(-1, 1, 1)
     return None if said is None else text.where(out, said), x.where(out, seen)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,16 +95,15 @@ class Changed:
     With a `third` condition: dual, from the negative prompt to it so many times, from it to the prompt by the scale (arXiv:2211.09800,
     equation 3); nested, the first on what the second has made; perp, it is empty, and of the negative prompt counts what does not
     contradict the prompt (arXiv:2304.04968). weak, blur, skip: away from the answer in rows that a patch `weak` acts on (PAG,
-    arXiv:2403.17377; SAG, arXiv:2210.00939, of the negative prompt; without some layers, from the share `skip_from` of the way to
-    `skip_to`, the spread moved back to the prompt's by `skip_rescale`). Before the scale: tangent, of the negative answer's noise what
-    lies along the direction that both share most (arXiv:2503.18137); apg, so much of the difference's part along the prompt's x0, the
-    difference at most `apg_norm` long (0: any) and with `apg_momentum` of what it was (arXiv:2410.02416); high, the difference's
-    frequencies from `cutoff` on so many times, those below `low` times (arXiv:2504.02154); tonemap and sharpen, the latent operations
-    done to the difference. After it: renorm, an x0 at most so many times as long as the prompt's own (arXiv:2503.21758; 0: any), below
-    the noise level `until`; above it the prompt's own. norm, each cell at most as long as the prompt's, and so many times. zero, the
-    negative answer's noise as far as it lies along the prompt's (CFG-Zero*, arXiv:2503.18886). lean: from the prompt's x0 times the scale
-    to the answer by how alike the negative one's and their mean's cells are, as cosines of roots (Mahiro). eps: the noise divided by
-    the number (arXiv:2308.15321). `past` is what one trajectory remembers; a copy begins without.
+    arXiv:2403.17377; SAG, arXiv:2210.00939, of the negative prompt; without layers, from the share `skip_from` of the way to `skip_to`,
+    the spread moved back by `skip_rescale`). tangent: of the negative answer's noise what lies along the direction that both share most
+    (arXiv:2503.18137). apg: so much of the difference's part along the prompt's x0, the difference at most `apg_norm` long (0: any) and
+    with `apg_momentum` of what it was (arXiv:2410.02416). high: its frequencies from `cutoff` on so many times, those below `low` times
+    (arXiv:2504.02154). tonemap, sharpen: the latent operations done to it. renorm: an x0 at most so many times as long as the prompt's
+    own (arXiv:2503.21758; 0: any), below the noise level `until`; above it the prompt's own. norm: each cell at most as long as the
+    prompt's, and so many times. zero: the negative answer as far as its noise lies along the prompt's (CFG-Zero*, arXiv:2503.18886).
+    lean: from the prompt's x0 times the scale to the answer by how alike the negative one's and their mean's cells are, as cosines of
+    roots (Mahiro). eps: the noise divided by the number (arXiv:2308.15321). `past` is one trajectory's; a copy begins without.
     """
 
     name: ClassVar[str] = "changed"
@@ -118,34 +119,27 @@ class Changed:
     def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
         """Those of the guidance, before them what weakened networks are asked, and the third condition."""
         asked = self.inner.conds(cond, negative, bare=bare or self.third is not None or "blur" in self.changes)
-        if "blur" in self.changes and len(asked) < 2:
-            raise ValueError("guidance: blur leads away from the negative prompt's own picture and got none; give an empty one")
         more = [self._weaker(kind, asked[-1] if kind == "blur" else cond) for kind in WEAKER if kind in self.changes]
         return *more, *([] if self.third is None else [self.third]), *asked
 
     def _weaker(self, kind: str, cond: Cond) -> Cond:
         import torch
 
-        span = (self.changes.get("skip_from", 0.0), self.changes.get("skip_to", 1.0)) if kind == "skip" else (0.0, 1.0)
-        marks = {"weak": torch.tensor([1 + WEAKER.index(kind)])}  # `patches.rows.WEAK`
-        marks |= {"negative": torch.tensor([True])} if kind == "blur" else {}
-        first, *rest = (
-            replace(part, extras={**part.extras, **marks}, region=replace(
-                part.region, start=max(part.region.start, span[0]), end=min(part.region.end, span[1])))
-            for part in cond.parts
-        )
+        start, end = (self.changes.get(name, usual) if kind == "skip" else usual for name, usual in (("skip_from", 0.0), ("skip_to", 1.0)))
+        marks = {"weak": torch.tensor([1 + WEAKER.index(kind)])} | ({"negative": torch.tensor([True])} if kind == "blur" else {})
+        spans = [replace(p.region, start=max(p.region.start, start), end=min(p.region.end, end)) for p in cond.parts]
+        first, *rest = (replace(p, extras={**p.extras, **marks}, region=r) for p, r in zip(cond.parts, spans, strict=True))
         return replace(first, others=tuple(rest))
 
     def combine(self, x: Tensor, sigma: float, answers: Sequence[Tensor], process: Process) -> Tensor:
-        """The answers changed, guided, and that changed in the order of the changes; `renorm` comes first of what follows the scale."""
+        """The answers guided, and that changed in the order of the changes; what changes the answers and `renorm` come first."""
         more = [kind for kind in WEAKER if kind in self.changes] + ["third"] * (self.third is not None)
         asked, scale = tuple(answers[len(more) :]), getattr(self.inner, "scale", 1.0)
-        seen = _Seen(x, sigma, process, self.changes, scale, dict(zip(more, answers, strict=False)), self.past)
+        seen: _Seen = SimpleNamespace(x=x, sigma=sigma, process=process, says=self.changes, scale=scale, past=self.past)
+        seen.more = dict(zip(more, answers, strict=False))
         for name, number in self.changes.items():
             if name in BEFORE and (len(asked) > 1 or name in ("tonemap", "sharpen")):
-                asked = BEFORE[name](seen, asked[0], asked[1] if len(asked) > 1 else asked[0] * 0, number), *asked[1:]
-            elif name == "tangent" and len(asked) > 1:
-                asked = asked[0], _along(x, *asked)
+                asked = BEFORE[name](seen, asked[0], asked[1] if len(asked) > 1 else asked[0] * 0, number)[: len(asked)]
         out = self.inner.combine(x, sigma, asked, process)
         if sigma >= self.changes.get("until", math.inf):
             out = asked[0]
@@ -160,28 +154,20 @@ class Changed:
         return out
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What a change may look at besides the answers; `more` are those of the weakened networks and of the third condition."""
-
-    x: Tensor
-    sigma: float
-    process: Process
-    says: Mapping[str, float]
-    scale: float
-    more: Mapping[str, Tensor]
-    past: dict[str, Any]
+_Seen: TypeAlias = Any
+"""What a change may look at besides the answers: x, sigma, process, what the changes say, scale, past, the further answers by name."""
+Pair: TypeAlias = "tuple[Tensor, Tensor]"
 
 
-def _along(x: Tensor, prompt: Tensor, other: Tensor) -> Tensor:
+def _along(s: _Seen, prompt: Tensor, other: Tensor, _: float) -> Pair:
     import torch
 
-    rows = torch.stack([x - other, x - prompt], dim=1).flatten(2).float()
+    rows = torch.stack([s.x - other, s.x - prompt], dim=1).flatten(2).float()
     way = torch.linalg.svd(rows, full_matrices=False).Vh[:, :1]
-    return x.sub((rows[:, :1] @ way.mT @ way).view(x.shape).to(x.dtype))
+    return prompt, s.x.sub((rows[:, :1] @ way.mT @ way).view(s.x.shape).to(s.x.dtype))
 
 
-def _projected(s: _Seen, prompt: Tensor, other: Tensor, eta: float) -> Tensor:
+def _projected(s: _Seen, prompt: Tensor, other: Tensor, eta: float) -> Pair:
     """Remembers the differences; where the noise level rises, it begins anew."""
     way, cells = prompt - other, (1, 2, 3)
     if momentum := s.says.get("apg_momentum"):
@@ -190,24 +176,21 @@ def _projected(s: _Seen, prompt: Tensor, other: Tensor, eta: float) -> Tensor:
     if longest := s.says.get("apg_norm"):
         way = way * (longest / way.square().sum(cells, keepdim=True).sqrt()).clamp(max=1.0)
     along = prompt * ((way * prompt).sum(cells, keepdim=True) / prompt.square().sum(cells, keepdim=True).clamp(min=1e-24))
-    return other + way + along * (eta - 1) + (prompt - other) / (s.scale or 1.0)
+    return other + way + along * (eta - 1) + (prompt - other) / (s.scale or 1.0), other
 
 
-def _banded(s: _Seen, prompt: Tensor, other: Tensor, high: float) -> Tensor:
+def _banded(s: _Seen, prompt: Tensor, other: Tensor, high: float) -> Pair:
     from safelight.patches.freeu import quieter
 
-    return other + quieter(prompt - other, s.says.get("low", 1.0), high=high, reach=int(s.says.get("cutoff", 20)))
+    return other + quieter(prompt - other, s.says.get("low", 1.0), high=high, reach=int(s.says.get("cutoff", 20))), other
 
 
-def _operated(name: str) -> Callable[[_Seen, Tensor, Tensor, float], Tensor]:
-    def change(s: _Seen, prompt: Tensor, other: Tensor, number: float) -> Tensor:
-        from safelight.families import touch
+def _operated(soft: bool, s: _Seen, prompt: Tensor, other: Tensor, number: float) -> Pair:
+    from safelight.families.touch import sharpened, tonemapped
 
-        more = (int(s.says.get("radius", 9)), s.says.get("bell", 1.0)) if name == "sharpened" else ()
-        done: Tensor = getattr(touch, name)(prompt - other, number, *more)
-        return done + other
-
-    return change
+    if soft:
+        return other + tonemapped(prompt - other, number), other
+    return other + sharpened(prompt - other, number, int(s.says.get("radius", 9)), s.says.get("bell", 1.0)), other
 
 
 def _skipped(s: _Seen, out: Tensor, asked: Sequence[Tensor], number: float) -> Tensor:
@@ -215,17 +198,14 @@ def _skipped(s: _Seen, out: Tensor, asked: Sequence[Tensor], number: float) -> T
 
     if not level(s.process, s.says.get("skip_to", 1.0)) <= s.sigma <= level(s.process, s.says.get("skip_from", 0.0)):
         return out
-    out = out + (asked[0] - s.more["skip"]) * number
-    share = s.says.get("skip_rescale", 0.0)
+    out, share = out + (asked[0] - s.more["skip"]) * number, s.says.get("skip_rescale", 0.0)
     return out * (asked[0].std() / out.std() * share + (1 - share)) if share else out
 
 
 def _zeroed(s: _Seen, out: Tensor, asked: Sequence[Tensor], _: float) -> Tensor:
-    if len(asked) < 2:
-        return out
-    up, down = s.x - asked[0], s.x - asked[1]
-    share = (up * down).sum((1, 2, 3), keepdim=True) / (down.square().sum((1, 2, 3), keepdim=True) + 1e-8)
-    return out + asked[1] * (1 - share) * (s.scale - 1)
+    up, down = s.x - asked[0], s.x - asked[-1]
+    share: Tensor = (up * down).sum((1, 2, 3), keepdim=True) / (down.square().sum((1, 2, 3), keepdim=True) + 1e-8)
+    return out + asked[-1] * (1 - share) * float(s.scale - 1)
 
 
 def _held(_: _Seen, out: Tensor, asked: Sequence[Tensor], number: float) -> Tensor:
@@ -233,29 +213,21 @@ def _held(_: _Seen, out: Tensor, asked: Sequence[Tensor], number: float) -> Tens
     return out * (own / (long + 1e-8)).clamp(max=1.0) * number
 
 
-WEAKER = ("weak", "blur", "skip")
-"""What is asked of a weaker network, in the order of `patches.rows`' marks."""
-
-BEFORE: Mapping[str, Callable[[_Seen, Tensor, Tensor, float], Tensor]] = {
-    "apg": _projected, "high": _banded, "tonemap": _operated("tonemapped"), "sharpen": _operated("sharpened"),
+KINDS, WEAKER = ("dual", "nested", "perp"), ("weak", "blur", "skip")
+"""What a third condition may be; what is asked of a weaker network, in the order of the marks in `patches.rows`."""
+BEFORE: Mapping[str, Callable[[_Seen, Tensor, Tensor, float], Pair]] = {
+    "tangent": _along, "apg": _projected, "high": _banded, "tonemap": partial(_operated, True), "sharpen": partial(_operated, False),
 }
-"""The prompt's answer before the scale."""
-
 AFTER: Mapping[str, Callable[[_Seen, Tensor, Sequence[Tensor], float], Tensor]] = {
     "weak": lambda s, out, asked, n: out + (asked[0] - s.more["weak"]) * n,
     "blur": lambda s, out, asked, n: out + (asked[-1] - s.more["blur"]) * n,
-    "skip": _skipped,
-    "zero": _zeroed,
-    "norm": _held,
-    "lean": lambda s, out, asked, n: _leaning(out, asked, s.scale),
+    "skip": _skipped, "zero": _zeroed, "norm": _held, "lean": lambda s, out, asked, n: _leaning(out, asked, s.scale),
     "eps": lambda s, out, asked, n: s.x - (s.x - out) / n,
 }
-"""The guided answer."""
-
-KINDS = ("dual", "nested", "perp")
-CHANGES = (*BEFORE, *AFTER, "tangent", "renorm", "until", "apg_norm", "apg_momentum", "low", "cutoff", "radius", "bell",
-           "skip_from", "skip_to", "skip_rescale")
-"""What a third condition may be, and the other changes with their further numbers."""
+"""Changes of the answers and of what is made of them."""
+CHANGES = (*AFTER, *BEFORE, "renorm", "until", "apg_norm", "apg_momentum", "low", "cutoff", "radius", "bell", "skip_from", "skip_to",
+           "skip_rescale")
+"""All of them, with their further numbers."""
 
 
 def _leaning(out: Tensor, asked: Sequence[Tensor], scale: float) -> Tensor:
