@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from safelight.server.desk import Desk, Full, Job, Wanted
+from safelight.server.desk import Desk, Full, Job, Taken, Wanted
 
 
 def on(path: Path, work: Callable[[Desk], Coroutine[Any, Any, Any]]) -> Any:
@@ -61,7 +61,7 @@ def test_what_was_acknowledged_is_there_after_an_end(tmp_path: Path) -> None:
         assert await desk.take(5, idle=True) == []
         await desk.pause(False)
         assert ids(await desk.take(5, idle=True)) == ["b", "c"]
-        with pytest.raises(KeyError):
+        with pytest.raises(Taken):
             await put(desk, "a")
         assert (await put(desk, "d"))[0].number == 4
 
@@ -206,7 +206,7 @@ def test_many_at_once_share_commits_and_one_that_fails_harms_no_other(tmp_path: 
     async def work(desk: Desk) -> None:
         wanted = [f"j{i % 90}" for i in range(100)]  # ten come twice
         results = await asyncio.gather(*(put(desk, id) for id in wanted), return_exceptions=True)
-        assert sum(isinstance(r, KeyError) for r in results) == 10
+        assert sum(isinstance(r, Taken) for r in results) == 10
         assert ids(await desk.waiting()) == wanted[:90] and desk.remaining == 90
 
     on(tmp_path / "q", work)

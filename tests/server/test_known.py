@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from safelight.comfy.run import known_ops
 from safelight.folders import Folders, Place
+from safelight.op import load_ops
 from safelight.server import known
-from safelight.server.known import Known, Noting, files
+from safelight.server.known import files, folders, marks
 from tests.server.serving import Server, drawing, nodes
+
+OPS = load_ops()
 
 
 @pytest.fixture(scope="module")
@@ -62,44 +64,37 @@ def graph(path: Path | str, op: str = "load_image", **more: Any) -> dict[str, An
     return {"1": {"class_type": op, "inputs": {"path": str(path), **more}}}
 
 
-def test_a_file_counts_until_it_changes_and_so_does_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "FRESH", 0)
-    (tmp_path / "first").mkdir()
-    (tmp_path / "second").mkdir()
-    picture, lora = tmp_path / "a.png", tmp_path / "second" / "b.safetensors"
+def test_a_file_counts_until_it_changes_and_a_folder_until_it_holds_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, lora = tmp_path / "a.png", tmp_path / "loras" / "deep" / "b.safetensors"
+    lora.parent.mkdir(parents=True)
     picture.write_bytes(b"one")
     lora.write_bytes(b"some")
-    models = Folders({"loras": (Place(tmp_path / "first"), Place(tmp_path / "second"))})
-    places = Noting(models, tmp_path, tmp_path)
-    ops = known_ops(places)
-    assert places.find("loras", "b.safetensors") == str(lora)
-    with pytest.raises(ValueError, match="nowhere"):
-        places.find("loras", "nowhere")
-    names = [(*k, v) for k, v in places.found.items()]
-    read = files(graph(picture), ops)
-    assert read is not None and set(read) == {str(picture)}
-    run = Known({}, "[]", "", [], {}, names, json.loads(json.dumps(read)))
-    assert run.holds(places)
-    beside = files(graph(lora, "load_lora"), ops)
-    assert beside is not None and beside[str(lora.with_name("adapter_config.json"))] is None
-    (tmp_path / "first" / "b.safetensors").write_bytes(b"another of that name, found first")
-    assert not run.holds(places)
-    (tmp_path / "first" / "b.safetensors").unlink()
-    assert run.holds(places)
-    (tmp_path / "first" / "nowhere.safetensors").write_bytes(b"now it is somewhere")
-    assert not run.holds(places)
-    (tmp_path / "first" / "nowhere.safetensors").unlink()
+    models = Folders({"loras": (Place(tmp_path / "loras"), Place(tmp_path / "none"))})
+    beside = ["config.json", "adapter_config.json"]
+    assert files([graph(picture)], OPS) == [str(picture), *(str(tmp_path / name) for name in beside)]
+    assert files([graph(lora, "load_lora")], OPS) == [str(lora), *(str(lora.parent / name) for name in beside)]
+    assert folders(models) == {str(tmp_path / name) for name in ("loras", "loras/deep", "none")}
+    read = [str(picture), *folders(models)]
+    assert marks(read) is None  # it was written just now, and may be again without its time showing it
+    monkeypatch.setattr(known, "FRESH", 0)
+    seen = marks(read)
+    assert seen is not None and seen == marks(seen) and seen[str(tmp_path / "none")] == ()
+    (lora.parent / "another.safetensors").write_bytes(b"in a folder that was there")
+    assert marks(seen) != seen
+    seen = marks(read)
+    (tmp_path / "none").mkdir()
+    assert seen is not None and marks(seen) != seen
+    seen = marks(read)
     picture.write_bytes(b"two")
-    assert not run.holds(places)
+    assert seen is not None and marks(seen) != seen
+    assert marks(map(str, range(known.MOST + 1))) is None
 
 
-def test_what_is_not_followed_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_followed_is_not_known(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     picture.write_bytes(b"one")
-    ops = known_ops(Noting(Folders({}), tmp_path, tmp_path))
-    assert files(graph(picture), ops) is None  # it was written just now, and may be again without its time showing it
-    monkeypatch.setattr(known, "FRESH", 0)
-    assert files(graph(tmp_path), ops) is None and files(graph("a.png"), ops) is None  # a folder; a name
-    assert files(graph(tmp_path, "folder"), ops) is None  # an op that reads more than files
-    assert files({"1": {"class_type": "model", "inputs": {"name": "mini", "text_encoder": str(picture)}}}, ops) is None
-    assert files({"1": {"class_type": "model", "inputs": {"name": "mini"}}}, ops) == {}
+    assert files([graph(tmp_path)], OPS) is None and files([graph(picture), graph("a.png")], OPS) is None  # a folder; a name
+    assert files([graph(tmp_path, "folder")], OPS) is None  # an op that reads more than files
+    for other in (str(picture), "by its name"):
+        assert files([{"1": {"class_type": "model", "inputs": {"name": "mini", "text_encoder": other}}}], OPS) is None
+    assert files([{"1": {"class_type": "model", "inputs": {"name": "mini"}}}], OPS) == []

@@ -156,6 +156,31 @@ def test_websockets_beyond_the_limit_are_refused_and_those_there_go_on(server: S
         assert json.loads(good.recv(LONG))["type"] == "status" and connections(server) <= 600
 
 
+def test_many_websockets_of_one_address_give_way_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that said something last, and never those of an address that has fewer."""
+    monkeypatch.setattr(sockets, "SOCKETS", 4)
+
+    def ear(at: str, name: str, address: str = HOST) -> Any:
+        host, _, port = at.partition(":")
+        return connect(f"ws://{at}/ws?clientId={name}", sock=socket.create_connection((host, int(port)), source_address=(address, 0)))
+
+    with within(tmp_path) as (studio, at, _), ExitStack() as stack:
+        first = stack.enter_context(ear(at, "first"))
+        first.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+        until(lambda: bool(studio.sockets.by_client["first"].understands))
+        for name in ("second", "third", "fourth"):
+            stack.enter_context(ear(at, name))
+        with pytest.raises(Exception, match=r"1013|rejected|403"):
+            ear(at, "fifth")
+        assert list(studio.sockets.by_client) == ["first", "second", "third", "fourth"]
+        stack.enter_context(ear(at, "another", "127.0.0.2"))
+        until(lambda: list(studio.sockets.by_client) == ["first", "third", "fourth", "another"])
+        stack.enter_context(ear(at, "again", "127.0.0.2"))
+        until(lambda: list(studio.sockets.by_client) == ["first", "fourth", "another", "again"])
+        with pytest.raises(Exception, match=r"1013|rejected|403"):
+            ear(at, "more", "127.0.0.2")
+
+
 @contextmanager
 def within(home: Path, patience: float = 1.0) -> Iterator[tuple[Studio, str, Any]]:
     """The server in this process, on a real port: what it has, where it is, and a way to do something in its loop."""

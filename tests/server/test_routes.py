@@ -75,9 +75,7 @@ def test_faults_are_told_as_comfyui_tells_them_with_the_reason_in_details(client
     assert wrong(client, None)[0] == "no_prompt" and wrong(client, [])[0] == "no_prompt"
     assert wrong(client, {})[0] == "prompt_no_outputs"
     kind, told = wrong(client, {"1": {"class_type": "KSamplr", "inputs": {}}})
-    assert (
-        kind == "missing_node_type" and told["error"]["extra_info"]["class_type"] == "KSamplr" and "KSampler" in told["error"]["details"]
-    )
+    assert kind == "missing_node_type" and told["error"]["extra_info"]["class_type"] == "KSamplr" and "KSampler" in told["error"]["details"]
     for inputs, error in (
         ({"steps": 0}, "value_smaller_than_min"),
         ({"cfg": 1e6}, "value_bigger_than_max"),
@@ -141,12 +139,7 @@ def test_a_prompt_of_too_many_nodes_is_refused_at_once(client: TestClient) -> No
 
 LINK = st.lists(st.sampled_from(["1", "2", "3", 0, 1, -1, None, "x"]), max_size=3)
 VALUE = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=6)
-    | LINK
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6) | LINK
 )
 KIND = st.sampled_from(
     ["KSampler", "LoadImage", "SaveImage", "EmptyImage", "ImageInvert", "generate", "load_image", "pick", "nothing", "", None, 3]
@@ -321,9 +314,7 @@ def test_strange_numbers_and_texts_break_nothing(client: TestClient) -> None:
     for n in ("nan", "inf", "1e999", "x", "-1"):
         assert client.post("/v1/images/edits", files={"image": ("a.png", b"x")}, data={"prompt": "x", "n": n}).status_code == 400
     assert queue(client, drawing(), number=1e308).json()["number"] == 1e308 and client.get("/queue").status_code == 200
-    assert (
-        wrong(client, {"1": {"class_type": "load_image", "inputs": {"path": "/etc/\0passwd"}}})[0] == "prompt_outputs_failed_validation"
-    )
+    assert wrong(client, {"1": {"class_type": "load_image", "inputs": {"path": "/etc/\0passwd"}}})[0] == "prompt_outputs_failed_validation"
 
 
 def test_two_servers_never_share_a_queue(tmp_path: Path) -> None:
@@ -341,3 +332,12 @@ def test_an_editors_workflow_becomes_a_prompt(tmp_path: Path, name: str, wrapped
         assert found.status_code == 200 and found.json().keys() == prompt.keys()
         assert {k: v["class_type"] for k, v in found.json().items()} == {k: v["class_type"] for k, v in prompt.items()}
         assert client.post("/workflow/convert", json={"nodes": 3, "links": []}).status_code == 400
+
+
+def test_a_mistake_of_ours_is_no_clients_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with still(tmp_path) as client:
+        app: Any = client.app
+        app.add_api_route("/v1/mistake", lambda: {}["of ours"])
+        answer = client.get("/v1/mistake")
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error" and "of ours" not in answer.text
+    assert "GET /v1/mistake" in caplog.text and "KeyError: 'of ours'" in caplog.text

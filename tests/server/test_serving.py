@@ -256,7 +256,10 @@ def test_what_is_no_picture_is_kept_whole(server: Server) -> None:
     assert {"model_index.json", "unet", "vae"} <= {p.name for p in (server.home / "studio" / "output" / "mine_00001_").iterdir()}
     assert all((server.home / "studio" / "output" / f["subfolder"] / f["filename"]).is_file() for f in made) and len(made) > 5
     score = {"2": {"class_type": "score", "inputs": {"image": ["1", 0], "by": ["sharpness"]}}, **drawing(40)}
-    assert server.wait(server.queue(score))["outputs"]["2"]["files"][0]["filename"] == "scores.json"
+    told = server.wait(server.queue(score))["outputs"]["2"]
+    assert told["files"][0]["filename"] == "scores.json" and len(told["text"]) == 1
+    with urllib.request.urlopen(server.url + told["text"][0]) as answer:  # which the editor shows in the node
+        assert "sharpness" in json.loads(answer.read())["values"]
 
 
 def test_an_answer_completes_its_prompt(server: Server, ear: Listening) -> None:
@@ -339,9 +342,7 @@ def test_automatic1111_draws_and_reads_what_it_drew(server: Server) -> None:
     assert len(told["images"]) == 2 and info["all_seeds"] == [5, 6] and told["parameters"]["steps"] == 2
     read = server.post("/sdapi/v1/png-info", {"image": told["images"][0]})
     assert (
-        read["parameters"]["Sampler"] == "Euler a"
-        and read["parameters"]["Schedule type"] == "Karras"
-        and read["parameters"]["Seed"] == "5"
+        read["parameters"]["Sampler"] == "Euler a" and read["parameters"]["Schedule type"] == "Karras" and read["parameters"]["Seed"] == "5"
     )
     again = server.post("/sdapi/v1/img2img", {**asked, "init_images": [told["images"][0]], "denoising_strength": 0.5, "batch_size": 1})
     assert len(again["images"]) == 1 and again["images"] != told["images"][:1]

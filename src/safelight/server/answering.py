@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,11 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from safelight.server import reading
-from safelight.server.desk import Full, Job
+from safelight.server.desk import Full, Job, Taken
 from safelight.server.files import Outside
 from safelight.server.guard import TooLarge
 from safelight.server.studio import Studio
 from safelight.server.validating import Refusal
+
+log = logging.getLogger(__name__)
 
 EMPTY = Response(status_code=200)
 MISSING = JSONResponse({"error": "there is none"}, 404)
@@ -115,7 +118,8 @@ def text(given: Mapping[str, Any], name: str, default: str = "") -> str:
 
 STATUS: tuple[tuple[type[Exception], int], ...] = (
     (TooLarge, 413), (Full, 507), (Outside, 403), (PermissionError, 403), (FileNotFoundError, 404), (FileExistsError, 409),
-    (NotADirectoryError, 409), (IsADirectoryError, 409), (KeyError, 409), (OSError, 507), (ValueError, 400), (OverflowError, 400),
+    (NotADirectoryError, 409), (IsADirectoryError, 409), (Taken, 409), (OSError, 507), (ValueError, 400), (OverflowError, 400),
+    (KeyError, 500),
 )
 
 
@@ -123,6 +127,9 @@ async def failure(request: Request, error: Exception) -> Response:
     """What went wrong, told as the kind of client expects it."""
     status = error.status_code if isinstance(error, HTTPException) else next(s for kind, s in STATUS if isinstance(error, kind))
     why, path = str(error.detail if isinstance(error, HTTPException) else error), request.url.path
+    if status == 500:
+        log.error("%s %s", request.method, path, exc_info=error)
+        why = "the server made a mistake, which its log tells of"
     if path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 500 else "server_error"
         return JSONResponse({"error": {"message": why, "type": kind, "param": None, "code": None}}, status)

@@ -13,14 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Do = Callable[[sqlite3.Connection], Any]
 Publish = Callable[[], tuple[str, list[tuple[str, str]]]]
-Again = Callable[[], tuple[str, str] | None]
 
 WAL_SOUND = (3, 51, 3)
 """The first SQLite whose write-ahead log cannot be damaged by a reset at the wrong moment (sqlite.org/wal.html#walresetbug)."""
@@ -48,6 +47,10 @@ COLUMNS = "seq, id, number, state, client, prompt, extra, ends, created, started
 
 class Full(OSError):
     """There is no room on the disk; nothing was changed."""
+
+
+class Taken(Exception):
+    """There is one of that id already."""
 
 
 @dataclass(frozen=True)
@@ -189,26 +192,21 @@ class Desk:
     async def put(self, id: str, prompt: str, extra: str, ends: str, *, words: str = "", client: str = "", number: float | None = None,
                   front: bool = False) -> Job:
         """Take a prompt in. A lower number runs first; without one it is counted up, and `front` negates it. While there is `room` and none
-        waits before it, it is running at once, which `take` would say in a commit of its own. KeyError when the id is taken."""
+        waits before it, it is running at once, which `take` would say in a commit of its own. Taken when the id is."""
         now = time.time()
 
         def do(base: sqlite3.Connection) -> Job:
             first = self.room() and not self.paused and not _jobs(base, "state = 'pending' LIMIT 1")
             state, started = ("running", now) if first else ("pending", None)
-            return _inserted(base, Job(0, id, 0, state, client, prompt, extra, ends, now, started), words, number, front=front)
-
-        return await self.do(do)
-
-    async def repeat(self, id: str, prompt: str, extra: str, ends: str, *, words: str, client: str, again: Again) -> Job | None:
-        """Take a prompt in that has its results already: outputs and messages are what `again` says on the desk's thread. None, and nothing
-        is taken in, when that says nothing, or when the prompt would have to wait for others. KeyError as `put`."""
-        now = time.time()
-
-        def do(base: sqlite3.Connection) -> Job | None:
-            told = None if self.paused or _jobs(base, "state = 'pending' LIMIT 1") else again()
-            if told is None:
-                return None
-            return _inserted(base, Job(0, id, 0, "done", client, prompt, extra, ends, now, now, time.time(), 0, 0, *told), words)
+            row = (state, id, client, prompt, extra, ends, words.lower(), now, started)
+            columns = "(number, state, id, client, prompt, extra, ends, words, created, started)"
+            try:
+                seq = int(base.execute(f"INSERT INTO jobs {columns} VALUES (0,?,?,?,?,?,?,?,?,?)", row).lastrowid or 0)
+            except sqlite3.IntegrityError as e:
+                raise Taken(f"there is a prompt {id!r} already") from e
+            at = number if number is not None else -seq if front else seq
+            base.execute("UPDATE jobs SET number = ? WHERE seq = ?", (at, seq))
+            return Job(seq, id, at, state, client, prompt, extra, ends, now, started)
 
         return await self.do(do)
 
@@ -330,19 +328,6 @@ def _open(path: Path) -> sqlite3.Connection:
     base.execute("PRAGMA synchronous = FULL")
     base.executescript(TABLES)
     return base
-
-
-def _inserted(base: sqlite3.Connection, job: Job, words: str, at: float | None = None, *, front: bool = False) -> Job:
-    """It with its place in the order that prompts came in, and its number."""
-    row = {**{k: getattr(job, k) for k in COLUMNS.split(", ")[1:]}, "words": words.lower()}
-    try:
-        made = base.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", [*row.values()])
-    except sqlite3.IntegrityError as e:
-        raise KeyError(job.id) from e
-    seq = int(made.lastrowid or 0)
-    number = at if at is not None else -seq if front else seq
-    base.execute("UPDATE jobs SET number = ? WHERE seq = ?", (number, seq))
-    return replace(job, seq=seq, number=number)
 
 
 def _among(ids: Sequence[str] | None) -> str:

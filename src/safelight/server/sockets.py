@@ -10,7 +10,7 @@ import logging
 import struct
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -40,7 +40,7 @@ class Socket:
     """One client's socket: its name, what it says it understands, and what waits to be sent."""
 
     def __init__(self, ws: WebSocket, sid: str) -> None:
-        self.ws, self.sid = ws, sid
+        self.ws, self.sid, self.address = ws, sid, ws.client.host if ws and ws.client else ""
         self.understands: Mapping[str, Any] = {}
         self.waiting: deque[str | bytes] = deque()
         self.size = 0
@@ -84,17 +84,24 @@ class Sockets:
 
     def __init__(self, greet: Callable[[str], list[tuple[str, dict[str, Any]]]]) -> None:
         self.greet = greet
-        self.all: set[Socket] = set()
+        self.all: dict[Socket, None] = {}
         self.by_client: dict[str, Socket] = {}
 
     async def serve(self, ws: WebSocket) -> None:
-        """One socket from its start to its end. A second one of the same client takes its place; the first stays open and silent."""
+        """One socket from its start to its end. A second one of the same client takes its place; the first stays open and silent. Of too
+        many the oldest mute one of the address that has most gives way, if that has more than the newcomer's."""
         if len(self.all) >= SOCKETS:
-            await ws.close(1013, "too many sockets")
-            return
+            has = Counter(one.address for one in self.all)
+            (most, many), mine = has.most_common(1)[0], ws.client.host if ws.client else ""
+            if has[mine] + 1 >= many:
+                await ws.close(1013, "too many sockets")
+                return
+            oldest = min((one for one in self.all if one.address == most), key=lambda one: bool(one.understands))
+            self._forget(oldest)
+            oldest.more.set()
         await ws.accept()
         one = Socket(ws, ws.query_params.get("clientId", "")[:200] or uuid.uuid4().hex)
-        self.all.add(one)
+        self.all[one] = None
         self.by_client[one.sid] = one
         for kind, data in self.greet(one.sid):
             one.post(text(kind, data))
@@ -133,7 +140,7 @@ class Sockets:
 
     def _forget(self, one: Socket) -> None:
         one.gone = True
-        self.all.discard(one)
+        self.all.pop(one, None)
         if self.by_client.get(one.sid) is one:  # a newer one keeps its place
             del self.by_client[one.sid]
 

@@ -6,21 +6,23 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 import uuid
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from safelight.comfy import Places
 from safelight.disk import put
-from safelight.folders import current as folders
+from safelight.folders import current
 from safelight.locks import acquire, release
 from safelight.server.desk import Desk, Full, Job
 from safelight.server.files import Names, Shelves
 from safelight.server.guard import Rules
-from safelight.server.known import Known, key, workflow
+from safelight.server.known import Marks, folders, marks
 from safelight.server.pictures import Small
 from safelight.server.reading import Most
 from safelight.server.sockets import Sockets
@@ -31,9 +33,9 @@ from safelight.server.workers import Pool
 log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
-LATELY = 256
-LEARNT = 1000
-"""Nodes of the largest prompt whose results are known without a worker."""
+LATELY, LARGE = 256, 2**17
+Known = tuple[str, Mapping[str, str], Mapping[str, Any], Marks]
+"""Of a prompt that needs no worker: its ends, its nodes' classes, its results, and what it read."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Studio:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.shelves = setup, setup.shelves
-        self.places = Places(folders(), self.shelves.input.path, self.shelves.output.path, setup.nodes)
+        self.places = Places(current(), self.shelves.input.path, self.shelves.output.path, setup.nodes)
         self.rooms = Rooms(self.places, self.shelves, setup.data, setup.most)
         self.lock = acquire(self.shelves.home / "lock", wait=False)
         if self.lock is None:
@@ -88,7 +90,6 @@ class Studio:
         self.waiters: defaultdict[str, list[asyncio.Future[Job]]] = defaultdict(list)
         self.written: OrderedDict[str, list[Path]] = OrderedDict()
         self.known: OrderedDict[str, Known] = OrderedDict()
-        self.telling: set[asyncio.Task[None]] = set()
         self.fresh: set[str] = set()
         self.stopping: set[str] = set()
         self.ended, self.lately = 0, deque[str](maxlen=LATELY)
@@ -116,18 +117,18 @@ class Studio:
         number: float | None = None, targets: Sequence[str] | None = None,
     ) -> tuple[Job, Ready]:
         """Take a prompt in: once this returns it will run, whatever happens. Refusal when it cannot, Full when there is no room for it,
-        KeyError when there is one of that id already."""
+        Taken when there is one of that id already."""
+        if self.pool.small:
+            raise Full(self.pool.small)
         if self.desk.remaining >= self.setup.waiting:
             raise Full(f"{self.desk.remaining} prompts wait already; the queue takes no more")
         told = {**(extra or {}), **({"client_id": client} if client else {})}
         raw, more = json.dumps(prompt, ensure_ascii=False), json.dumps(told, ensure_ascii=False)
-        name = id or str(uuid.uuid4())
-        run = None if targets or front or number is not None else self.known.get(key(raw, workflow(told)))
-        if run is not None and (done := await self._repeated(name, raw, more, client, run)) is not None:
-            return done, Ready(json.loads(run.ends), run.nodes, {})
+        if not (id or targets or front) and number is None and (known := self._holds(raw + json.dumps(told.get("extra_pnginfo")))):
+            return await self._repeat(raw, more, client, known), Ready(json.loads(known[0]), known[1], {})
         ready = await asyncio.to_thread(examine, prompt, self.rooms, targets)
         job = await self.desk.put(
-            name, raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
+            id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
         )
         self.tell_status()
         if job.state == "running":
@@ -140,31 +141,30 @@ class Studio:
         self._begin(job)
         self.pool.place(job)
 
-    async def _repeated(self, id: str, prompt: str, extra: str, client: str, run: Known) -> Job | None:
-        """The prompt taken in and done at once, without a worker; None when it cannot be."""
+    def _holds(self, key: str) -> Known | None:
+        known = None if self.desk.paused or self.desk.remaining > len(self.tellings) else self.known.get(key)
+        holds = known is not None and marks(known[3]) == known[3] and all(self._still(told["stamp"]) for told in known[2].values())
+        return known if holds else None
+
+    async def _repeat(self, prompt: str, extra: str, client: str, known: Known) -> Job:
+        """Take in what is done already, in one commit."""
+        id, (ends, nodes, result, _) = str(uuid.uuid4()), known
 
         def telling(sockets: Sockets) -> Telling:
-            told = Telling(sockets, id, client, run.nodes)
-            for line in run.lines:
-                told.event(line)
+            told = Telling(sockets, id, client, nodes)
             told.complete()
             return told
 
-        def again() -> tuple[str, str] | None:
-            if not run.holds(self.places) or not all(self._still(told["stamp"]) for told in run.result.values()):
-                return None
-            return self._published(id, run.result)[0], json.dumps(telling(Sockets(self._greeting)).messages)
-
-        async def tell(job: Job) -> None:  # once it is acknowledged
-            self.tell_status()
+        def tell(job: Job) -> None:
             said = telling(self.sockets)
             said.saved(json.loads(job.outputs))
-            await self._over(job, said)
+            self._told(job, said)
 
-        job = await self.desk.repeat(id, prompt, extra, run.ends, words=run.words, client=client, again=again)
-        if job is not None:
-            self.telling.add(task := asyncio.create_task(tell(job)))
-            task.add_done_callback(self.telling.discard)
+        messages = json.dumps(telling(Sockets(self._greeting)).messages)
+        put = self.desk.put(id, prompt, extra, ends, words=words(json.loads(prompt)), client=client)
+        _, job = await asyncio.gather(put, self.desk.finish(id, "done", messages, lambda: self._published(id, result)))
+        assert job is not None
+        asyncio.get_running_loop().call_soon(tell, job)  # once it is acknowledged
         return job
 
     async def done(self, id: str) -> Job:
@@ -217,10 +217,11 @@ class Studio:
     def order(self, job: Job) -> Mapping[str, Any]:
         """The worker's order for one."""
         extra = json.loads(job.extra)
-        graph, told = workflow(extra), extra.get("preview_method")
+        workflow = (extra.get("extra_pnginfo") or {}).get("workflow")
+        told = extra.get("preview_method")
         return {
             "id": job.id, "prompt": cut(json.loads(job.prompt), json.loads(job.ends)), "fresh": job.id in self.fresh,
-            "workflow": json.dumps(graph) if graph is not None else "",
+            "workflow": json.dumps(workflow) if workflow is not None else "",
             "preview": self.setup.previews if told in (None, "default") else told != "none",
         }
 
@@ -234,7 +235,7 @@ class Studio:
         elif "dropped" in line:
             return
         elif "result" in line:
-            await self._succeeded(id, telling, line)
+            await self._succeeded(id, telling, line["result"], line.get("read"))
         elif line["failed"]["kind"] == "stopped":
             await self._end(id, telling, "failed" if id not in self.stopping else "cancelled", line["failed"])
         else:
@@ -262,8 +263,7 @@ class Studio:
                 log.error("queue: %s", e)
                 await asyncio.sleep(2)
 
-    async def _succeeded(self, id: str, telling: Telling, line: Mapping[str, Any]) -> None:
-        result = line["result"]
+    async def _succeeded(self, id: str, telling: Telling, result: Mapping[str, Any], read: Sequence[str] | None) -> None:
         if any("text" not in told and not told["files"] and not self._still(told["stamp"]) for told in result.values()):
             self.fresh.add(id)  # the files of its earlier run are gone
             await self._kept(lambda: self.desk.give_back([id]))
@@ -273,17 +273,18 @@ class Studio:
         job = await self._kept(lambda: self.desk.finish(id, "done", json.dumps(telling.messages), lambda: self._published(id, result)))
         if job is not None:
             telling.saved(json.loads(job.outputs))
-            self._learn(job, telling, line)
             await self._over(job, telling)
+            trained = any(kind.startswith("train_") for kind in telling.nodes.values())
+            if telling.plain and not (telling.ran or trained or read is None or self.setup.ray is not None):  # an actor sees other files
+                await asyncio.to_thread(self._learn, job, telling.nodes, result, read)
 
-    def _learn(self, job: Job, telling: Telling, line: Mapping[str, Any]) -> None:
-        """Know the prompt's results when all of it was run, and all lay in the store."""
-        prompt, ends = json.loads(job.prompt), json.loads(job.ends)
-        if telling.lines and line.get("read") is not None and len(prompt) < LEARNT and set(ends) == set(wanted(prompt, self.places)):
-            result = {node: {**told, "files": []} for node, told in line["result"].items()}
-            names = [(kind, name, at) for kind, name, at in line["names"]]
-            run = Known(telling.nodes, job.ends, words(prompt), telling.lines, result, names, line["read"])
-            self.known[key(job.prompt, workflow(json.loads(job.extra)))] = run
+    def _learn(self, job: Job, nodes: Mapping[str, str], result: Mapping[str, Any], read: Sequence[str]) -> None:
+        """Know a prompt that was run as a whole. What changed since it began is too young for `marks`, if that is not long ago."""
+        whole = {*json.loads(job.ends)} == {*wanted(json.loads(job.prompt), self.places)} and len(job.prompt) < LARGE
+        seen = marks([*read, *folders(self.places.models)]) if whole else None
+        if seen is not None and time.time() < (job.started or 0) + 1:
+            key = job.prompt + json.dumps(json.loads(job.extra).get("extra_pnginfo"))
+            self.known[key] = job.ends, nodes, {node: {**told, "files": []} for node, told in result.items()}, seen
             while len(self.known) > LATELY:
                 self.known.popitem(last=False)
 
@@ -306,7 +307,9 @@ class Studio:
             if places:
                 self.written[told["stamp"]] = places
             kind = "images" if told["type"] == "Image" else "files"
-            outputs[node] = {kind: [self.shelves.told(p) for p in places or self.written[told["stamp"]]]}
+            outputs[node] = {kind: (shown := [self.shelves.told(p) for p in places or self.written[told["stamp"]]])}
+            if kind == "files" and shown:  # the editor shows such text in the node
+                outputs[node]["text"] = [f"/view?{urlencode(shown[0])}"]
         while len(self.written) > REMEMBERED:
             self.written.popitem(last=False)
         return json.dumps(outputs), moves
@@ -326,6 +329,10 @@ class Studio:
         if trained or telling.measured:
             told = {"recipe": trained[-1] if trained else "", "measured": telling.measured}
             await asyncio.to_thread(put, self.curve(job.id), json.dumps(told).encode())
+        self._told(job, telling)
+        await asyncio.to_thread(shutil.rmtree, self.staging / job.id, ignore_errors=True)
+
+    def _told(self, job: Job, telling: Telling) -> None:
         self.tellings.pop(job.id, None)
         self.fresh.discard(job.id)
         self.stopping.discard(job.id)
@@ -334,8 +341,6 @@ class Studio:
         self.tell_status()
         telling.end()
         self._wake(job)
-        if (self.staging / job.id).exists():
-            await asyncio.to_thread(shutil.rmtree, self.staging / job.id, ignore_errors=True)
 
     def curve(self, id: str) -> Path:
         """Where the numbers of a run that ended are kept, and the recipe key of its training."""

@@ -22,8 +22,6 @@ class Telling:
         self.sockets, self.id, self.client, self.nodes = sockets, prompt_id, client, nodes
         self.cached: list[str] | None = []
         """Nodes whose results were there, until the first one runs; then they were told of, and this is None."""
-        self.lines: list[Mapping[str, Any]] | None = []
-        """What was in the store, as it was told; None when anything else happened."""
         self.states: dict[str, dict[str, Any]] = {}
         self.executed: list[str] = []
         self.current = ""
@@ -40,7 +38,8 @@ class Telling:
         self.notes: list[str] = []
         self.waits = ""
         """What it waits for, while it does, in a worker that runs others."""
-        self.ran = True
+        self.ran = self.plain = True
+        """Whether a node ran; whether nothing was told of what came out."""
         self._keep("execution_start")
 
     def _post(self, kind: str, *, everybody: bool = False, **data: Any) -> None:
@@ -62,8 +61,8 @@ class Telling:
         """Tell of one event of the worker's."""
         node, kind = str(event.get("node", "")), event["event"]
         self.waits = str(event["text"]) if kind == "waits" else ""
-        self._line(kind, event)
         if event.get("outcome"):
+            self.plain = False
             self._post("safelight", prompt_id=self.id, node=node, text=event["outcome"])
         if kind in ("started", "cached") and event.get("key"):
             self.keys[node] = str(event["key"])
@@ -83,12 +82,6 @@ class Telling:
         elif kind in ("note", "waits") and event.get("text"):
             self.notes = [*self.notes[-4:], event["text"]]
             self._post("notification", value=event["text"], id=node)
-
-    def _line(self, kind: str, event: Mapping[str, Any]) -> None:
-        if kind != "cached":
-            self.lines = None
-        elif self.lines is not None:
-            self.lines.append(event)
 
     def _tell_cached(self, ran: str = "") -> None:
         if self.cached is not None:

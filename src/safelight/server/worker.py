@@ -33,11 +33,11 @@ from safelight.events import Answered, Ask, Cached, Done, Event, Preview, Starte
 from safelight.folders import current as folders
 from safelight.lineage import outcome
 from safelight.op import OPS
-from safelight.server.known import Noting, files
+from safelight.server.known import files
 from safelight.server.reading import Most
 from safelight.spec import Work
 from safelight.store import Store, current
-from safelight.values import Dataset, Image, Scores, Value, canonical, digest
+from safelight.values import Dataset, Image, Latent, Mask, Scores, Value, canonical, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,8 +60,7 @@ class _Running:
         self.node = ""
         self.waits = False
         self.stamps: dict[str, dict[str, Any]] = {}
-        self.read: dict[str, Any] | None = {}
-        self.found: dict[tuple[str, str], str] = {}
+        self.graphs: list[Mapping[str, Any]] = []
 
 
 class Bench:
@@ -142,14 +141,11 @@ class Bench:
         folder = self.staging / one.id
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        at = self.places
-        places = Noting(at.models, at.input, at.output, at.nodes, one.found)
 
         def look(graph: Mapping[str, Any]) -> None:
             if wrong := self.most.refused(graph.values()):
                 raise ValueError(wrong)
-            read = files(graph, known_ops(places))
-            one.read = None if one.read is None or read is None else one.read | read
+            one.graphs.append(graph)
 
         def keep(value: Value, saved: Saved, texts: Mapping[str, str], store: Store) -> list[Path]:
             stamp = digest("result", value.key, saved.prefix, str(saved.kept), canonical([saved.form, texts]))
@@ -163,7 +159,7 @@ class Bench:
             return made
 
         prompt, workflow = one.order["prompt"], one.order["workflow"]
-        return (yield from comfy.run(prompt, places, store=self.store, workflow=workflow, keep=keep, look=look))
+        return (yield from comfy.run(prompt, self.places, store=self.store, workflow=workflow, keep=keep, look=look))
 
     def advance(self, one: _Running) -> None:
         """Go on until it asks, ends, or others should have a turn."""
@@ -175,7 +171,7 @@ class Bench:
                 event, one.reply = one.work.send(one.reply), None
                 self.tell(one, event)
         except StopIteration:
-            self.end(one, result=one.stamps, names=[(*k, v) for k, v in one.found.items()], read=one.read)
+            self.end(one, result=one.stamps, read=files(one.graphs, known_ops(self.places)))
             self.remember(one)
         except Answered as e:
             self.end(one, result={e.answer.node or one.node: {"text": e.answer.text}})
@@ -196,14 +192,19 @@ class Bench:
         if isinstance(event, Started):
             one.node = event.node
         if not isinstance(event, Preview) or one.order.get("preview"):
-            self.say(id=one.id, event=event.json() | self.outcome(event))
+            self.say(id=one.id, event=event.json() | self.outcome(one, event))
 
-    def outcome(self, event: Event) -> dict[str, str]:
-        """What came of a dataset or of scores, for those who look at the node."""
-        if not isinstance(event, Cached | Done) or event.op not in OPS or OPS[event.op].spec.output not in (Dataset, Scores):
+    def outcome(self, one: _Running, event: Event) -> dict[str, str]:
+        """What came of a dataset or of scores, for those who look at the node. ValueError for more pixels than there may be."""
+        spec = OPS[event.op].spec if isinstance(event, Cached | Done) and event.op in OPS else None
+        if not isinstance(event, Cached | Done) or (spec and spec.output not in (Dataset, Scores, Image, Mask, Latent)):
             return {}
-        record = self.store.get(event.key)
-        return {"outcome": outcome(record.about)} if record else {}
+        told = record.about if (record := self.store.get(event.key)) else {}
+        if (not spec or (not spec.loads and spec.group != "score")) and (wrong := self.most.over(told)):
+            one.node = event.node
+            one.work.close()
+            raise ValueError(f"node {event.node} ({event.op}): {wrong}")
+        return {"outcome": outcome(told)} if spec and spec.output in (Dataset, Scores) else {}
 
     def end(self, one: _Running, **how: Any) -> None:
         """Say how it ended; those that waited for its model try again from their start, which is cheap."""

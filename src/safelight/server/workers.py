@@ -89,6 +89,8 @@ class Pool:
         self.workers = [Worker(device) for device in devices]
         self.hungry = asyncio.Event()
         self.back: list[str] = []
+        self.small = ""
+        """Why no worker can be, once one had more memory than it may have without doing anything."""
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -135,6 +137,9 @@ class Pool:
             log.warning("worker on %s ended: %s", worker.device or "the default device", why)
             if jobs:
                 await self.office.orphaned(jobs, why)
+            if self.small:
+                log.error("%s; no worker is started any more", self.small)
+                return
             pause = 0.0 if jobs or time.monotonic() - begun > SLOWEST else min(max(2 * pause, 0.5), SLOWEST)
             await asyncio.sleep(pause)
 
@@ -162,7 +167,11 @@ class Pool:
             log.info("worker: %s", worker.last[-1])
 
     async def _heard(self, worker: Worker, line: Mapping[str, Any]) -> None:
-        if "ready" in line:
+        if "ready" in line and 0 < self.most.memory < (has := worker.memory()):
+            least = f"a worker that does nothing has {has >> 20} MB; the least that works is {(has >> 20) + 1}"
+            self.small = f"--max-memory {self.most.memory >> 20}: {least}, and prompts need more"
+            worker.kill()
+        elif "ready" in line:
             worker.machine = line["ready"]
         else:
             if "event" not in line:
@@ -222,6 +231,6 @@ class Pool:
         if any(now > until + GRACE for until in worker.jobs.values()):
             log.warning("worker does not stop when it should; it is killed")
             worker.kill()
-        if self.most.memory and worker.memory() > self.most.memory:
+        if self.most.memory and worker.machine is not None and worker.memory() > self.most.memory:
             worker.last.append(f"it took more than {self.most.memory >> 20} MB of memory")
             worker.kill()

@@ -80,7 +80,7 @@ def card(at: Studio, job: Job) -> Card:
         job.id, job.state, title(graph, form), tuple(facts(form)), form,
         tuple(frames(form, outputs, telling)), next(iter(outputs.get("sheet", {}).get("images", ())), None) if "lines" in form else None,
         tuple(f for ui in outputs.values() for f in ui.get("files", ())),
-        "\n".join(t for ui in outputs.values() for t in ui.get("text", ())),
+        "\n".join(t for ui in outputs.values() if "files" not in ui for t in ui.get("text", ())),
         error(job), at_work(telling) if telling else "", share(telling) if telling and running else 0.0,
         hash(telling.latest[1]) & 0xFFFFFF if telling and telling.latest else 0,
         (job.ended or 0) - (job.started or job.created) if job.ended else 0.0, job.created,

@@ -51,6 +51,17 @@ const hear = ({ detail }) => {
   node.setDirtyCanvas(true, true);
 };
 
+// A node that made a file: its name, and a button that fetches it.
+const made = ({ detail: { node: id, output } }) => {
+  const node = app.rootGraph.getNodeById(Number(id)), link = output?.files && output.text?.[0];
+  if (!node || !link) return;
+  say(node, output.files[0].filename);
+  told(node, "open", () => Object.assign(node.addWidget("button", "open", "", () => {}, { serialize: false }), { serialize: false }))
+    .callback = () => window.open(link);
+  node.setSize(node.computeSize().map((x, i) => Math.max(x, node.size[i])));
+  node.setDirtyCanvas(true, true);
+};
+
 // Settings that are not for every day: the newer design of nodes folds them itself, on the canvas they would stay.
 const rare = (node) => (LiteGraph.vueNodesMode || !node.constructor.category?.startsWith("safelight/") ? [] : node.widgets ?? [])
   .filter((w) => w.options?.advanced);
@@ -67,7 +78,7 @@ app?.registerExtension({
   nodeCreated: (node) => { if (rare(node).length) fold(node, true); },
   getNodeMenuItems: (node) => rare(node).slice(0, 1).map(({ hidden }) => (
     { content: hidden ? "Show all settings" : "Fold settings", callback: () => fold(node, !hidden) })),
-  setup: () => app.api.addEventListener("safelight", hear),
+  setup: () => { app.api.addEventListener("safelight", hear); app.api.addEventListener("executed", made); },
 });
 
 // The graph that the editor begins with: the embedded model, which needs no download.
