@@ -13,7 +13,7 @@ from safelight import embed
 from safelight.codec import ORIGIN, exact_key
 from safelight.op import OPS
 from safelight.store import Input, Made, Record, Store, current, making
-from safelight.values import Dataset, Image, Latent, Mask, Model, Page, Patch, Scores, Value
+from safelight.values import Dataset, Image, Latent, Model, Page, Patch, Scores, Value
 
 FORMAT = 1
 PACKAGES = ("safelight", "torch", "diffusers", "transformers", "peft", "numpy", "pillow")
@@ -41,8 +41,6 @@ def about(value: Value) -> dict[str, Any]:
             return {"kept": len(value), "dropped": len(value.rows) - len(value)}
         case Image():
             return {"pictures": len(value), "width": value.pixels.shape[2], "height": value.pixels.shape[1]}
-        case Mask():
-            return {"width": value.values.shape[2], "height": value.values.shape[1]}
         case Latent():
             return {"width": 8 * value.samples.shape[-1], "height": 8 * value.samples.shape[-2]}
         case Patch():

@@ -195,6 +195,12 @@ def test_the_whole_way_from_a_folder_to_a_report(editor: Page) -> None:
     assert curve == [[1, 2, 3, 4], [0, 2, 4]], "loss and held-out loss by step"
     for node in (9, 10):
         editor.until(f"app.graph.getNodeById({node}).imgs?.every((i) => i.naturalWidth === 64)")
-    (report,) = (t["output"]["files"] for t in heard(editor, "executed") if str(t["node"]) == "13")
-    assert [f["filename"].endswith(".html") for f in report] == [True]
+    (report,) = (t["output"] for t in heard(editor, "executed") if str(t["node"]) == "13")
+    assert [f["filename"].endswith(".html") for f in report["files"]] == [True]
+    shown = editor.run("app.graph.getNodeById(13).widgets.map((w) => [w.name, w.value])")
+    assert ["outcome", report["files"][0]["filename"]] in shown and "open" in dict(shown)
+    editor.run(
+        "window.open = (link) => { window.went = link; }; app.graph.getNodeById(13).widgets.find((w) => w.name === 'open').callback()"
+    )
+    assert editor.run("fetch(window.went).then((a) => a.text())").lower().startswith("<!doctype html")
     assert editor.errors == []

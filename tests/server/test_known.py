@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from safelight.folders import Folders, Place
 from safelight.op import load_ops
 from safelight.server import known
-from safelight.server.known import files, folders, marks
+from safelight.server.known import files, marks
 from tests.server.serving import Server, drawing, nodes
 
 OPS = load_ops()
@@ -69,22 +68,21 @@ def test_a_file_counts_until_it_changes_and_a_folder_until_it_holds_something_el
     lora.parent.mkdir(parents=True)
     picture.write_bytes(b"one")
     lora.write_bytes(b"some")
-    models = Folders({"loras": (Place(tmp_path / "loras"), Place(tmp_path / "none"))})
+    roots = [str(tmp_path / name) for name in ("loras", "none")]
     beside = ["config.json", "adapter_config.json"]
     assert files([graph(picture)], OPS) == [str(picture), *(str(tmp_path / name) for name in beside)]
     assert files([graph(lora, "load_lora")], OPS) == [str(lora), *(str(lora.parent / name) for name in beside)]
-    assert folders(models) == {str(tmp_path / name) for name in ("loras", "loras/deep", "none")}
-    read = [str(picture), *folders(models)]
-    assert marks(read) is None  # it was written just now, and may be again without its time showing it
+    assert marks([str(picture)], roots) is None  # it was written just now, and may be again without its time showing it
     monkeypatch.setattr(known, "FRESH", 0)
-    seen = marks(read)
+    seen = marks([str(picture)], roots)
     assert seen is not None and seen == marks(seen) and seen[str(tmp_path / "none")] == ()
+    assert set(seen) == {str(picture), *roots, str(lora.parent)}
     (lora.parent / "another.safetensors").write_bytes(b"in a folder that was there")
     assert marks(seen) != seen
-    seen = marks(read)
+    seen = marks([str(picture)], roots)
     (tmp_path / "none").mkdir()
     assert seen is not None and marks(seen) != seen
-    seen = marks(read)
+    seen = marks([str(picture)], roots)
     picture.write_bytes(b"two")
     assert seen is not None and marks(seen) != seen
     assert marks(map(str, range(known.MOST + 1))) is None

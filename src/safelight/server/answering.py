@@ -20,8 +20,6 @@ from safelight.server.guard import TooLarge
 from safelight.server.studio import Studio
 from safelight.server.validating import Refusal
 
-log = logging.getLogger(__name__)
-
 EMPTY = Response(status_code=200)
 MISSING = JSONResponse({"error": "there is none"}, 404)
 SHORT = 2**14
@@ -128,7 +126,7 @@ async def failure(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else next(s for kind, s in STATUS if isinstance(error, kind))
     why, path = str(error.detail if isinstance(error, HTTPException) else error), request.url.path
     if status == 500:
-        log.error("%s %s", request.method, path, exc_info=error)
+        logging.getLogger(__name__).error("%s %s", request.method, path, exc_info=error)
         why = "the server made a mistake, which its log tells of"
     if path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 500 else "server_error"

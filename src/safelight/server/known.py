@@ -10,7 +10,6 @@ from typing import Any
 
 from safelight.comfy.check import Ops
 from safelight.comfy.models import EMBEDDED
-from safelight.folders import Folders, hub
 from safelight.graph import read
 from safelight.index import FRESH
 
@@ -31,21 +30,16 @@ def files(graphs: Sequence[Mapping[str, Any]], ops: Ops) -> list[str] | None:
         if not given.keys() <= {*READS.get(op.name, ())} or op.name not in READS:
             return None
         paths += given.values()
-    if not all(os.path.isabs(p) and os.path.isfile(p) and not p.startswith(str(hub())) for p in paths):
+    if not all(os.path.isabs(p) and os.path.isfile(p) for p in paths):
         return None
     return [os.path.normpath(os.path.join(p, more)) for p in paths for more in BESIDE]
 
 
-def folders(models: Folders) -> set[str]:
-    """All in which names are looked for."""
-    roots = {str(p.path) for places in models.places.values() for p in places}
-    return roots.union(at for root in roots for at, _, _ in os.walk(root))
-
-
-def marks(paths: Iterable[str]) -> Marks | None:
-    """What is another when a file is, or what a folder holds; None for too many, and while one may change without that."""
+def marks(paths: Iterable[str], roots: Iterable[str] = ()) -> Marks | None:
+    """What is another when a file is, or what a folder holds, all below `roots` as well; None for too many, and while one may change
+    without that."""
     found: Marks = {}
-    for path in paths:
+    for path in chain(paths, roots, (at for root in roots for at, _, _ in os.walk(root))):
         s = os.stat(path) if os.path.exists(path) else None
         found[path] = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) if s else ()
         if len(found) > MOST or max(found[path][3:], default=0) > time.time_ns() - FRESH:

@@ -88,11 +88,6 @@ class Most:
         """What the nodes (API form) ask for too much of; empty when nothing."""
         return next((word for node in nodes for word in self._node(node)), "")
 
-    def over(self, made: Mapping[str, Any]) -> str:
-        """What is too large in what was made, by its `width` and `height`; empty when nothing."""
-        wide, high = made.get("width", 0), made.get("height", 0)
-        return f"it made {wide} x {high} pixels; this server allows {self.pixels}" if wide * high > self.pixels else ""
-
     def _node(self, node: Mapping[str, Any]) -> Iterable[str]:
         given = node.get("inputs", {})
         name = f"{node.get('class_type', '')}: "

@@ -96,8 +96,7 @@ class Sockets:
             if has[mine] + 1 >= many:
                 await ws.close(1013, "too many sockets")
                 return
-            oldest = min((one for one in self.all if one.address == most), key=lambda one: bool(one.understands))
-            self._forget(oldest)
+            self._forget(oldest := min((one for one in self.all if one.address == most), key=lambda one: bool(one.understands)))
             oldest.more.set()
         await ws.accept()
         one = Socket(ws, ws.query_params.get("clientId", "")[:200] or uuid.uuid4().hex)

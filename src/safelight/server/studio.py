@@ -17,12 +17,12 @@ from urllib.parse import urlencode
 
 from safelight.comfy import Places
 from safelight.disk import put
-from safelight.folders import current
+from safelight.folders import current as folders
 from safelight.locks import acquire, release
 from safelight.server.desk import Desk, Full, Job
 from safelight.server.files import Names, Shelves
 from safelight.server.guard import Rules
-from safelight.server.known import Marks, folders, marks
+from safelight.server.known import Marks, marks
 from safelight.server.pictures import Small
 from safelight.server.reading import Most
 from safelight.server.sockets import Sockets
@@ -68,7 +68,7 @@ class Studio:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.shelves = setup, setup.shelves
-        self.places = Places(current(), self.shelves.input.path, self.shelves.output.path, setup.nodes)
+        self.places = Places(folders(), self.shelves.input.path, self.shelves.output.path, setup.nodes)
         self.rooms = Rooms(self.places, self.shelves, setup.data, setup.most)
         self.lock = acquire(self.shelves.home / "lock", wait=False)
         if self.lock is None:
@@ -125,7 +125,7 @@ class Studio:
         told = {**(extra or {}), **({"client_id": client} if client else {})}
         raw, more = json.dumps(prompt, ensure_ascii=False), json.dumps(told, ensure_ascii=False)
         if not (id or targets or front) and number is None and (known := self._holds(raw + json.dumps(told.get("extra_pnginfo")))):
-            return await self._repeat(raw, more, client, known), Ready(json.loads(known[0]), known[1], {})
+            return await self._repeat(raw, more, client, known), Ready(json.loads(known[0]), {})
         ready = await asyncio.to_thread(examine, prompt, self.rooms, targets)
         job = await self.desk.put(
             id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
@@ -149,22 +149,17 @@ class Studio:
     async def _repeat(self, prompt: str, extra: str, client: str, known: Known) -> Job:
         """Take in what is done already, in one commit."""
         id, (ends, nodes, result, _) = str(uuid.uuid4()), known
+        said = Telling(Sockets(self._greeting), id, client, nodes)
+        said.complete()
+        put = self.desk.put(id, prompt, extra, ends, words=words(json.loads(prompt)), client=client)
+        done = self._kept(lambda: self.desk.finish(id, "done", json.dumps(said.messages), lambda: self._published(id, result)))
+        job: Job = (await asyncio.gather(put, done))[1]
 
-        def telling(sockets: Sockets) -> Telling:
-            told = Telling(sockets, id, client, nodes)
-            told.complete()
-            return told
-
-        def tell(job: Job) -> None:
-            said = telling(self.sockets)
-            said.saved(json.loads(job.outputs))
+        def tell() -> None:
+            said.saved(json.loads(job.outputs), self.sockets)
             self._told(job, said)
 
-        messages = json.dumps(telling(Sockets(self._greeting)).messages)
-        put = self.desk.put(id, prompt, extra, ends, words=words(json.loads(prompt)), client=client)
-        _, job = await asyncio.gather(put, self.desk.finish(id, "done", messages, lambda: self._published(id, result)))
-        assert job is not None
-        asyncio.get_running_loop().call_soon(tell, job)  # once it is acknowledged
+        asyncio.get_running_loop().call_soon(tell)  # once it is acknowledged
         return job
 
     async def done(self, id: str) -> Job:
@@ -274,14 +269,13 @@ class Studio:
         if job is not None:
             telling.saved(json.loads(job.outputs))
             await self._over(job, telling)
-            trained = any(kind.startswith("train_") for kind in telling.nodes.values())
-            if telling.plain and not (telling.ran or trained or read is None or self.setup.ray is not None):  # an actor sees other files
+            if telling.plain and not telling.ran and read is not None and self.setup.ray is None:  # an actor sees other files
                 await asyncio.to_thread(self._learn, job, telling.nodes, result, read)
 
     def _learn(self, job: Job, nodes: Mapping[str, str], result: Mapping[str, Any], read: Sequence[str]) -> None:
         """Know a prompt that was run as a whole. What changed since it began is too young for `marks`, if that is not long ago."""
         whole = {*json.loads(job.ends)} == {*wanted(json.loads(job.prompt), self.places)} and len(job.prompt) < LARGE
-        seen = marks([*read, *folders(self.places.models)]) if whole else None
+        seen = marks(read, {str(p.path) for places in self.places.models.places.values() for p in places}) if whole else None
         if seen is not None and time.time() < (job.started or 0) + 1:
             key = job.prompt + json.dumps(json.loads(job.extra).get("extra_pnginfo"))
             self.known[key] = job.ends, nodes, {node: {**told, "files": []} for node, told in result.items()}, seen
@@ -319,7 +313,7 @@ class Studio:
             telling.interrupted()
         else:
             text = told["text"] or f"it was stopped: it took longer than the {self.setup.most.seconds:g} s that this server allows"
-            telling.failure({**told, "text": text}, {})
+            telling.failure({**told, "text": text})
         job = await self._kept(lambda: self.desk.finish(id, state, json.dumps(telling.messages)))
         if job is not None:
             await self._over(job, telling)

@@ -38,8 +38,7 @@ class Telling:
         self.notes: list[str] = []
         self.waits = ""
         """What it waits for, while it does, in a worker that runs others."""
-        self.ran = self.plain = True
-        """Whether a node ran; whether nothing was told of what came out."""
+        self.ran = self.plain = True  # plain: nothing was told of what came out
         self._keep("execution_start")
 
     def _post(self, kind: str, *, everybody: bool = False, **data: Any) -> None:
@@ -142,8 +141,12 @@ class Telling:
             self._finish(self.current)
         self._keep("execution_success", later=True)
 
-    def saved(self, outputs: Mapping[str, Mapping[str, Any]]) -> None:
-        """The results can be read."""
+    def saved(self, outputs: Mapping[str, Mapping[str, Any]], sockets: Sockets | None = None) -> None:
+        """The results can be read. `sockets` have not heard of it before."""
+        if sockets is not None:
+            self.sockets = sockets
+            for kind, told in self.messages[:-1]:
+                self._post(kind, **told)
         for node, ui in outputs.items():
             if self.ran:
                 self._begin(node)
@@ -154,15 +157,14 @@ class Telling:
                 self._state(node, "finished", 1, 1)
         self._post("execution_success", **self.messages[-1][1])
 
-    def failure(self, told: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    def failure(self, told: Mapping[str, Any]) -> None:
         """A node raised."""
         self._tell_cached()
         node = str(told.get("node") or self.current or next(iter(self.nodes), ""))
-        literals = {k: [v if isinstance(v, int | float | bool) else str(v)] for k, v in inputs.items() if not isinstance(v, list)}
         self._keep(
             "execution_error", node_id=node, node_type=self.nodes.get(node, ""), executed=self.executed,
             exception_message=told["text"] + "\n", exception_type=told["kind"], traceback=told.get("traceback", []),
-            current_inputs=literals, current_outputs=[],
+            current_inputs={}, current_outputs=[],
         )
 
     def interrupted(self) -> None:

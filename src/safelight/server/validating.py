@@ -38,10 +38,9 @@ class Rooms:
 
 @dataclass(frozen=True)
 class Ready:
-    """A prompt that can be queued. `nodes` are the classes of those that will run, parents first; `errors` tells of outputs left out."""
+    """A prompt that can be queued; `errors` tells of outputs left out."""
 
     ends: Sequence[str]
-    nodes: Mapping[str, str]
     errors: Mapping[str, Any]
 
 
@@ -78,7 +77,7 @@ def _checked(prompt: Mapping[str, Any], rooms: Rooms) -> Ready:
         raise Refusal("invalid_prompt", "The prompt asks for more than this server allows", details=wrong)
     if faults:
         raise comfy.PromptError(faults)
-    return Ready(found.ends, {k: str(prompt[k]["class_type"]) for k in found.inputs}, {})
+    return Ready(found.ends, {})
 
 
 def _strange(prompt: Mapping[str, Any], inputs: Mapping[str, Any], known: Mapping[str, Any], rooms: Rooms) -> Iterable[Fault]:
@@ -143,7 +142,7 @@ def _without(prompt: Mapping[str, Any], rooms: Rooms, e: comfy.PromptError) -> R
         ready = _checked(cut(prompt, good), rooms)
     except comfy.PromptError as again:  # a fault that only shows now
         raise Refusal("prompt_outputs_failed_validation", "Prompt outputs failed validation", details=str(again), nodes=errors) from again
-    return Ready(ready.ends, ready.nodes, errors)
+    return Ready(ready.ends, errors)
 
 
 def _error(node: str, faults: Sequence[Fault], ends: Sequence[str]) -> dict[str, Any]:

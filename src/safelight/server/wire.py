@@ -43,8 +43,7 @@ async def post_prompt(request: Request) -> Response:
         given.get("prompt"), id=id or "", client=client, extra=extra, front=bool(given.get("front")),
         number=None if number is None else float(number), targets=targets and [str(t) for t in targets],
     )
-    at = int(job.number) if number is None else job.number
-    return JSONResponse({"prompt_id": job.id, "number": at, "node_errors": ready.errors})
+    return JSONResponse({"prompt_id": job.id, "number": int(job.number) if number is None else job.number, "node_errors": ready.errors})
 
 
 @router.post("/workflow/convert")

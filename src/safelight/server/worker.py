@@ -37,7 +37,7 @@ from safelight.server.known import files
 from safelight.server.reading import Most
 from safelight.spec import Work
 from safelight.store import Store, current
-from safelight.values import Dataset, Image, Latent, Mask, Scores, Value, canonical, digest
+from safelight.values import Dataset, Image, Latent, Scores, Value, canonical, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,14 +197,15 @@ class Bench:
     def outcome(self, one: _Running, event: Event) -> dict[str, str]:
         """What came of a dataset or of scores, for those who look at the node. ValueError for more pixels than there may be."""
         spec = OPS[event.op].spec if isinstance(event, Cached | Done) and event.op in OPS else None
-        if not isinstance(event, Cached | Done) or (spec and spec.output not in (Dataset, Scores, Image, Mask, Latent)):
+        if not isinstance(event, Cached | Done) or (spec and spec.output not in (Dataset, Scores, Image, Latent)):
             return {}
         told = record.about if (record := self.store.get(event.key)) else {}
-        if (not spec or (not spec.loads and spec.group != "score")) and (wrong := self.most.over(told)):
+        wide, high, made = told.get("width", 0), told.get("height", 0), not spec or not (spec.loads or spec.group == "score")
+        if made and wide * high > self.most.pixels:
             one.node = event.node
             one.work.close()
-            raise ValueError(f"node {event.node} ({event.op}): {wrong}")
-        return {"outcome": outcome(told)} if spec and spec.output in (Dataset, Scores) else {}
+            raise ValueError(f"node {event.node} ({event.op}): it made {wide} x {high} pixels; this server allows {self.most.pixels}")
+        return {"outcome": text} if (text := outcome(told)) else {}
 
     def end(self, one: _Running, **how: Any) -> None:
         """Say how it ended; those that waited for its model try again from their start, which is cheap."""

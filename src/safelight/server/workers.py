@@ -89,8 +89,7 @@ class Pool:
         self.workers = [Worker(device) for device in devices]
         self.hungry = asyncio.Event()
         self.back: list[str] = []
-        self.small = ""
-        """Why no worker can be, once one had more memory than it may have without doing anything."""
+        self.small = ""  # why there can be no worker
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -168,8 +167,7 @@ class Pool:
 
     async def _heard(self, worker: Worker, line: Mapping[str, Any]) -> None:
         if "ready" in line and 0 < self.most.memory < (has := worker.memory()):
-            least = f"a worker that does nothing has {has >> 20} MB; the least that works is {(has >> 20) + 1}"
-            self.small = f"--max-memory {self.most.memory >> 20}: {least}, and prompts need more"
+            self.small = f"--max-memory {self.most.memory >> 20} is too little; the least that a worker can start with is {(has >> 20) + 1}"
             worker.kill()
         elif "ready" in line:
             worker.machine = line["ready"]
