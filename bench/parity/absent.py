@@ -23,6 +23,7 @@ SCOPE = {
     "nodes_stable_cascade": "Stable Cascade is not read",
     "nodes_video": VIDEO, "nodes_video_model": VIDEO, "nodes_wan": VIDEO, "nodes_webcam": "the browser's camera",
     "nodes_optimalsteps": "tables for FLUX, Wan and Chroma, which are not read",
+    "nodes_model_downscale": "shrinks what is inside a U-Net; no patch of ours does",
     "nodes_torch_compile": "`safelight` compiles by its own setting",
     "nodes_hypernetwork": "hypernetworks are not read", "nodes_gits": "its tables are not here",
 }
@@ -31,8 +32,8 @@ WHY = {
     "GLIGENTextBoxApply": "GLIGEN is not read",
     "CheckpointLoader": "its configuration files are not read; CheckpointLoaderSimple finds the layout",
     "SaveSVGNode": "drawings", "ModelSamplingContinuousEDM": CONTINUOUS, "ModelSamplingContinuousV": CONTINUOUS,
-    "ModelSamplingStableCascade": "Stable Cascade is not read", "ModelSamplingAuraFlow": "AuraFlow is not read",
-    "ModelSamplingFlux": "FLUX is not read", "ModelComputeDtype": "the precision is the run's (`--dtype`)",
+    "ModelSamplingStableCascade": "Stable Cascade is not read",
+    "ModelComputeDtype": "the precision is the run's (`--dtype`)",
     "ControlNetApplySD3": "ControlNets of SD 3 are not read",
     "SamplerLCMUpscale": "a sampler that changes the size on the way",
     "CLIPTextEncodeControlnet": "a ControlNet with prompts of its own is not read",

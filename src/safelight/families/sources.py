@@ -193,12 +193,17 @@ class Component(Folder):
         return super().fingerprint("unet")
 
 
+def _flow(told: str) -> dict[str, Any]:
+    """What `shift=3` says of a scheduler."""
+    return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": float(told.removeprefix("shift=")), "num_train_timesteps": 1000}
+
+
 class Assembled:
     """A model with some parts from elsewhere."""
 
     def __init__(self, whole: Parts, parts: tuple[Part, ...]) -> None:
         self.whole, self.source, self.family = whole, whole.source, whole.family
-        self.settings = {p.name: PREDICTIONS[p.source] for p in parts if p.name == "scheduler"}
+        self.settings = {p.name: PREDICTIONS.get(p.source) or _flow(p.source) for p in parts if p.name == "scheduler"}
         self.others = {p.name: open_part(p) for p in parts if p.name != "scheduler"}
 
     def _from(self, part: str) -> Parts:

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from safelight.op import op
+from safelight.op import Knob, op
 from safelight.values import Model, Part
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _parts(given: Mapping[str, Any]) -> tuple[Part, ...]:
 
     named = [Part(part, str(_place(given[part], kinds)), "") for part, kinds in PARTS.items() if given.get(part)]
     found = [Part(p.name, p.source, open_part(p).fingerprint(p.name)) for p in named]
-    told = given.get("prediction") or "auto"
+    told = f"shift={given['shift']:g}" if given.get("shift") else given.get("prediction") or "auto"
     return (*found, *([Part("scheduler", told, digest(told))] if told != "auto" else []))
 
 
@@ -74,6 +74,7 @@ def model(
     text_encoder_2: str | None = None,
     text_encoder_3: str | None = None,
     prediction: Literal["auto", "eps", "v", "v-zsnr"] = "auto",
+    shift: Annotated[float | None, Knob(0, 1000, step=0.01)] = None,
 ) -> Model:
     """Name a model: `mini`, which ships with Safelight, a checkpoint, or a folder in diffusers layout. Nothing is loaded before it is used.
 
@@ -87,8 +88,9 @@ def model(
         text_encoder_2: another second text encoder, where the model has two
         text_encoder_3: T5, where the model may have it (SD 3)
         prediction: what the network predicts, when its file does not say or is wrong; v-zsnr is v down to pure noise
+        shift: it predicts a flow, whose noise levels are moved up so far (arXiv:2403.03206, section 5.3.2); SD 3 was taught at 3
     """
     texts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "text_encoder_3": text_encoder_3}
     others = {"vae": vae, "unet": unet, **texts}
-    found, parts = _open({"name": name, **others, "prediction": prediction})
+    found, parts = _open({"name": name, **others, "prediction": prediction, "shift": shift})
     return Model(found.family, found.source, found.fingerprint(), parts=parts)

@@ -1,11 +1,13 @@
 """What ComfyUI changes inside a network without weights."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from safelight.comfy.building import Building, Clip
-from safelight.comfy.node import Given, Input, integer, node, real, socket, switch
+from safelight.comfy.node import Given, Input, integer, node, pixels, real, socket, switch
 
 FOUR = ("q", "k", "v", "out")
 
@@ -33,3 +35,19 @@ _tweak("HyperTile",
        [integer("tile_size", 256, 1, 2048), integer("swap_size", 2, 1, 128), integer("max_depth", 0, 0, 10), switch("scale_depth", False)],
        ("", {"tile_size": "tile", "swap_size": "swap", "max_depth": "depth", "scale_depth": "grow"}), how="tiled")
 _tweak("TomePatchModel", [real("ratio", 0.3, 0, 1)], ("", {"ratio": "ratio"}), how="merged")
+
+
+def _flow(name: str, inputs: list[Input], shift: Callable[[Given], float]) -> None:
+    """A flow's noise levels, moved; the network is told of them as SD 3 was taught, whatever the node is called."""
+
+    def make(b: Building, n: Given) -> Any:
+        return replace(b.rebased(n["model"], shift=shift(n), prediction=None), sampled=n["model"].sampled)
+
+    node(name, "advanced/model", [*socket("MODEL"), *inputs], "MODEL")(make)
+
+
+for _name, _usual in (("ModelSamplingSD3", 3.0), ("ModelSamplingAuraFlow", 1.73)):
+    _flow(_name, [real("shift", _usual, 0, 100)], lambda n: n["shift"])
+_flow("ModelSamplingFlux",
+      [real("max_shift", 1.15, 0, 100), real("base_shift", 0.5, 0, 100), pixels("width", 1024), pixels("height", 1024)],
+      lambda n: math.exp(n["base_shift"] + (n["max_shift"] - n["base_shift"]) * (n["width"] * n["height"] / 256 - 256) / (4096 - 256)))

@@ -103,18 +103,13 @@ def control(b: Building, n: Given) -> Any:
     return b.add("load_control", path=b.places.find("controlnet", n["control_net_name"]))
 
 
-@node("FreeU", "model_patches/unet",
-      [*socket("MODEL"), real("b1", 1.1, 0, 10), real("b2", 1.2, 0, 10), real("s1", 0.9, 0, 10), real("s2", 0.2, 0, 10)], "MODEL")
-def freeu(b: Building, n: Given) -> Any:
-    """FreeU, the first version."""
-    return b.add("with_freeu", model=n["model"], b1=n["b1"], b2=n["b2"], s1=n["s1"], s2=n["s2"], method="v1")
+def _freeu(name: str, b1: float, b2: float, method: str) -> None:
+    inputs = [*socket("MODEL"), real("b1", b1, 0, 10), real("b2", b2, 0, 10), real("s1", 0.9, 0, 10), real("s2", 0.2, 0, 10)]
+    node(name, "model_patches/unet", inputs, "MODEL")(lambda b, n: b.add("with_freeu", **n, method=method))
 
 
-@node("FreeU_V2", "model_patches/unet",
-      [*socket("MODEL"), real("b1", 1.3, 0, 10), real("b2", 1.4, 0, 10), real("s1", 0.9, 0, 10), real("s2", 0.2, 0, 10)], "MODEL")
-def freeu_2(b: Building, n: Given) -> Any:
-    """FreeU, the second version."""
-    return b.add("with_freeu", model=n["model"], b1=n["b1"], b2=n["b2"], s1=n["s1"], s2=n["s2"], method="v2")
+_freeu("FreeU", 1.1, 1.2, "v1")
+_freeu("FreeU_V2", 1.3, 1.4, "v2")
 
 
 @node("TripleCLIPLoader", "advanced/loaders", [choice(f"clip_name{i}", files("text_encoders")) for i in (1, 2, 3)], "CLIP",
@@ -140,14 +135,6 @@ def prediction(b: Building, n: Given) -> Any:
         got = f"{n['sampling']!r}{' with zsnr' * n['zsnr']}"
         raise ValueError(f"sampling: got {got}; eps, v_prediction and v_prediction with zsnr are here")
     return replace(b.rebased(n["model"], prediction="v-zsnr" if n["zsnr"] else found), sampled=n["model"].sampled)
-
-
-@node("ModelSamplingSD3", "advanced/model", [*socket("MODEL"), real("shift", 3.0, 0, 100)], "MODEL")
-def shift(b: Building, n: Given) -> Any:
-    """SD 3's own shift of its noise levels; another one is not here."""
-    if n["shift"] != 3.0:
-        raise ValueError(f"shift: got {n['shift']:g}; only 3, as SD 3 has it, is here. A schedule of your own goes through SamplerCustom")
-    return n["model"]
 
 
 @node("RescaleCFG", "advanced/model", [*socket("MODEL"), real("multiplier", 0.7, 0, 1)], "MODEL")
