@@ -208,6 +208,8 @@ def test_the_ops_put_patches_on_a_model() -> None:
     tiled = safelight.with_tweak(model, how="tiled", options=["tile=128", "grow=1"]).patches[0]
     assert tiled.kind == "attention" and tiled.options == {"how": "tiled", "tile": 128, "swap": 2, "depth": 0, "grow": 1}
     assert safelight.with_tweak(model, how="scaled", options=["out=1.5", "where=cross"]).patches[0].options["out"] == 1.5
+    with pytest.raises(ValueError, match="got here; expected one of self, cross, text"):
+        safelight.with_tweak(model, how="scaled", options=["where=here"])
     for wrong, says in ((["size=3"], "no setting 'size'"), (["tile=many"], "invalid literal")):
         with pytest.raises(ValueError, match=says):
             safelight.with_tweak(model, how="tiled", options=wrong)

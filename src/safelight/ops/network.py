@@ -44,8 +44,8 @@ def with_tweak(model: Model, *, how: Literal["scaled", "tiled", "merged"], optio
     """Let attention work otherwise than it was trained to.
 
     Args:
-        how: scaled, its parts count more or less; tiled, a U-Net's places ask in tiles (HyperTile); merged, alike places ask once (ToMe,
-            arXiv:2303.17604)
+        how: scaled, its parts count more or less; tiled, a U-Net's places ask in tiles (HyperTile); merged, alike places ask once
+            (ToMe, arXiv:2303.17604)
         options: its settings where they are not the usual. scaled: where=self (or cross, text) q=1 k=1 v=1 out=1; tiled: tile=256 swap=2
             depth=0 grow=0; merged: ratio=0.3
     """
@@ -56,4 +56,6 @@ def with_tweak(model: Model, *, how: Literal["scaled", "tiled", "merged"], optio
         found = {name: type(value)(told.get(name, value)) for name, value in usual.items()}
     except ValueError as e:
         raise ValueError(f"with_tweak: options: {e}; expected numbers as in the usual {dict(usual)}") from e
+    if found.get("where", "self") not in (known := ("self", "cross", "text")):
+        raise ValueError(f"with_tweak: options: where: got {found['where']}; expected one of {', '.join(known)}")
     return model.with_patch(Patch("attention", NO_FILE, options={"how": how, **found}))

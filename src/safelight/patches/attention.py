@@ -65,7 +65,7 @@ def _tiled(grid: Mapping[str, Any], o: Mapping[str, Any], plain: Any, x: Tensor,
         return plain(x, *given, **named)  # type: ignore[no-any-return]
     for side in sides:
         least = min(max(32, int(o["tile"])) // 8 * (2**depth if o["grow"] else 1), side)
-        able = [side // i for i in range(least, side + 1) if side % i == 0][: int(o["swap"])]
+        able = [side // i for i in range(least, side + 1) if side % i == 0][: max(1, int(o["swap"]))]
         cuts.append(able[int(torch.randint(len(able) - 1, (1,), generator=grid["chance"]))] if len(able) > 1 else able[0])
     (high, wide), (p, q) = cuts, (side // cut for side, cut in zip(sides, cuts, strict=True))
     tiles = x.view(b, high, p, wide, q, c).transpose(2, 3).reshape(b * high * wide, p * q, c)
@@ -75,7 +75,7 @@ def _tiled(grid: Mapping[str, Any], o: Mapping[str, Any], plain: Any, x: Tensor,
 
 def _merged(grid: Mapping[str, Any], o: Mapping[str, Any], plain: Any, x: Tensor, *given: Any, **named: Any) -> Tensor:
     (b, n, c), (h, w) = x.shape, grid["size"]
-    if n != h * w or min(h, w) < 2 or not int(n * float(o["ratio"])):
+    if n != h * w or min(h, w) < 2 or n * float(o["ratio"]) < 1:
         return plain(x, *given, **named)  # type: ignore[no-any-return]
     places = _places(grid, x, int(n * float(o["ratio"])))
     at = places[..., None].expand(-1, -1, c)

@@ -134,7 +134,7 @@ def prediction(b: Building, n: Given) -> Any:
     if found is None or (n["zsnr"] and found == "eps"):
         got = f"{n['sampling']!r}{' with zsnr' * n['zsnr']}"
         raise ValueError(f"sampling: got {got}; eps, v_prediction and v_prediction with zsnr are here")
-    return replace(b.rebased(n["model"], prediction="v-zsnr" if n["zsnr"] else found), sampled=n["model"].sampled)
+    return replace(b.rebased(n["model"], prediction="v-zsnr" if n["zsnr"] else found, shift=None), sampled=n["model"].sampled)
 
 
 @node("RescaleCFG", "advanced/model", [*socket("MODEL"), real("multiplier", 0.7, 0, 1)], "MODEL")
