@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -140,9 +141,36 @@ def a_full(family: Family, path: Path) -> Patch:
     return Patch("full", Blob.of(path))
 
 
+def gated(family: Family) -> Any:
+    """The family's U-Net as diffusers builds it with GLIGEN's gates, which are random."""
+    torch.manual_seed(7)
+    unet: Any = family.trainable()["unet"]
+    made = UNet2DConditionModel(**{n: v for n, v in unet.config.items() if not n.startswith("_")} | {"attention_type": "gated"})
+    made.load_state_dict(unet.state_dict(), strict=False)
+    for name, p in made.named_parameters():
+        if "fuser" in name or "position_net" in name:
+            nn.init.normal_(p, std=0.3)
+    return made.eval().requires_grad_(False)
+
+
+def a_gligen(family: Family, path: Path) -> Patch:
+    """Gates of random weights, for conditions with boxes."""
+    save_file({n: t for n, t in gated(family).state_dict().items() if "fuser" in n or "position_net" in n}, path)
+    return Patch("gligen", Blob.of(path))
+
+
+def a_hypernetwork(family: Family, path: Path) -> Patch:
+    """One for both widths of the tiny models."""
+    torch.manual_seed(9)
+    shapes = {f"{w}.{i}.linear.{n}.{end}": s for w in (32, 64) for i in (0, 1)
+              for n, a, b in ((0, w, 8), (1, 8, w)) for end, s in (("weight", (b, a)), ("bias", (b,)))}
+    save_file({n: torch.randn(s) * 0.3 for n, s in shapes.items()}, path)
+    return Patch("hypernetwork", Blob.of(path))
+
+
 MAKERS: dict[str, Callable[[Family, Path], Patch]] = {
     "lora": write, "control": a_control, "freeu": a_freeu, "ip_adapter": an_adapter, "embedding": an_embedding,
-    "full": a_full, "weak": lambda family, path: Patch("weak", NO_FILE),
+    "full": a_full, "gligen": a_gligen, "hypernetwork": a_hypernetwork, "weak": lambda family, path: Patch("weak", NO_FILE),
     "attention": lambda family, path: Patch("attention", NO_FILE, options={"how": "scaled", "where": "cross", "out": 4.0}),
 }
 """One maker a kind: a patch of random weights that changes what the network says of `a red apple`."""

@@ -25,20 +25,17 @@ SCOPE = {
     "nodes_optimalsteps": "tables for FLUX, Wan and Chroma, which are not read",
     "nodes_model_downscale": "shrinks what is inside a U-Net; no patch of ours does",
     "nodes_torch_compile": "`safelight` compiles by its own setting",
-    "nodes_hypernetwork": "hypernetworks are not read", "nodes_gits": "its tables are not here",
+    "nodes_gits": "its tables are not here",
 }
 WHY = {
-    "GLIGENLoader": "GLIGEN is not read",
-    "GLIGENTextBoxApply": "GLIGEN is not read",
     "CheckpointLoader": "its configuration files are not read; CheckpointLoaderSimple finds the layout",
     "SaveSVGNode": "drawings", "ModelSamplingContinuousEDM": CONTINUOUS, "ModelSamplingContinuousV": CONTINUOUS,
     "ModelSamplingStableCascade": "Stable Cascade is not read",
     "ModelComputeDtype": "the precision is the run's (`--dtype`)",
-    "ControlNetApplySD3": "ControlNets of SD 3 are not read",
     "SamplerLCMUpscale": "a sampler that changes the size on the way",
     "CLIPTextEncodeControlnet": "a ControlNet with prompts of its own is not read",
-    "T5TokenizerOptions": "how far T5's words are padded is the family's own", "SetUnionControlNetType": "union ControlNets are not read",
-    "ControlNetInpaintingAliMamaApply": "inpainting ControlNets of FLUX and SD 3 are not read",
+    "T5TokenizerOptions": "how far T5's words are padded is the family's own",
+    "ControlNetInpaintingAliMamaApply": "no mask is given to a ControlNet; SD 3's inpainting one is shown that all is kept",
     "ConditioningTimestepsRange": "a range that only hooks take",
 }
 EXTRA = {"Canny": "nodes_canny", "Morphology": "nodes_morphology", "ImageRGBToYUV": "nodes_morphology", "ImageYUVToRGB": "nodes_morphology"}

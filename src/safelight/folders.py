@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "upscale_models": ("upscale_models", "ESRGAN", "RealESRGAN", "SwinIR"),
     "clip_vision": ("clip_vision",),
     "hypernetworks": ("hypernetworks",),
+    "gligen": ("gligen",),
     "style_models": ("style_models",),
     "vae_approx": ("vae_approx", "VAE-approx"),
     "diffusers": ("diffusers",),

@@ -15,7 +15,7 @@ from safelight import patches
 from safelight.families import Family
 from safelight.patches import PATCHES, lora, preserved
 from safelight.patches import find as find_patch
-from safelight.patches.rows import WEAK
+from safelight.patches.rows import BOXES, WEAK
 from safelight.values import Blob, Patch
 from tests import tiny
 from tests.patching import MAKERS, look, same, tensors, write
@@ -32,7 +32,7 @@ def said(family: Family) -> torch.Tensor:
     torch.manual_seed(1)
     x = torch.randn(2, family.channels, 8, 8)
     cond = family.encode_text(["a red apple", ""])
-    marked = replace(cond, extras={**cond.extras, WEAK: torch.tensor([True])})
+    marked = replace(cond, extras={**cond.extras, WEAK: torch.tensor([True]), BOXES: torch.full((2, 1, 4 + 32), 8.0)})
     return family.predict(x, family.sigmas[[100, 800]], marked)
 
 

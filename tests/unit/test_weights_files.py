@@ -106,7 +106,7 @@ def test_a_trainers_checkpoint_gives_its_state_dict(tmp_path: Path) -> None:
     del sys.modules["lightning_of_old"]
     made = to_safetensors(tmp_path / "b.ckpt", tmp_path / "kept")
     same(load_file(made), {"w": torch.ones(2), "deep.0.v": torch.zeros(1)})
-    assert json.loads(header.read(made).metadata["safelight.left"])["hyper.lr"] == "float"
+    assert json.loads(header.read(made).metadata["safelight.left"])["hyper.lr"] == "float 0.0001"
 
 
 def test_other_shapes_of_checkpoints(tmp_path: Path) -> None:

@@ -40,10 +40,11 @@ class Steer:
 
 @dataclass(frozen=True)
 class Words:
-    """A condition, and the ControlNets that ComfyUI has on it."""
+    """A condition, and what ComfyUI has on it: ControlNets, and the file of the GLIGEN that reads its boxes."""
 
     cond: Link
     steers: tuple[Steer, ...] = ()
+    gligen: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,6 @@ def as_port(found: Any) -> Any:
         raise ValueError(f"a {type(found).__name__.lower()} goes to ComfyUI's own nodes only; the ops have settings instead")
     if not isinstance(found, Words):
         return found
-    if found.steers:
-        raise ValueError("a condition with a ControlNet goes to KSampler only; for this op put the control on the model (with_control)")
+    if found.steers or found.gligen:
+        raise ValueError("a condition with a ControlNet or GLIGEN goes to KSampler only; for this op put it on the model (with_control)")
     return found.cond

@@ -101,6 +101,35 @@ def load_control(path: Path) -> Work[Patch]:
     return Patch("control", weights, options={"config": config} if config else {}, info={"name": path.stem, **found})
 
 
+KINDS = ("auto", "openpose", "depth", "hed", "canny", "normal", "segment", "tile", "repaint")
+
+
+@op(group="model", store=False, exact=True)
+def set_kind(control: Patch, *, kind: Annotated[str, OneOf(lambda: KINDS)] = "auto") -> Patch:
+    """Tell a ControlNet for many kinds of hints (a union) which it is shown; it changes no other.
+
+    Args:
+        kind: `hed` is pidi and scribble too, `canny` lineart and mlsd; `auto` says nothing
+    """
+    _expect("set_kind", "control", control, "load_control")
+    return dataclasses.replace(control, options={**control.options, "kind": KINDS.index(kind) - 1})
+
+
+@op(group="model", version=1, exact=True, fingerprint=lambda given: _hash(_weights("with_network", given["path"], given["kind"])))
+def with_network(
+    model: Model, *, kind: Literal["hypernetworks", "gligen"], path: Path, strength: Annotated[float, Knob(-10, 10, step=0.01)] = 1.0,
+) -> Work[Model]:
+    """Put a small network into a U-Net's attention. Several hypernetworks work one after the other, of GLIGENs the last.
+
+    Args:
+        kind: AUTOMATIC1111's hypernetworks, or GLIGEN (arXiv:2301.07093), which draws what `add_box` put into a condition
+        path: the file, or its name in the models folder of this kind
+        strength: of a hypernetwork; 0 changes nothing
+    """
+    weights = yield from _sound(_weights("with_network", path, kind))
+    return model.with_patch(Patch(kind.removesuffix("s"), weights, strength, info={"name": path.stem}))
+
+
 @op(group="model", store=False, exact=True)
 def with_control(
     model: Model, control: Patch, *,

@@ -90,6 +90,33 @@ def _together(parts: Sequence[Cond]) -> Cond:
     return dataclasses.replace(parts[0], others=tuple(parts[1:]))
 
 
+Pixels = Annotated[int, Knob(0, 16384, step=8)]
+
+
+@op(group="text", version=1)
+def add_box(cond: Cond, model: Model, text: str, *, width: Pixels, height: Pixels, x: Pixels = 0, y: Pixels = 0) -> Cond:
+    """Say what is to be in a rectangle of the picture, for a model with GLIGEN (see `with_network`).
+
+    Args:
+        cond: a prompt; a negative prompt without boxes is given the same
+        text: what is there; the model's text encoder reads it
+        width: of the rectangle, in pixels
+        height: of the rectangle
+        x: its left edge
+        y: its upper edge
+    """
+    import torch
+
+    from safelight.patches.gligen import box
+    from safelight.patches.rows import BOXES
+    from safelight.runtime import lease
+
+    with lease(model, holder="add_box") as family:
+        new = box(family, text, (x, y, x + width, y + height))
+    return _each(cond, lambda part: dataclasses.replace(
+        part, extras={**part.extras, BOXES: torch.cat([part.extras.get(BOXES, new[:, :0]), new], dim=1)}))
+
+
 @op(group="text", version=1)
 def combine_conds(conds: Sequence[Cond]) -> Cond:
     """Let several conditions count together: each denoises the picture, or its part of it, and the results are averaged.

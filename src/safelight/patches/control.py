@@ -1,7 +1,7 @@
 """ControlNet (arXiv:2302.05543): a copy of the U-Net's encoder reads a picture beside the latent and adds to the U-Net's skips.
 
-Read layouts: diffusers' `ControlNetModel` and the original one, `control_model.*` or without that prefix. A file that does not fit the
-model is refused, never half used.
+Read layouts: diffusers' `ControlNetModel`, `ControlNetUnionModel` and `SD3ControlNetModel`, and the original one, `control_model.*` or
+without that prefix. A file that does not fit the model is refused, never half used.
 """
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from weakref import WeakKeyDictionary
 import torch
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.controlnets.controlnet_sd3 import SD3ControlNetModel
+from diffusers.models.controlnets.controlnet_union import ResidualAttentionBlock
+from diffusers.models.embeddings import get_timestep_embedding
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from safelight.families.tiles import middle
 from safelight.patches import kept, patch, tell
-from safelight.patches.rows import EVERY, Rows, Span, unet_of, watched
+from safelight.patches.rows import EVERY, Rows, Span, watched
 from safelight.weights import header
 
 if TYPE_CHECKING:
@@ -40,11 +43,11 @@ CONFIG = "safelight.config"
 """Where a file of ours says its shape, in its metadata."""
 
 FIRST = "controlnet_cond_embedding.conv_in.weight"
+JOINT = "pos_embed_input.proj.weight"
 ORIGINAL = ("control_model.zero_convs.0.0.weight", "zero_convs.0.0.weight")
 
-PARTS = ("conv_in", "time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj", "down_blocks", "mid_block",
-         "controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
-"""How the names of diffusers' layout begin."""
+UNION = ("task_embedding", "transformer_layes", "spatial_ch_projs", "control_add_embedding")
+BLOCKS = "block_controlnet_hidden_states"
 
 _loaded: WeakKeyDictionary[Family, OrderedDict[str, Any]] = WeakKeyDictionary()
 
@@ -81,7 +84,7 @@ def read(path: str, layers: int = 2) -> dict[str, Tensor]:
     if any(key in tensors for key in ORIGINAL):
         converted = convert_controlnet_checkpoint(tensors, {"layers_per_block": layers})
         tensors = {name: tensor for name, tensor in converted.items() if tensor is not None} | _sizes(tensors)
-    if FIRST not in tensors:
+    if not {FIRST, JOINT} & tensors.keys():
         raise ValueError(f"control {path}: no ControlNet, its first tensor is {min(tensors, default='missing')!r}; expected {FIRST!r}")
     return tensors
 
@@ -109,23 +112,22 @@ def contents(path: str) -> dict[str, Any]:
     a whole model beside it."""
     names = header.read(path).tensors
     original = next((first.removesuffix("zero_convs.0.0.weight") for first in ORIGINAL if first in names), None)
-    known = [n for n in names if (n.split(".")[0] in PARTS if original is None else n.startswith(original))]
+    known = [n for n in names if original is None or n.startswith(original)]  # `load` refuses what else is in diffusers' layout
     return {"layout": "diffusers" if original is None else "original", "keys": len(known), "total": len(names)}
 
 
-def load(family: Family, path: str, config: Mapping[str, Any]) -> Any:
-    """The file's ControlNet for this family, frozen. ValueError with matched/total when it was made for another model."""
-    unet: Any = family.trainable()["unet"]
-    made = shape(unet) | dict(config)
-    tensors = read(path, int(made["layers_per_block"]))
-    widths = [tensors[FIRST].shape[0], *(t.shape[0] for name, t in tensors.items() if _halves(name))]
-    made |= {"conditioning_channels": tensors[FIRST].shape[1], "conditioning_embedding_out_channels": widths}
-    first = tensors.get("conv_in.weight")
-    if first is not None and first.shape[1] == family.channels:  # an inpainting U-Net takes more
-        made["in_channels"] = family.channels
+def load(family: Family, path: str, config: Mapping[str, Any], kind: int = -1) -> Any:
+    """The file's ControlNet for this family, frozen; `kind` as in `control`. ValueError with matched/total when it is another model's."""
+    networks: Any = family.trainable()
+    settings = {**networks["transformer" if "transformer" in networks else "unet"].config, **config}
+    tensors = read(path, int(settings.get("layers_per_block", 2)))
+    union = {name: tensors.pop(name) for name in list(tensors) if name.startswith(UNION)}
+    joint = JOINT in tensors
+    if joint != ("transformer" in networks):
+        raise ValueError(f"control: needs {'SD 3' if joint else 'a U-Net'}; this {family.name} model has {', '.join(networks)}: {path}")
     with torch.device("meta"):
-        net = ControlNetModel(**made)
-    wanted = {name: t.shape for name, t in net.state_dict().items()}
+        made: Any = _joint(family, settings, tensors) if joint else ControlNetModel(**_beside(family, settings, tensors))
+    wanted = {name: t.shape for name, t in made.state_dict().items()}
     lost = [name for name, s in wanted.items() if name not in tensors or tensors[name].shape != s]
     lost += [name for name in tensors if name not in wanted]
     if lost:
@@ -134,8 +136,50 @@ def load(family: Family, path: str, config: Mapping[str, Any]) -> Any:
             f"control {path}: {matched} of {len(wanted)} tensors fit this {family.name} model; first misfit {lost[0]}; "
             "use a ControlNet that was trained for this model"
         )
-    net.load_state_dict({name: t.to(family.device, family.dtype) for name, t in tensors.items()}, assign=True)
-    return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    made.load_state_dict({name: t.to(family.device, family.dtype) for name, t in tensors.items()}, assign=True)
+    if union:
+        _tell_kind(made, {name: t.to(family.device, family.dtype) for name, t in union.items()}, kind)
+    return made.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _beside(family: Family, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    widths = [tensors[FIRST].shape[0], *(t.shape[0] for name, t in tensors.items() if _halves(name))]
+    made = shaping(settings) | {"conditioning_channels": tensors[FIRST].shape[1], "conditioning_embedding_out_channels": widths}
+    first = tensors.get("conv_in.weight")
+    if first is not None and first.shape[1] == family.channels:  # an inpainting U-Net takes more
+        made["in_channels"] = family.channels
+    return made
+
+
+def _joint(family: Family, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """Beside SD 3's transformer: it has fewer blocks, and may be shown more than a latent has channels."""
+    blocks = sum(name.startswith("controlnet_blocks.") and name.endswith(".weight") for name in tensors)
+    dual = [i for i in range(blocks) if f"transformer_blocks.{i}.attn2.to_q.weight" in tensors]
+    own = {"num_layers": blocks, "dual_attention_layers": dual, "extra_conditioning_channels": tensors[JOINT].shape[1] - family.channels}
+    return SD3ControlNetModel(**{n: v for n, v in settings.items() if n[0] != "_"} | own)
+
+
+def _tell_kind(net: Any, tensors: Mapping[str, Tensor], kind: int) -> None:
+    """Make a union (ControlNet++) one for this kind of hints (-1: not said): the kind adds a constant to what the net makes of the noise
+    level, and something to each channel of what it read of a hint, (B, C, h, w), by way of the channels' means."""
+    kinds, wide = tensors["task_embedding"].shape
+    if kind >= kinds:
+        raise ValueError(f"control: got kind {kind} of hints; this union knows {kinds}, from 0 on; the one called promax knows 8")
+    w, b, w2, b2 = (tensors[f"control_add_embedding.linear_{i}.{end}"].float() for i in (1, 2) for end in ("weight", "bias"))
+    told = get_timestep_embedding((torch.arange(kinds) == kind).to(w), w.shape[1] // kinds, flip_sin_to_cos=True, downscale_freq_shift=0)
+    level = net.time_embedding.linear_2
+    level.bias = nn.Parameter((level.bias + w2 @ nn.functional.silu(w @ told.flatten() + b) + b2).to(level.bias.dtype))
+    depth = len({n.split(".")[1] for n in tensors if n.startswith("transformer_layes")})
+    layers, out = nn.Sequential(*(ResidualAttentionBlock(wide, 1) for _ in range(depth))), nn.Linear(wide, wide)
+    for part, prefix in ((layers, "transformer_layes."), (out, "spatial_ch_projs.")):
+        part.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, assign=True)
+
+    def added(_: Any, __: Any, read: Tensor) -> Tensor:
+        said: Tensor = out(layers((read.mean(dim=(2, 3)) + tensors["task_embedding"][kind])[None])[0])  # a row attends to itself alone
+        return read + said[..., None, None]
+
+    if kind >= 0:
+        net.controlnet_cond_embedding.register_forward_hook(added)
 
 
 def shape(net: Any) -> dict[str, Any]:
@@ -157,12 +201,12 @@ def _halves(name: str) -> bool:
 
 def _kept(family: Family, what: Patch) -> Any:
     known = _loaded.setdefault(family, OrderedDict())
-    config = what.options.get("config", {})
-    name = f"{what.weights.sha256} {json.dumps(config, sort_keys=True)}"
+    config, kind = what.options.get("config", {}), int(what.options.get("kind", -1))
+    name = f"{what.weights.sha256} {kind} {json.dumps(config, sort_keys=True)}"
     if name not in known:
         while len(known) >= KEPT:
             known.popitem(last=False)
-        known[name] = load(family, what.weights.path, config)
+        known[name] = load(family, what.weights.path, config, kind)
     known.move_to_end(name)
     return known[name]
 
@@ -178,11 +222,10 @@ def read_hint(what: Patch) -> Tensor:
 @patch
 def control(family: Family, what: Patch) -> Iterator[None]:
     """Let a ControlNet steer at `what.strength`; several add up. Options: `hint` (hash of the picture, which lies in `files`), `start`,
-    `end` and `side` (see `Span`), `config` (see `describe`). Strength 0 changes nothing and loads nothing."""
+    `end` and `side` (see `Span`), `config` (see `describe`), a union's `kind` (-1: not said). Strength 0 neither changes nor loads."""
     if not what.strength:
         yield
         return
-    unet_of(family, "control")
     net = _kept(family, what)
     count = len(net.state_dict())
     tell(family, what, f"{count} of {count} tensors matched")  # `load` refuses fewer
@@ -194,20 +237,23 @@ def control(family: Family, what: Patch) -> Iterator[None]:
 def attached(family: Family, net: nn.Module, hint: Tensor, *, strength: float = 1.0, span: Span = EVERY) -> Iterator[None]:
     """Add a loaded ControlNet's output to the U-Net's skips; gradients flow into the net. `hint` (1 or B, H, W, 3) in [0, 1] is cut to the
     latent's shape about its middle and scaled to `factor` times its size; with B pictures each row takes its own picture's."""
-    unet = family.trainable()["unet"]
-    with kept([unet]), watched(family) as rows:
-        vars(unet)["forward"] = _Steered(family, net, hint, strength=strength, span=span, rows=rows)
+    kind = _SteeredJoint if isinstance(net, SD3ControlNetModel) else _Steered
+    steered = family.trainable()[kind.part]
+    with kept([steered]), watched(family) as rows:
+        vars(steered)["forward"] = kind(family, net, hint, strength=strength, span=span, rows=rows)
         yield
 
 
 class _Steered:
     """The U-Net's forward with a ControlNet beside it."""
 
-    def __init__(self, family: Family, net: nn.Module, hint: Tensor, *, strength: float, span: Span, rows: Rows) -> None:
+    part = "unet"
+
+    def __init__(self, family: Family, net: Any, hint: Tensor, *, strength: float, span: Span, rows: Rows) -> None:
         self.family, self.net, self.strength, self.span, self.rows = family, net, strength, span, rows
-        self.plain = family.trainable()["unet"].forward
+        self.plain: Any = family.trainable()[self.part].forward
         self.hint = hint.to(family.device).permute(0, 3, 1, 2)  # (1 or B, 3, H, W)
-        self.sized: Tensor | None = None
+        self.sized: tuple[Any, Tensor] = None, self.hint
 
     def __call__(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, **rest: Any) -> Any:
         on = self.span.on(self.family, self.rows)
@@ -231,21 +277,53 @@ class _Steered:
             conditioning_scale=self.strength, class_labels=None if labels is None else _take(labels, at),
             added_cond_kwargs=more or None, return_dict=False,
         )
-        found = [*down, mid]
-        return found if at is None else [r.new_zeros((len(sample), *r.shape[1:])).index_copy(0, at, r) for r in found]
+        return _spread([*down, mid], at, len(sample))
 
     def _hints(self, sample: Tensor) -> Tensor:
         """(rows, 3, h * factor, w * factor)."""
         size = (sample.shape[2] * self.family.factor, sample.shape[3] * self.family.factor)
-        if self.sized is None or self.sized.shape[2:] != size or self.sized.dtype != sample.dtype:
-            self.sized = fitted(self.hint, size).to(sample.dtype)
-        if len(self.sized) == 1:
-            return self.sized.expand(len(sample), -1, -1, -1)
-        if self.rows.picture is not None and int(self.rows.picture.max()) < len(self.sized):
-            return self.sized[self.rows.picture.to(self.sized.device)]
-        if self.rows.picture is None and len(self.sized) == len(sample):
-            return self.sized
-        raise ValueError(f"control: the hint is a batch of {len(self.sized)}; expected one picture, or one for every picture that is drawn")
+        if self.sized[0] != (size, sample.dtype):
+            self.sized = (size, sample.dtype), self._shown(size).to(sample.dtype)
+        sized = self.sized[1]
+        if len(sized) == 1:
+            return sized.expand(len(sample), -1, -1, -1)
+        if self.rows.picture is not None and int(self.rows.picture.max()) < len(sized):
+            return sized[self.rows.picture.to(sized.device)]
+        if self.rows.picture is None and len(sized) == len(sample):
+            return sized
+        raise ValueError(f"control: the hint is a batch of {len(sized)}; expected one picture, or one for every picture that is drawn")
+
+    def _shown(self, size: tuple[int, int]) -> Tensor:
+        return fitted(self.hint, size)
+
+
+class _SteeredJoint(_Steered):
+    """The forward of SD 3's transformer with a ControlNet beside it, which is shown the hint as a latent."""
+
+    part = "transformer"
+
+    def __call__(self, sample: Tensor, **told: Any) -> Any:  # type: ignore[override]
+        on = self.span.on(self.family, self.rows)
+        if on is None or bool(on.any()):
+            added = self._added(sample, told["timestep"], told["encoder_hidden_states"], told, on)
+            before = told.get(BLOCKS) or [0] * len(self.family.trainable()[self.part].transformer_blocks)  # type: ignore[arg-type]
+            told[BLOCKS] = [b + added[i * len(added) // len(before)] for i, b in enumerate(before)]  # several nets may differ in depth
+        return self.plain(sample, **told)
+
+    def _added(self, sample: Tensor, time: Tensor, text: Tensor, rest: Mapping[str, Any], on: Tensor | None) -> list[Tensor]:
+        at = None if on is None or bool(on.all()) else on.to(sample.device).nonzero()[:, 0]
+        given = [_take(t, at) for t in (sample, self._hints(sample), text, torch.zeros_like(rest["pooled_projections"]), time)]
+        return _spread(self.net(given[0], given[1], self.strength, *given[2:], return_dict=False)[0], at, len(sample))
+
+    def _shown(self, size: tuple[int, int]) -> Tensor:
+        """Without the latent's shift, as such nets were trained; what more they are shown says that nothing is covered."""
+        vae: Any = self.family.trainable()["vae"].config
+        seen = self.family.encode_image(super()._shown(size).permute(0, 2, 3, 1)) + (vae.shift_factor or 0) * vae.scaling_factor
+        return torch.cat([seen, seen.new_ones(len(seen), self.net.config.extra_conditioning_channels, *seen.shape[2:])], dim=1)
+
+
+def _spread(found: list[Tensor], at: Tensor | None, rows: int) -> list[Tensor]:
+    return found if at is None else [r.new_zeros((rows, *r.shape[1:])).index_copy(0, at, r) for r in found]
 
 
 def _take(t: Tensor, at: Tensor | None) -> Tensor:

@@ -21,9 +21,8 @@ the network is weakened for it, one of the following or 0 (see `weak`)."""
 
 ALONE, BLURRED, SKIPPED = 1, 2, 3
 
-BOXES, PHRASES = "boxes", "phrases"
-"""Extras of a condition: left, top, right and bottom of places in the picture in pixels, (B, N, 4), and vectors of what is there, (B, N, D)
-(see `gligen`)."""
+BOXES = "boxes"
+"""An extra (B, N, 4 + D): left, top, right and bottom of places in the picture, in pixels, and what is there (see `gligen`)."""
 
 SIDES = ("both", "positive", "negative")
 """Sides of the guidance that a patch may act on."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safelight.events import Query
 from safelight.families.tiles import fading
-from safelight.patches.rows import BOXES, NEGATIVE, PHRASES, PICTURE, WEAK
+from safelight.patches.rows import BOXES, NEGATIVE, PICTURE, WEAK
 from safelight.sampling.resize import plane, repeated, scaled
 from safelight.values import Cond, Region
 
@@ -79,14 +79,16 @@ def sides(cond: Cond, negative: Cond | None, family: Family, shape: Sequence[int
 
 
 def _boxed(side: list[Place], first: Side) -> None:
-    """Give a side that has no boxes (GLIGEN) those of the first one, as ComfyUI does: they are no part of what the prompts differ in. What
-    has an area is left as it is."""
-    told = [{n: p.cond.extras[n] for n in (BOXES, PHRASES)} for p in first if p.area is None and BOXES in p.cond.extras]
+    """Give a side that has no boxes (GLIGEN) those of the first one, as ComfyUI does: they are no part of what the prompts differ in."""
+    told = [p.cond for p in first if p.area is None and BOXES in p.cond.extras]
     free = [i for i, p in enumerate(side) if p.area is None]
-    if any(BOXES in side[i].cond.extras for i in free):
-        return
-    for i, boxes in zip(cycle(free), told, strict=False):
-        side[i] = replace(side[i], cond=replace(side[i].cond, extras={**side[i].cond.extras, **boxes}))
+    for i, cond in zip(cycle(free), [] if any(BOXES in side[i].cond.extras for i in free) else told, strict=False):
+        side[i] = replace(side[i], cond=_with_boxes(side[i].cond, cond))
+
+
+def _with_boxes(cond: Cond, other: Cond) -> Cond:
+    extras = {n: t for n, t in cond.extras.items() if n != BOXES}
+    return replace(cond, extras={**extras, **{n: t for n, t in other.extras.items() if n == BOXES}})
 
 
 def ask(side: Side, x: Tensor, sigma: float) -> list[Query]:
@@ -192,7 +194,7 @@ def _counterpart(place: Place, side: Side) -> list[Place]:
     smallest = next((p for p in around if p.area is None), around[0])
     if boxed := [p for p in around if p.area is not None]:
         smallest = min(boxed, key=_cells)
-    return [] if smallest.area == place.area else [replace(place, cond=smallest.cond)]
+    return [] if smallest.area == place.area else [replace(place, cond=_with_boxes(smallest.cond, place.cond))]
 
 
 def _cells(place: Place) -> int:

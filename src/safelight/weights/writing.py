@@ -19,7 +19,7 @@ FORMS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 def tensors(root: Any) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    """The tensors by dotted name; what is no tensor, with its type, by dotted name; and the place of the weights in the object.
+    """The tensors by dotted name; the type and text of what is none, by dotted name; and the place of the weights in the object.
 
     As other tools do, `state_dict`, or a table that is all there is, stands for the whole. Refused when two get the same name.
     """
@@ -29,7 +29,8 @@ def tensors(root: Any) -> tuple[dict[str, Tensor], dict[str, str], str]:
     for name, thing in _leaves(root):
         if not isinstance(thing, Tensor):
             if len(left) < 1000:
-                left[name[:200]] = thing.name if isinstance(thing, Bag) else type(thing).__name__
+                said = f" {thing}"[:200] if isinstance(thing, str | int | float | None) else ""
+                left[name[:200]] = thing.name if isinstance(thing, Bag) else type(thing).__name__ + said
         elif name in found or name == RESERVED:
             raise Refused(f"two tensors have the name {ascii(name)[:120]}")
         else:

@@ -123,7 +123,7 @@ def combine(b: Building, n: Given) -> Any:
     one, other = n["conditioning_1"], n["conditioning_2"]
     if one.steers != other.steers:
         raise ValueError("its two conditions carry different ControlNets; put the ControlNet on the combined condition")
-    return replace(one, cond=b.add("combine_conds", conds=[one.cond, other.cond]))
+    return replace(one, cond=b.add("combine_conds", conds=[one.cond, other.cond]), gligen=one.gligen or other.gligen)
 
 
 FROM_TO = socket("CONDITIONING", "conditioning_to", "conditioning_from")
@@ -166,6 +166,22 @@ def apply_controls(b: Building, n: Given) -> Any:
     return tuple(replace(words, steers=(*words.steers, steer)) for words in both)
 
 
+node("ControlNetApplySD3", "conditioning/controlnet",
+     [*TWO, *socket("CONTROL_NET"), *socket("VAE"), *socket("IMAGE"), *SPAN], *SIDES, title="Apply Controlnet with VAE",
+     flags=["deprecated"])(apply_controls)
+
+
+@node("GLIGENTextBoxApply", "conditioning/gligen",
+      [*socket("CONDITIONING", "conditioning_to"), *socket("CLIP"), *socket("GLIGEN", "gligen_textbox_model"), text("text", prompt=True),
+       pixels("width", 64, 8), pixels("height", 64, 8), pixels("x", 0, 0), pixels("y", 0, 0)], "CONDITIONING")
+def box(b: Building, n: Given) -> Any:
+    """What is to be in a rectangle."""
+    model, prompt = _with_words(b, n["clip"].model, n["text"])
+    place = {name: n[name] for name in ("width", "height", "x", "y")}
+    cond = b.add("add_box", cond=n["conditioning_to"].cond, model=model, text=prompt, **place)
+    return replace(n["conditioning_to"], cond=cond, gligen=n["gligen_textbox_model"])
+
+
 @node("InpaintModelConditioning", "conditioning/inpaint",
       [*TWO, *socket("VAE"), *socket("IMAGE", "pixels"), *socket("MASK"), switch("noise_mask", True)],
       *SIDES, "latent:LATENT")
@@ -199,5 +215,5 @@ def combine_pairs(b: Building, n: Given) -> Any:
         one, other = n[f"{side}_A"], n[f"{side}_B"]
         if one.steers != other.steers:
             raise ValueError("its conditions carry different ControlNets; put the ControlNet on the combined ones")
-        sides.append(replace(one, cond=b.add("combine_conds", part=side, conds=[one.cond, other.cond])))
+        sides.append(replace(one, cond=b.add("combine_conds", part=side, conds=[one.cond, other.cond]), gligen=one.gligen or other.gligen))
     return tuple(sides)

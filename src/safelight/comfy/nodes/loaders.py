@@ -12,6 +12,7 @@ STRENGTH = (1.0, -100.0, 100.0)
 CLIP_TYPES = ("stable_diffusion", "stable_cascade", "sd3", "stable_audio", "mochi", "ltxv", "pixart", "cosmos", "lumina2", "wan", "hidream",
               "chroma", "ace", "omnigen2", "qwen_image", "hunyuan_image")
 DEVICE = replace(choice("device", ("default", "cpu"), optional=True), told={"advanced": True})
+KINDS = ("auto", "openpose", "depth", "hed/pidi/scribble/ted", "canny/lineart/anime_lineart/mlsd", "normal", "segment", "tile", "repaint")
 PREDICTIONS = {"eps": "eps", "v_prediction": "v"}
 
 
@@ -117,6 +118,20 @@ _freeu("FreeU_V2", 1.3, 1.4, "v2")
 def three_clips(b: Building, n: Given) -> Any:
     """SD 3's text encoders, in the order CLIP-L, CLIP-G, T5."""
     return Clip(b.model())
+
+
+node("SetUnionControlNetType", "conditioning/controlnet", [*socket("CONTROL_NET"), choice("type", KINDS)],
+     "CONTROL_NET")(lambda b, n: b.add("set_kind", control=n["control_net"], kind=n["type"].partition("/")[0]))
+
+node("GLIGENLoader", "loaders", [choice("gligen_name", files("gligen"))], "GLIGEN")(lambda b, n: b.places.find("gligen", n["gligen_name"]))
+
+
+@node("HypernetworkLoader", "loaders",
+      [*socket("MODEL"), choice("hypernetwork_name", files("hypernetworks")), real("strength", 1.0, -10, 10)], "MODEL")
+def hypernetwork(b: Building, n: Given) -> Any:
+    """A hypernetwork on a denoiser."""
+    given = {"path": b.places.find("hypernetworks", n["hypernetwork_name"]), "strength": n["strength"]}
+    return replace(b.add("with_network", model=n["model"], kind="hypernetworks", **given), sampled=n["model"].sampled)
 
 
 @node("DiffControlNetLoader", "loaders", [*socket("MODEL"), choice("control_net_name", files("controlnet"))], "CONTROL_NET",

@@ -42,7 +42,9 @@ def _sampled(b: Building, n: Given, noise_seed: int, **more: Any) -> Link:
 
 
 def steered(b: Building, model: Link, positive: Words, negative: Words) -> Link:
-    """The model with the ControlNets that the conditions carry."""
+    """The model with the ControlNets that the conditions carry, and the GLIGEN."""
+    if found := positive.gligen or negative.gligen:
+        model = b.add("with_network", part="gligen", model=model, kind="gligen", path=found)
     for i, (steer, side) in enumerate(_steers(positive, negative)):
         model = b.add(
             "with_control", part="control" if not i else f"control{i}", model=model, control=steer.control, image=steer.image,
