@@ -94,7 +94,7 @@ class Folders:
         ValueError when there is none, several, or when the name leads out of the folder.
         """
         wanted = inside(name, f"models: {kind}")
-        candidates = [(p, p.path / (wanted + suffix)) for suffix in ("", *WEIGHTS) for p in self.of(kind)]
+        candidates = ((p, p.path / (wanted + suffix)) for suffix in ("", *WEIGHTS) for p in self.of(kind))
         place, found = next(((p, f) for p, f in candidates if f.is_file() or any((f / mark).is_file() for mark in FOLDER)), (None, None))
         if place is None or found is None:
             return self._by_last_part(kind, wanted)
