@@ -27,17 +27,15 @@ def files(graphs: Sequence[Mapping[str, Any]], ops: Ops) -> list[str] | None:
     for op, literals in ((n.op.spec, n.literals) for n in nodes if n.op.spec.fingerprint is not None):
         free = (k for k, s in op.setting.items() if s.kind in ("str", "path") and s.names is None and literals.get(k))
         given = {k: str(literals[k]) for k in free if (op.name, str(literals[k])) != ("model", EMBEDDED)}
-        if not given.keys() <= {*READS.get(op.name, ())} or op.name not in READS:
+        sound = (k in READS[op.name] and os.path.isabs(v) and os.path.isfile(v) for k, v in given.items())
+        if op.name not in READS or not all(sound):
             return None
         paths += given.values()
-    if not all(os.path.isabs(p) and os.path.isfile(p) for p in paths):
-        return None
     return [os.path.normpath(os.path.join(p, more)) for p in paths for more in BESIDE]
 
 
 def marks(paths: Iterable[str], roots: Iterable[str] = ()) -> Marks | None:
-    """What is another when a file is, or what a folder holds, all below `roots` as well; None for too many, and while one may change
-    without that."""
+    """What is another when a file is, or what a folder (or any below `roots`) holds; None for too many, and while one may change unseen."""
     found: Marks = {}
     for path in chain(paths, roots, (at for root in roots for at, _, _ in os.walk(root))):
         s = os.stat(path) if os.path.exists(path) else None

@@ -118,14 +118,12 @@ class Studio:
     ) -> tuple[Job, Ready]:
         """Take a prompt in: once this returns it will run, whatever happens. Refusal when it cannot, Full when there is no room for it,
         Taken when there is one of that id already."""
-        if self.pool.small:
-            raise Full(self.pool.small)
-        if self.desk.remaining >= self.setup.waiting:
-            raise Full(f"{self.desk.remaining} prompts wait already; the queue takes no more")
+        if self.pool.small or self.desk.remaining >= self.setup.waiting:
+            raise Full(self.pool.small or f"{self.desk.remaining} prompts wait already; the queue takes no more")
         told = {**(extra or {}), **({"client_id": client} if client else {})}
         raw, more = json.dumps(prompt, ensure_ascii=False), json.dumps(told, ensure_ascii=False)
         if not (id or targets or front) and number is None and (known := self._holds(raw + json.dumps(told.get("extra_pnginfo")))):
-            return await self._repeat(raw, more, client, known), Ready(json.loads(known[0]), {})
+            return await self._repeat(raw, more, words(prompt), known, client=client), Ready(json.loads(known[0]), {})
         ready = await asyncio.to_thread(examine, prompt, self.rooms, targets)
         job = await self.desk.put(
             id or str(uuid.uuid4()), raw, more, json.dumps(list(ready.ends)), words=words(prompt), client=client, number=number, front=front
@@ -146,12 +144,12 @@ class Studio:
         holds = known is not None and marks(known[3]) == known[3] and all(self._still(told["stamp"]) for told in known[2].values())
         return known if holds else None
 
-    async def _repeat(self, prompt: str, extra: str, client: str, known: Known) -> Job:
+    async def _repeat(self, prompt: str, extra: str, text: str, known: Known, *, client: str) -> Job:
         """Take in what is done already, in one commit."""
         id, (ends, nodes, result, _) = str(uuid.uuid4()), known
         said = Telling(Sockets(self._greeting), id, client, nodes)
         said.complete()
-        put = self.desk.put(id, prompt, extra, ends, words=words(json.loads(prompt)), client=client)
+        put = self.desk.put(id, prompt, extra, ends, words=text, client=client)
         done = self._kept(lambda: self.desk.finish(id, "done", json.dumps(said.messages), lambda: self._published(id, result)))
         job: Job = (await asyncio.gather(put, done))[1]
 
