@@ -107,14 +107,13 @@ def add_box(cond: Cond, model: Model, text: str, *, width: Pixels, height: Pixel
     """
     import torch
 
-    from safelight.patches.gligen import box
-    from safelight.patches.rows import BOXES
+    from safelight.patches import gligen, rows
     from safelight.runtime import lease
 
     with lease(model, holder="add_box") as family:
-        new = box(family, text, (x, y, x + width, y + height))
+        new = gligen.box(family, text, (x, y, x + width, y + height))
     return _each(cond, lambda part: dataclasses.replace(
-        part, extras={**part.extras, BOXES: torch.cat([part.extras.get(BOXES, new[:, :0]), new], dim=1)}))
+        part, extras={**part.extras, rows.BOXES: torch.cat([part.extras.get(rows.BOXES, new[:, :0]), new], dim=1)}))
 
 
 @op(group="text", version=1)

@@ -131,11 +131,8 @@ def load(family: Family, path: str, config: Mapping[str, Any], kind: int = -1) -
     lost = [name for name, s in wanted.items() if name not in tensors or tensors[name].shape != s]
     lost += [name for name in tensors if name not in wanted]
     if lost:
-        matched = len(set(wanted) - set(lost))
-        raise ValueError(
-            f"control {path}: {matched} of {len(wanted)} tensors fit this {family.name} model; first misfit {lost[0]}; "
-            "use a ControlNet that was trained for this model"
-        )
+        fits = f"{len(set(wanted) - set(lost))} of {len(wanted)} tensors fit this {family.name} model; first misfit {lost[0]}"
+        raise ValueError(f"control {path}: {fits}; use a ControlNet that was trained for this model")
     made.load_state_dict({name: t.to(family.device, family.dtype) for name, t in tensors.items()}, assign=True)
     if union:
         _tell_kind(made, {name: t.to(family.device, family.dtype) for name, t in union.items()}, kind)
@@ -144,11 +141,9 @@ def load(family: Family, path: str, config: Mapping[str, Any], kind: int = -1) -
 
 def _beside(family: Family, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     widths = [tensors[FIRST].shape[0], *(t.shape[0] for name, t in tensors.items() if _halves(name))]
-    made = shaping(settings) | {"conditioning_channels": tensors[FIRST].shape[1], "conditioning_embedding_out_channels": widths}
-    first = tensors.get("conv_in.weight")
-    if first is not None and first.shape[1] == family.channels:  # an inpainting U-Net takes more
-        made["in_channels"] = family.channels
-    return made
+    plain = tensors.get("conv_in.weight", tensors[FIRST]).shape[1] == family.channels  # an inpainting U-Net takes more
+    own = {"conditioning_channels": tensors[FIRST].shape[1], "conditioning_embedding_out_channels": widths}
+    return shaping(settings) | own | ({"in_channels": family.channels} if plain else {})
 
 
 def _joint(family: Family, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
@@ -246,7 +241,6 @@ def attached(family: Family, net: nn.Module, hint: Tensor, *, strength: float = 
 
 class _Steered:
     """The U-Net's forward with a ControlNet beside it."""
-
     part = "unet"
 
     def __init__(self, family: Family, net: Any, hint: Tensor, *, strength: float, span: Span, rows: Rows) -> None:
@@ -299,7 +293,6 @@ class _Steered:
 
 class _SteeredJoint(_Steered):
     """The forward of SD 3's transformer with a ControlNet beside it, which is shown the hint as a latent."""
-
     part = "transformer"
 
     def __call__(self, sample: Tensor, **told: Any) -> Any:  # type: ignore[override]

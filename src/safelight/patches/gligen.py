@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from safelight.families.clip_text import ClipText
 from safelight.patches import kept, patch, tell
-from safelight.patches.rows import BOXES, Rows, unet_of, watched
+from safelight.patches.rows import unet_of, watched
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -70,8 +70,8 @@ def gligen(family: Family, what: Patch) -> Iterator[None]:
 
     def forward(sample: Tensor, *given: Any, **rest: Any) -> Any:
         more = rest.pop("cross_attention_kwargs", None) or {}
-        if BOXES in rows.extras:
-            more = {"gligen": {"objs": _objects(family, reader, rows, sample)}, **more}
+        if rows.boxes is not None:
+            more = {"gligen": {"objs": _objects(family, reader, rows.boxes, sample)}, **more}
         return plain(sample, *given, cross_attention_kwargs=more or None, **rest)
 
     with kept([unet, *blocks.values()]), watched(family) as rows:
@@ -82,9 +82,9 @@ def gligen(family: Family, what: Patch) -> Iterator[None]:
         yield
 
 
-def _objects(family: Family, reader: nn.Module, rows: Rows, sample: Tensor) -> Tensor:
+def _objects(family: Family, reader: nn.Module, boxes: Tensor, sample: Tensor) -> Tensor:
     """What to attend to, (B, MOST, D)."""
-    given = rows.extras[BOXES].to(sample.device, torch.float32)
+    given = boxes.to(sample.device, torch.float32)
     if given.shape[1] > MOST:
         raise ValueError(f"gligen: the condition has {given.shape[1]} boxes, expected {MOST} at most")
     size = given.new_tensor([*sample.shape[:1:-1]] * 2) * family.factor

@@ -38,8 +38,8 @@ def read(path: str) -> dict[tuple[int, int], list[tuple[Tensor, Tensor, str]]]:
     said = {n: t.partition(" ")[2] for n, t in json.loads(header.read(path).metadata.get("safelight.left", "{}")).items()}
     activation = said.get("activation_func", "linear")
     if {n.removesuffix("weight") + end for *_, n in found for end in ("weight", "bias")} != {*tensors} or activation not in ACTIVATIONS:
-        expected = f"<width>.<0 or 1>.linear.<n> with weight and bias, and one of {', '.join(ACTIVATIONS)}"
-        raise ValueError(f"hypernetwork {path}: got {min(tensors)!r} and the activation {activation!r}; expected {expected}")
+        raise ValueError(f"hypernetwork {path}: got {min(tensors)!r} and the activation {activation!r}; expected <width>.<0 or 1>.linear."
+                         f"<n> and one of {', '.join(ACTIVATIONS)}")
     ends = {} if said.get("activate_output") == "True" else {(w, i): name for w, i, _, name in found if tensors[name].ndim == 2}
     for width, side, _, name in found:
         plain = tensors[name].ndim == 1 or name in ends.values()

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +42,7 @@ class Rows:
     picture: Tensor | None = None
     negative: Tensor | None = None
     weak: Tensor | None = None
-    extras: Mapping[str, Tensor] = MappingProxyType({})
+    boxes: Tensor | None = None
 
 
 @contextmanager
@@ -53,13 +52,11 @@ def watched(family: Family) -> Iterator[Rows]:
     before = own.get("predict")
 
     def predict(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        rows.sigma, rows.picture, rows.negative, rows.weak = sigma, *map(cond.extras.get, (PICTURE, NEGATIVE, WEAK))
-        rows.extras = cond.extras
+        rows.sigma, rows.picture, rows.negative, rows.weak, rows.boxes = sigma, *map(cond.extras.get, (PICTURE, NEGATIVE, WEAK, BOXES))
         try:
             return plain(x, sigma, cond)
         finally:
-            rows.sigma = rows.picture = rows.negative = rows.weak = None
-            rows.extras = Rows.extras
+            rows.sigma = rows.picture = rows.negative = rows.weak = rows.boxes = None
 
     own["predict"] = predict
     try:

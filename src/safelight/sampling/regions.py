@@ -87,8 +87,7 @@ def _boxed(side: list[Place], first: Side) -> None:
 
 
 def _with_boxes(cond: Cond, other: Cond) -> Cond:
-    extras = {n: t for n, t in cond.extras.items() if n != BOXES}
-    return replace(cond, extras={**extras, **{n: t for n, t in other.extras.items() if n == BOXES}})
+    return replace(cond, extras={n: t for n, t in {**cond.extras, BOXES: other.extras.get(BOXES)}.items() if t is not None})
 
 
 def ask(side: Side, x: Tensor, sigma: float) -> list[Query]:
