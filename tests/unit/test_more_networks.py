@@ -258,8 +258,8 @@ def test_the_ops_draw_with_them(family: Family, union: Any, tmp_path: Path) -> N
     base = tiny.model(tiny.sd1(tmp_path / "sd1"))
     a_gligen(family, tmp_path / "g.safetensors")
     a_hypernetwork(family, tmp_path / "h.safetensors")
-    cond = sl.add_box(sl.encode_text(base, "a red apple"), base, "a girl", width=16, height=8)
-    cond = sl.add_box(cond, base, "a cat", width=8, height=8, x=8, y=16)
+    cond = sl.add_box(sl.encode_text(base, "a red apple"), base, text="a girl", width=16, height=8)
+    cond = sl.add_box(cond, base, text="a cat", width=8, height=8, x=8, y=16)
     assert cond.extras[BOXES][0, :, :4].tolist() == [[0, 0, 16, 8], [8, 16, 16, 24]]
     nothing, blank = sl.encode_text(base, ""), sl.empty_latent(base, width=32, height=32)
 

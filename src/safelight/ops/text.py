@@ -94,11 +94,10 @@ Pixels = Annotated[int, Knob(0, 16384, step=8)]
 
 
 @op(group="text", version=1)
-def add_box(cond: Cond, model: Model, text: str, *, width: Pixels, height: Pixels, x: Pixels = 0, y: Pixels = 0) -> Cond:
-    """Say what is to be in a rectangle of the picture, for a model with GLIGEN (see `with_network`).
+def add_box(cond: Cond, model: Model, *, text: str, width: Pixels, height: Pixels, x: Pixels = 0, y: Pixels = 0) -> Cond:
+    """Say what is to be in a rectangle of the picture, for a model with GLIGEN (see `with_network`); the negative prompt is given the same.
 
     Args:
-        cond: a prompt; a negative prompt without boxes is given the same
         text: what is there; the model's text encoder reads it
         width: of the rectangle, in pixels
         height: of the rectangle

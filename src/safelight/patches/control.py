@@ -271,7 +271,8 @@ class _Steered:
             conditioning_scale=self.strength, class_labels=None if labels is None else _take(labels, at),
             added_cond_kwargs=more or None, return_dict=False,
         )
-        return _spread([*down, mid], at, len(sample))
+        found = [*down, mid]
+        return found if at is None else [r.new_zeros((len(sample), *r.shape[1:])).index_copy(0, at, r) for r in found]
 
     def _hints(self, sample: Tensor) -> Tensor:
         """(rows, 3, h * factor, w * factor)."""
@@ -306,17 +307,14 @@ class _SteeredJoint(_Steered):
     def _added(self, sample: Tensor, time: Tensor, text: Tensor, rest: Mapping[str, Any], on: Tensor | None) -> list[Tensor]:
         at = None if on is None or bool(on.all()) else on.to(sample.device).nonzero()[:, 0]
         given = [_take(t, at) for t in (sample, self._hints(sample), text, torch.zeros_like(rest["pooled_projections"]), time)]
-        return _spread(self.net(given[0], given[1], self.strength, *given[2:], return_dict=False)[0], at, len(sample))
+        found: list[Tensor] = self.net(given[0], given[1], self.strength, *given[2:], return_dict=False)[0]
+        return found if at is None else [r.new_zeros((len(sample), *r.shape[1:])).index_copy(0, at, r) for r in found]
 
     def _shown(self, size: tuple[int, int]) -> Tensor:
         """Without the latent's shift, as such nets were trained; what more they are shown says that nothing is covered."""
         vae: Any = self.family.trainable()["vae"].config
         seen = self.family.encode_image(super()._shown(size).permute(0, 2, 3, 1)) + (vae.shift_factor or 0) * vae.scaling_factor
         return torch.cat([seen, seen.new_ones(len(seen), self.net.config.extra_conditioning_channels, *seen.shape[2:])], dim=1)
-
-
-def _spread(found: list[Tensor], at: Tensor | None, rows: int) -> list[Tensor]:
-    return found if at is None else [r.new_zeros((rows, *r.shape[1:])).index_copy(0, at, r) for r in found]
 
 
 def _take(t: Tensor, at: Tensor | None) -> Tensor:

@@ -38,7 +38,6 @@ def box(family: Family, text: str, edges: Sequence[int]) -> Tensor:
 
 
 def _order(name: str) -> tuple[int, ...]:
-    """Where a block stands in a U-Net, by its name in either layout."""
     stage = STAGE.search(name)
     return (next(i for i in (1, 2, 3) if stage[i]), *map(int, re.findall(r"\d+", stage[4]))) if stage else ()
 

@@ -166,9 +166,8 @@ def apply_controls(b: Building, n: Given) -> Any:
     return tuple(replace(words, steers=(*words.steers, steer)) for words in both)
 
 
-node("ControlNetApplySD3", "conditioning/controlnet",
-     [*TWO, *socket("CONTROL_NET"), *socket("VAE"), *socket("IMAGE"), *SPAN], *SIDES, title="Apply Controlnet with VAE",
-     flags=["deprecated"])(apply_controls)
+node("ControlNetApplySD3", "conditioning/controlnet", [*TWO, *socket("CONTROL_NET"), *socket("VAE"), *socket("IMAGE"), *SPAN], *SIDES,
+     title="Apply Controlnet with VAE", flags=["deprecated"])(apply_controls)
 
 
 @node("GLIGENTextBoxApply", "conditioning/gligen",
