@@ -75,6 +75,7 @@ class Plain:
     passes."""
 
     prediction: str = "eps"
+    clock: str = "index"
     table: Tensor = field(default_factory=exploding_table)
     passes: list[int] = field(default_factory=list)
     name: str = "plain"

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 VIDEO = "video"
-CONTINUOUS = "networks of continuous noise levels (EDM, Playground 2.5, SVD) are not read"
 HOOKS = "LoRAs on a part of the way or of the prompts: use areas, ranges and `with_lora`"
 
 SCOPE = {
@@ -28,8 +27,7 @@ SCOPE = {
     "nodes_gits": "its tables are not here",
 }
 WHY = {
-    "CheckpointLoader": "its configuration files are not read; CheckpointLoaderSimple finds the layout",
-    "SaveSVGNode": "drawings", "ModelSamplingContinuousEDM": CONTINUOUS, "ModelSamplingContinuousV": CONTINUOUS,
+    "SaveSVGNode": "drawings",
     "ModelSamplingStableCascade": "Stable Cascade is not read",
     "ModelComputeDtype": "the precision is the run's (`--dtype`)",
     "SamplerLCMUpscale": "a sampler that changes the size on the way",

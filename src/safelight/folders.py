@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "clip_vision": ("clip_vision",),
     "hypernetworks": ("hypernetworks",),
     "gligen": ("gligen",),
+    "configs": ("configs",),
     "style_models": ("style_models",),
     "vae_approx": ("vae_approx", "VAE-approx"),
     "diffusers": ("diffusers",),
@@ -43,7 +44,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 OLD = {"unet": "diffusion_models", "clip": "text_encoders"}
 WHOLE = {"diffusers": "model_index.json", "LLM": "config.json"}
-"""Kinds that have folders as entries, and the file that makes a folder one; of `diffusers`, files are no entries."""
+"""Kinds that have folders as entries, and the file that makes a folder one."""
+
+SUFFIXES = {"diffusers": (), "configs": (".yaml",)}
+"""Of files that are entries, where those are not WEIGHTS."""
 
 FOLDER = ("model_index.json", "config.json")
 """What a folder has that may be named in place of a file: a whole model, or one part of it."""
@@ -86,7 +90,7 @@ class Folders:
     def walk(self, kind: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Names and what lies there, folder by folder; of one name the first counts."""
         for place in self.of(kind):
-            yield from _walk(place, WHOLE.get(kind, ""), files=kind != "diffusers")
+            yield from _walk(place, WHOLE.get(kind, ""), suffixes=SUFFIXES.get(kind, WEIGHTS))
 
     def find(self, kind: str, name: str) -> Path:
         """Where a name lies: as it is listed, or without its suffix, or the last part of it alone when that is the only one.
@@ -133,24 +137,24 @@ def inside(name: str, what: str) -> str:
     return plain
 
 
-def _walk(place: Place, mark: str, *, files: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """What lies below a place: weights (`files`), and folders that hold the file `mark` if there is one."""
+def _walk(place: Place, mark: str, *, suffixes: tuple[str, ...]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What lies below a place: files with one of the `suffixes`, and folders that hold the file `mark` if there is one."""
     todo, seen = [(str(place.path), "")], {place.path.resolve()}
     while todo:
         folder, prefix = todo.pop()
         for entry in _entries(place, folder):
             name = prefix + entry.name
             folder_here = entry.is_dir()
-            if _is_entry(entry, folder_here, mark, files):
+            if _is_entry(entry, folder_here, mark, suffixes):
                 yield name, entry
             elif folder_here and not _again(entry, seen):
                 todo.append((entry.path, f"{name}/"))
 
 
-def _is_entry(entry: os.DirEntry[str], is_folder: bool, mark: str, files: bool) -> bool:
+def _is_entry(entry: os.DirEntry[str], is_folder: bool, mark: str, suffixes: tuple[str, ...]) -> bool:
     if is_folder:
         return bool(mark) and os.path.isfile(os.path.join(entry.path, mark))
-    return files and entry.name.lower().endswith(WEIGHTS) and entry.is_file()
+    return entry.name.lower().endswith(suffixes) and entry.is_file()
 
 
 def _entries(place: Place, folder: str) -> list[os.DirEntry[str]]:

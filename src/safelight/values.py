@@ -122,7 +122,7 @@ class Patch(Value):
 class Part:
     """A part of a model that comes from elsewhere: which (`vae`, `text_encoder`, ...), where from, the content hash of what is there.
 
-    The source of `scheduler` is what the network is said to predict: eps, v, v-zsnr, or a flow by its shift=3.
+    The source of `scheduler` is what the network is said to predict: eps, v, edm sigma_max=80.0, or a flow by its shift=3.
     """
 
     name: str

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,12 @@ def test_the_clip_tells_backgrounds_and_scenes_apart() -> None:
 def test_the_whole_way_from_the_command_line(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a smiling girl with long purple hair, in pixel style\na red heart, in pixel style\n", "utf-8")
-    out = tmp_path / "made"
-    asked = ["develop", str(ROOT / "examples/pixel-people"), "--trigger", "in pixel style", "--prompts", str(prompts), "--steps", "3"]
+    out, some = tmp_path / "made", tmp_path / "some"
+    some.mkdir()
+    for name in ("person-0[1-8]*", "person-11*", "broken*", "thumbnail*"):
+        for file in (ROOT / "examples/pixel-people").glob(name):
+            shutil.copy(file, some)
+    asked = ["develop", str(some), "--trigger", "in pixel style", "--prompts", str(prompts), "--steps", "3"]
     told = CliRunner().invoke(cli, [*asked, "--out", str(out)], catch_exceptions=False)
     assert told.exit_code == 0
     lines = dict(line.split(": ", 1) for line in told.output.splitlines()[-3:])

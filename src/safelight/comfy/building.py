@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from safelight.comfy.data import Later
 from safelight.comfy.node import Places
+
+TAUGHT = dict.fromkeys(("prediction", "shift", "sigma_min", "sigma_max"))
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,10 @@ class Building:
         below = self.rebased(Link(entry["inputs"]["model"][0]), **changes)
         kept = {k: v for k, v in entry["inputs"].items() if k != "model"}
         return self.add(entry["class_type"], part=model.id, model=below, **kept)
+
+    def taught(self, model: Link, **told: Any) -> Link:
+        """`rebased` on what its network was taught, all of it; what the sampler is told stays."""
+        return replace(self.rebased(model, **(TAUGHT | told)), sampled=model.sampled)
 
 
 def _input(value: Any) -> Any:

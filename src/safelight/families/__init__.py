@@ -30,7 +30,8 @@ class Family(Protocol):
     """
 
     name: str
-    prediction: str  # "eps", "v" or "flow"
+    prediction: str  # "eps", "v", "edm" or "flow"
+    clock: str  # see `noise_levels.clock`
     channels: int
     factor: int
     size: int

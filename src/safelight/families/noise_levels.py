@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SPREAD = {"v": 1.0, "edm": 0.5}
+"""The standard deviation of the data by which networks of these kinds are scaled: sigma_data of arXiv:2206.00364, table 1."""
+
 LAST_ALPHA_BAR = 4.8973451890853435e-08
 """What the last alpha_bar of a zero-terminal-SNR table is set to, so that its sigma (about 4518) is finite; ComfyUI's figure."""
 
@@ -16,13 +19,26 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "flow": "flow", "flow_pred
 
 
 def prediction(config: Mapping[str, Any]) -> str:
-    """`eps`, `v` or `flow`: what the network's output means. ValueError for an unknown prediction_type."""
+    """`eps`, `v`, `edm` or `flow`: what the network's output means. ValueError for what is not known."""
     if str(config.get("_class_name", "")).startswith("FlowMatch"):
         return "flow"
     kind = str(config.get("prediction_type", "epsilon"))
     if kind not in PREDICTIONS:
         raise ValueError(f"scheduler_config.json: prediction_type {kind!r} is not known; expected one of {', '.join(PREDICTIONS)}")
-    return PREDICTIONS[kind]
+    if not str(config.get("_class_name", "")).startswith("EDM"):
+        return PREDICTIONS[kind]
+    found, spread = {"eps": "edm"}.get(PREDICTIONS[kind], PREDICTIONS[kind]), float(config.get("sigma_data", 0.5))
+    if spread != SPREAD.get(found):
+        raise ValueError(f"scheduler_config.json: sigma_data={spread:g} with {kind}; known are 0.5 with epsilon and 1 with v_prediction")
+    return found
+
+
+def clock(config: Mapping[str, Any]) -> str:
+    """How a network is told of a level: `index` in the table, or, of levels without steps, `log` or `angle` (`Parametrisation.timestep`)."""
+    name = str(config.get("_class_name", ""))
+    if name.startswith("CosineDPM"):
+        return "angle"
+    return "log" if name.startswith("EDM") or config.get("timestep_type") == "continuous" else "index"
 
 
 def betas(config: Mapping[str, Any]) -> Tensor:
@@ -61,11 +77,17 @@ def rounded(table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sigma_table(config: Mapping[str, Any]) -> Tensor:
-    """(T,) float64, rising: sigma = sqrt((1 - alpha_bar) / alpha_bar); for flow models t shifted as in arXiv:2403.03206, up to 1."""
+    """(T,) float64, rising: sigma = sqrt((1 - alpha_bar) / alpha_bar); for flow models t shifted as in arXiv:2403.03206, up to 1; without
+    steps a thousand from sigma_min to sigma_max, even in their logarithms. ValueError for ends that are none."""
     if prediction(config) == "flow":
         n, shift = int(config.get("num_train_timesteps", 1000)), float(config.get("shift", 1.0))
         t = torch.arange(1, n + 1, dtype=torch.float64) / n
         return shift * t / (1 + (shift - 1) * t)
+    if clock(config) != "index":
+        low, high = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
+        if not 0 < low < high:
+            raise ValueError(f"model: got sigma_min={low:g}, sigma_max={high:g}; expected 0 < sigma_min < sigma_max")
+        return torch.linspace(math.log(low), math.log(high), 1000).exp().double()
     alpha_bar = torch.cumprod(1 - betas(config), dim=0)
     if config.get("rescale_betas_zero_snr"):
         alpha_bar = zero_terminal_snr(alpha_bar)

@@ -1,6 +1,7 @@
 """What a network's output means: the arithmetic between noise, x0 and the eps, v or flow a network was trained to say."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,44 +10,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from safelight.families.noise_levels import prediction, rounded, sigma_table
+from safelight.families.noise_levels import SPREAD, clock, prediction, rounded, sigma_table
 
 
 @dataclass(frozen=True, eq=False)
 class Parametrisation:
-    """`prediction` is "eps", "v" or "flow"; `sigmas` (T,) float32 is the training table, rising, `log_sigmas` its logarithms. Everything is
-    per row: sigma is (B,)."""
+    """`prediction` is "eps", "v", "edm" or "flow"; `clock` is that of `noise_levels`; `sigmas` (T,) float32 is the training table, rising, `log_sigmas`
+    its logarithms. Everything is per row: sigma is (B,)."""
 
     prediction: str
     sigmas: Tensor
     log_sigmas: Tensor
     device: torch.device
+    clock: str = "index"
 
     @classmethod
     def read(cls, scheduler: Mapping[str, Any], device: torch.device) -> Parametrisation:
         """From a scheduler_config.json. ValueError for one that is not known."""
-        return cls(prediction(scheduler), *rounded(sigma_table(scheduler)), device)
+        return cls(prediction(scheduler), *rounded(sigma_table(scheduler)), device, clock(scheduler))
 
     @cached_property
     def _levels(self) -> Tensor:
         return self.log_sigmas.to(self.device)
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """(B,) sigma -> what the network is told: the nearest level's index by log sigma, as ComfyUI; 1000 sigma for flow."""
+        """(B,) sigma -> what the network is told: the nearest level's index by log sigma, as ComfyUI; 1000 sigma for flow;
+        where there are no steps log sigma / 4 (arXiv:2206.00364, table 1), or the share of a right angle whose tangent is sigma."""
         if self.prediction == "flow":
             return sigma.to(self.device) * 1000
+        if self.clock == "log":
+            return 0.25 * sigma.to(self.device).log()
+        if self.clock == "angle":
+            return sigma.to(self.device).atan() / math.pi * 2
         return (sigma.to(self.device).log()[:, None] - self._levels).abs().argmin(dim=1)
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x / sqrt(sigma^2 + 1), unit variance; flow models are fed x itself."""
-        return x if self.prediction == "flow" else x / (rows(sigma, x) ** 2 + 1).sqrt()
+        """x / sqrt(sigma^2 + 1), unit variance (edm: its own spread of the data for 1); flow models are fed x itself."""
+        return x if self.prediction == "flow" else x / (rows(sigma, x) ** 2 + SPREAD.get(self.prediction, 1.0) ** 2).sqrt()
 
     def x0(self, x: Tensor, out: Tensor, sigma: Tensor) -> Tensor:
         """What is left of x (B, C, h, w) without its noise, by the network's output."""
         s = rows(sigma, x)
-        if self.prediction == "v":
-            return x / (s**2 + 1) - out * s / (s**2 + 1).sqrt()
-        return x - s * out
+        if self.prediction not in SPREAD:
+            return x - s * out
+        d, way = SPREAD[self.prediction], -1 if self.prediction == "v" else 1
+        return x * d**2 / (s**2 + d**2) + way * out * s * d / (s**2 + d**2).sqrt()
 
     def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """x at sigma (B,): x0 + sigma * noise; for flow (1 - sigma) x0 + sigma * noise."""
@@ -54,13 +62,15 @@ class Parametrisation:
         return (1 - s) * x0 + s * noise if self.prediction == "flow" else x0 + s * noise
 
     def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """noise (eps); (noise - sigma x0) / sqrt(sigma^2 + 1) (v, arXiv:2202.00512); noise - x0 (flow, arXiv:2210.02747)."""
+        """noise (eps); (noise - sigma x0) / sqrt(sigma^2 + 1) (v, arXiv:2202.00512), with d for the spread of
+        the data (sigma x0 - d^2 noise) / (d sqrt(sigma^2 + d^2)) (edm, arXiv:2206.00364); noise - x0 (flow, arXiv:2210.02747)."""
         if self.prediction == "eps":
             return noise
         if self.prediction == "flow":
             return noise - x0
-        s = rows(sigma, x0)
-        return (noise - s * x0) / (s**2 + 1).sqrt()
+        s, d = rows(sigma, x0), SPREAD[self.prediction]
+        found: Tensor = (d**2 * noise - s * x0) / (d * (s**2 + d**2).sqrt())
+        return found if self.prediction == "v" else -found
 
 
 def rows(sigma: Tensor, x: Tensor) -> Tensor:

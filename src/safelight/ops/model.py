@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from safelight.op import Knob, op
-from safelight.values import Model, Part
+from safelight.values import Knobs, Model, Part
 
 if TYPE_CHECKING:
     from safelight.families.sources import Parts
@@ -45,12 +46,16 @@ def pulled(name: str) -> str:
 
 
 def _parts(given: Mapping[str, Any]) -> tuple[Part, ...]:
-    from safelight.families.sources import open_part
+    from safelight.families.sources import PREDICTIONS, open_part
     from safelight.values import digest
 
     named = [Part(part, str(_place(given[part], kinds)), "") for part, kinds in PARTS.items() if given.get(part)]
     found = [Part(p.name, p.source, open_part(p).fingerprint(p.name)) for p in named]
-    told = f"shift={given['shift']:g}" if given.get("shift") else given.get("prediction") or "auto"
+    said, levels = given.get("prediction") or "auto", given["levels"]
+    ends = [f"{end}={getattr(levels, end)!r}" for end in ("sigma_min", "sigma_max") if getattr(levels, end) is not None]
+    if ends and (levels.shift or "sigma_min" not in PREDICTIONS.get(said, {})):
+        raise ValueError(f"model: got {ends[0]} with prediction={said}; expected edm, edm-v, edm-eps or angle-v, and no shift")
+    told = f"shift={levels.shift:g}" if levels.shift else " ".join([said, *ends])
     return (*found, *([Part("scheduler", told, digest(told))] if told != "auto" else []))
 
 
@@ -65,6 +70,23 @@ def _files(given: Mapping[str, Any]) -> str:
     return _open(given)[0].fingerprint()
 
 
+@dataclass(frozen=True)
+class Levels(Knobs):
+    """Which noise levels it was taught, where its files do not say."""
+
+    shift: Annotated[
+        float | None,
+        Knob(0, 1000, step=0.01, help="it predicts a flow, whose noise levels are moved up so far (arXiv:2403.03206, section 5.3.2); SD 3: 3"),
+    ] = None
+    sigma_min: Annotated[float | None, Knob(0, 1000, step=0.001, help="edm*, angle-v: the least noise; unset: 0.002 and 0.03")] = None
+    sigma_max: Annotated[
+        float | None, Knob(0, 1000, step=0.001, help="edm*, angle-v: the most noise; unset: 80 of edm, 120 of edm-*, 500 of angle-v")
+    ] = None
+
+
+LEVELS = Levels()
+
+
 @op(group="model", store=False, loads=True, fingerprint=_files)
 def model(
     name: str = "mini", *,
@@ -73,8 +95,8 @@ def model(
     text_encoder: str | None = None,
     text_encoder_2: str | None = None,
     text_encoder_3: str | None = None,
-    prediction: Literal["auto", "eps", "v", "v-zsnr"] = "auto",
-    shift: Annotated[float | None, Knob(0, 1000, step=0.01)] = None,
+    prediction: Literal["auto", "eps", "v", "v-zsnr", "edm", "edm-v", "edm-eps", "angle-v"] = "auto",
+    levels: Levels = LEVELS,
 ) -> Model:
     """Name a model: `mini`, which ships with Safelight, a checkpoint, or a folder in diffusers layout. Nothing is loaded before it is used.
 
@@ -87,10 +109,10 @@ def model(
         text_encoder: another text encoder; its words come with it where its folder has them
         text_encoder_2: another second text encoder, where the model has two
         text_encoder_3: T5, where the model may have it (SD 3)
-        prediction: what the network predicts, when its file does not say or is wrong; v-zsnr is v down to pure noise
-        shift: it predicts a flow, whose noise levels are moved up so far (arXiv:2403.03206, section 5.3.2); SD 3 was taught at 3
+        prediction: what the network predicts, when its file does not say or is wrong; v-zsnr is v down to pure noise;
+            without steps of noise: edm (arXiv:2206.00364), edm-v as CosXL, edm-eps, and angle-v, which is told atan(sigma)
     """
     texts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "text_encoder_3": text_encoder_3}
     others = {"vae": vae, "unet": unet, **texts}
-    found, parts = _open({"name": name, **others, "prediction": prediction, "shift": shift})
+    found, parts = _open({"name": name, **others, "prediction": prediction, "levels": levels})
     return Model(found.family, found.source, found.fingerprint(), parts=parts)

@@ -137,6 +137,21 @@ class Exploding:
 
 
 @dataclass(frozen=True, eq=False)
+class Angular(Exploding):
+    """Exploding, its time the share of a right angle whose tangent is sigma."""
+
+    def at(self, time: Tensor) -> float:
+        """tan(time pi / 2)."""
+        return float((time * math.pi / 2).tan())
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Of the table's ends, as float32 has them: near a right angle its last digit is seen."""
+        first, last = (float(np.arctan(np.float32(s)) / np.float32(math.pi) * np.float32(2)) for s in (self.table[-1], self.table[0]))
+        return first, last
+
+
+@dataclass(frozen=True, eq=False)
 class Flow:
     """x = (1 - sigma) x0 + sigma noise; rectified flows, their times shifted as in arXiv:2403.03206."""
 
@@ -198,6 +213,8 @@ class Flow:
 
 
 def process(family: Family) -> Process:
-    """The family's own, by what its network predicts."""
+    """The family's own, by what its network predicts and is told."""
     table = family.sigmas.detach().cpu().double().numpy()
-    return Flow(table) if family.prediction == "flow" else Exploding(table, family.log_sigmas.detach().cpu().numpy())
+    if family.prediction == "flow":
+        return Flow(table)
+    return (Angular if family.clock == "angle" else Exploding)(table, family.log_sigmas.detach().cpu().numpy())

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from safelight.families.noise_levels import SPREAD
+
 if TYPE_CHECKING:
     from safelight.train.settings import Objective
 
@@ -24,13 +26,13 @@ SNR itself (that of eps, arXiv:2006.11239), and the debiased one (arXiv:2310.084
 def weight(o: Objective, prediction: str, sigma: Tensor) -> Tensor:
     """(B,) weights of the squared error of the network's own output, which weigh the error of x0 as `WEIGHTS` says.
 
-    An error e of the output is an error of x0 of sigma e (eps), sigma / sqrt(1 + sigma^2) e (v), sigma e (flow). Ones for min-SNR's
-    two forms with a gamma of 0.
+    An error e of the output is an error of x0 of sigma e (eps), sigma / sqrt(1 + (sigma / d)^2) e (v and edm, their
+    d in SPREAD), sigma e (flow). Ones for min-SNR's two forms with a gamma of 0.
     """
     if not o.min_snr and o.weigh in ("min_snr", "soft_min_snr"):
         return sigma.new_ones(sigma.shape)
     snr = ((1 - sigma) / sigma) ** 2 if prediction == "flow" else sigma**-2
-    return WEIGHTS[o.weigh](snr, o.min_snr) * (sigma**2 / (1 + sigma**2) if prediction == "v" else sigma**2)
+    return WEIGHTS[o.weigh](snr, o.min_snr) * (sigma**2 / (1 + (sigma / SPREAD.get(prediction, math.inf)) ** 2))
 
 
 def times(o: Objective, u: Tensor) -> Tensor:

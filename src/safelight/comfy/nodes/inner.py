@@ -3,11 +3,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from safelight.comfy.building import Building, Clip
-from safelight.comfy.node import Given, Input, integer, node, pixels, real, socket, switch
+from safelight.comfy.node import Given, Input, choice, integer, node, pixels, real, socket, switch
 
 FOUR = ("q", "k", "v", "out")
 
@@ -41,7 +40,7 @@ def _flow(name: str, inputs: list[Input], shift: Callable[[Given], float]) -> No
     """A flow's noise levels, moved; the network is told of them as SD 3 was taught, whatever the node is called."""
 
     def make(b: Building, n: Given) -> Any:
-        return replace(b.rebased(n["model"], shift=shift(n), prediction=None), sampled=n["model"].sampled)
+        return b.taught(n["model"], shift=shift(n))
 
     node(name, "advanced/model", [*socket("MODEL"), *inputs], "MODEL")(make)
 
@@ -51,3 +50,22 @@ for _name, _usual in (("ModelSamplingSD3", 3.0), ("ModelSamplingAuraFlow", 1.73)
 _flow("ModelSamplingFlux",
       [real("max_shift", 1.15, 0, 100), real("base_shift", 0.5, 0, 100), pixels("width", 1024), pixels("height", 1024)],
       lambda n: math.exp(n["base_shift"] + (n["max_shift"] - n["base_shift"]) * (n["width"] * n["height"] / 256 - 256) / (4096 - 256)))
+
+
+def _continuous(name: str, sampling: Mapping[str, str], high: float, low: float) -> None:
+    """Levels without steps between two ends; `sampling`: our words for what the network predicts, "" where there is none."""
+
+    def make(b: Building, n: Given) -> Any:
+        found = sampling[n["sampling"]]
+        if not found:
+            raise ValueError(f"sampling: got {n['sampling']}; {', '.join(k for k in sampling if sampling[k])} are here: "
+                             "Playground's latents have units of their own, and Cosmos is not read")
+        return b.taught(n["model"], prediction=found, sigma_max=n["sigma_max"], sigma_min=n["sigma_min"])
+
+    ends = [real(f"sigma_{end}", usual, 0, 1000, 0.001, digits=False) for end, usual in (("max", high), ("min", low))]
+    node(name, "advanced/model", [*socket("MODEL"), choice("sampling", tuple(sampling)), *ends], "MODEL")(make)
+
+
+_continuous("ModelSamplingContinuousEDM",
+            {"v_prediction": "edm-v", "edm": "edm", "edm_playground_v2.5": "", "eps": "edm-eps", "cosmos_rflow": ""}, 120.0, 0.002)
+_continuous("ModelSamplingContinuousV", {"v_prediction": "angle-v"}, 500.0, 0.03)

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from safelight.comfy.building import Building, Clip, Link
 from safelight.comfy.models import EMBEDDED
@@ -134,6 +137,19 @@ def hypernetwork(b: Building, n: Given) -> Any:
     return replace(b.add("with_network", model=n["model"], kind="hypernetworks", **given), sampled=n["model"].sampled)
 
 
+@node("CheckpointLoader", "advanced/loaders", [choice("config_name", files("configs")), choice("ckpt_name", files("checkpoints"))],
+      "MODEL", "CLIP", "VAE", title="Load Checkpoint With Config (DEPRECATED)", parts={"name": "ckpt_name"}, flags=["deprecated"])
+def configured(b: Building, n: Given) -> Any:
+    """A checkpoint, and of its configuration what the weights do not tell: a prediction of v, and the layer of the text encoder."""
+    try:
+        told = yaml.safe_load(Path(b.places.find("configs", n["config_name"])).read_text("utf-8"))["model"]["params"]
+        text = told["cond_stage_config"].get("params") or {}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"config_name: {n['config_name']}: expected a configuration with model.params in it; {e!r}") from e
+    whole = b.rebased(b.model(), prediction="v") if told.get("parameterization") == "v" else b.model()
+    return whole, Clip(whole, text.get("layer_idx")), whole
+
+
 @node("DiffControlNetLoader", "loaders", [*socket("MODEL"), choice("control_net_name", files("controlnet"))], "CONTROL_NET",
       title="Load ControlNet Model (diff)")
 def control_of(b: Building, n: Given) -> Any:
@@ -149,7 +165,7 @@ def prediction(b: Building, n: Given) -> Any:
     if found is None or (n["zsnr"] and found == "eps"):
         got = f"{n['sampling']!r}{' with zsnr' * n['zsnr']}"
         raise ValueError(f"sampling: got {got}; eps, v_prediction and v_prediction with zsnr are here")
-    return replace(b.rebased(n["model"], prediction="v-zsnr" if n["zsnr"] else found, shift=None), sampled=n["model"].sampled)
+    return b.taught(n["model"], prediction="v-zsnr" if n["zsnr"] else found)
 
 
 @node("RescaleCFG", "advanced/model", [*socket("MODEL"), real("multiplier", 0.7, 0, 1)], "MODEL")
