@@ -45,9 +45,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 OLD = {"unet": "diffusion_models", "clip": "text_encoders"}
 WHOLE = {"diffusers": "model_index.json", "LLM": "config.json"}
 """Kinds that have folders as entries, and the file that makes a folder one."""
-
-SUFFIXES = {"diffusers": (), "configs": (".yaml",)}
-"""Of files that are entries, where those are not WEIGHTS."""
+SUFFIXES = {"diffusers": (), "configs": (".yaml",)}  # of files that are entries, where those are not WEIGHTS
 
 FOLDER = ("model_index.json", "config.json")
 """What a folder has that may be named in place of a file: a whole model, or one part of it."""

@@ -8,8 +8,6 @@ from typing import Any
 from safelight.comfy.data import Later
 from safelight.comfy.node import Places
 
-TAUGHT = dict.fromkeys(("prediction", "shift", "sigma_min", "sigma_max"))
-
 
 @dataclass(frozen=True)
 class Link:
@@ -176,9 +174,9 @@ class Building:
         kept = {k: v for k, v in entry["inputs"].items() if k != "model"}
         return self.add(entry["class_type"], part=model.id, model=below, **kept)
 
-    def taught(self, model: Link, **told: Any) -> Link:
+    def taught(self, base: Link, **new: Any) -> Link:
         """`rebased` on what its network was taught, all of it; what the sampler is told stays."""
-        return replace(self.rebased(model, **(TAUGHT | told)), sampled=model.sampled)
+        return replace(self.rebased(base, **(dict.fromkeys(("prediction", "shift", "sigma_min", "sigma_max")) | new)), sampled=base.sampled)
 
 
 def _input(value: Any) -> Any:

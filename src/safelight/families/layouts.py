@@ -314,17 +314,15 @@ def vision_config(shapes: Shapes, path: str) -> dict[str, Any]:
 def scheduler(file: WeightFile, network: Layout) -> Layout:
     """Noise levels as all of Stable Diffusion has them; what the network predicts is in the file's notes, or else in one of its tensors.
 
-    The notes are `modelspec.prediction_type`, and the tensors `v_pred` and `ztsnr` that trainers leave; `edm_vpred.sigma_max` and `_min`
-    are the ends of levels without steps, as CosXL has them. SD 2.x says it nowhere: the one vector that differs between its two kinds is
-    read, with ComfyUI's threshold. ValueError for a kind of network that cannot be drawn with.
+    The notes are `modelspec.prediction_type`, and the tensors `v_pred` and `ztsnr` that trainers leave; `edm_vpred.*` are CosXL's. SD 2.x
+    says it nowhere: the one vector that differs between its two kinds is read, with ComfyUI's threshold. ValueError for what is unknown.
     """
-    playground = [n for n in ("edm_mean", "edm_std") if n in file.shapes]
-    if playground:
-        raise ValueError(f"{file.path}: trained by EDM on latents in units of their own ({playground[0]}), which are not read")
+    edm = [n for n in ("edm_mean", "edm_std") if n in file.shapes]
+    if edm:
+        raise ValueError(f"{file.path}: trained by EDM on latents in units of their own ({edm[0]}), which are not read")
     ends = {e: float(file.read(f"edm_vpred.{e}")) for e in ("sigma_min", "sigma_max") if f"edm_vpred.{e}" in file.shapes}
     if ends:
-        edm = {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 1.0, "sigma_max": 120.0}
-        return Layout(edm | ends)
+        return Layout({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 1.0, **ends})
     noted = file.metadata.get("modelspec.prediction_type", "").lower()
     if noted not in ("", "epsilon", "eps", "v", "v_prediction"):
         raise ValueError(f"{file.path}: its metadata says prediction_type {noted!r}; known are epsilon and v")

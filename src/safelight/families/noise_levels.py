@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SPREAD = {"v": 1.0, "edm": 0.5}
-"""The standard deviation of the data by which networks of these kinds are scaled: sigma_data of arXiv:2206.00364, table 1."""
-
 LAST_ALPHA_BAR = 4.8973451890853435e-08
 """What the last alpha_bar of a zero-terminal-SNR table is set to, so that its sigma (about 4518) is finite; ComfyUI's figure."""
 
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "flow": "flow", "flow_prediction": "flow"}
+SPREAD = {"v": -1.0, "edm": 0.5}  # sigma_data of arXiv:2206.00364, table 1; below 0 where the network's sign is the other one
+PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "flow": "flow", "flow_prediction": "flow"}
 
 
 def prediction(config: Mapping[str, Any]) -> str:
@@ -25,20 +23,12 @@ def prediction(config: Mapping[str, Any]) -> str:
     kind = str(config.get("prediction_type", "epsilon"))
     if kind not in PREDICTIONS:
         raise ValueError(f"scheduler_config.json: prediction_type {kind!r} is not known; expected one of {', '.join(PREDICTIONS)}")
-    if not str(config.get("_class_name", "")).startswith("EDM"):
-        return PREDICTIONS[kind]
-    found, spread = {"eps": "edm"}.get(PREDICTIONS[kind], PREDICTIONS[kind]), float(config.get("sigma_data", 0.5))
-    if spread != SPREAD.get(found):
-        raise ValueError(f"scheduler_config.json: sigma_data={spread:g} with {kind}; known are 0.5 with epsilon and 1 with v_prediction")
-    return found
+    return "edm" if kind == "epsilon" and str(config.get("_class_name")).startswith("EDM") else PREDICTIONS[kind]
 
 
 def clock(config: Mapping[str, Any]) -> str:
-    """How a network is told of a level: `index` in the table, or, of levels without steps, `log` or `angle` (`Parametrisation.timestep`)."""
-    name = str(config.get("_class_name", ""))
-    if name.startswith("CosineDPM"):
-        return "angle"
-    return "log" if name.startswith("EDM") or config.get("timestep_type") == "continuous" else "index"
+    """How a network is told of a level: `index` in the table, or, without steps, `log` or `angle` (see `Parametrisation.timestep`)."""
+    return {"EDM": "log", "Cos": "angle"}.get(str(config.get("_class_name"))[:3], "index")
 
 
 def betas(config: Mapping[str, Any]) -> Tensor:

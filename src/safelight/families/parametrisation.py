@@ -1,7 +1,6 @@
 """What a network's output means: the arithmetic between noise, x0 and the eps, v or flow a network was trained to say."""
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +14,8 @@ from safelight.families.noise_levels import SPREAD, clock, prediction, rounded, 
 
 @dataclass(frozen=True, eq=False)
 class Parametrisation:
-    """`prediction` is "eps", "v", "edm" or "flow"; `clock` is that of `noise_levels`; `sigmas` (T,) float32 is the training table, rising, `log_sigmas`
-    its logarithms. Everything is per row: sigma is (B,)."""
+    """`prediction` is "eps", "v", "edm" or "flow"; `sigmas` (T,) float32 is the training table, rising, `log_sigmas` its logarithms,
+    `clock` that of `noise_levels`. Everything is per row: sigma is (B,)."""
 
     prediction: str
     sigmas: Tensor
@@ -38,10 +37,8 @@ class Parametrisation:
         where there are no steps log sigma / 4 (arXiv:2206.00364, table 1), or the share of a right angle whose tangent is sigma."""
         if self.prediction == "flow":
             return sigma.to(self.device) * 1000
-        if self.clock == "log":
-            return 0.25 * sigma.to(self.device).log()
-        if self.clock == "angle":
-            return sigma.to(self.device).atan() / math.pi * 2
+        if self.clock != "index":
+            return sigma.to(self.device).log() / 4 if self.clock == "log" else sigma.to(self.device).atan() / torch.pi * 2
         return (sigma.to(self.device).log()[:, None] - self._levels).abs().argmin(dim=1)
 
     def scale_input(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -50,11 +47,10 @@ class Parametrisation:
 
     def x0(self, x: Tensor, out: Tensor, sigma: Tensor) -> Tensor:
         """What is left of x (B, C, h, w) without its noise, by the network's output."""
-        s = rows(sigma, x)
-        if self.prediction not in SPREAD:
+        s, d = rows(sigma, x), SPREAD.get(self.prediction)
+        if d is None:
             return x - s * out
-        d, way = SPREAD[self.prediction], -1 if self.prediction == "v" else 1
-        return x * d**2 / (s**2 + d**2) + way * out * s * d / (s**2 + d**2).sqrt()
+        return x * d**2 / (s**2 + d**2) + out * s * d / (s**2 + d**2).sqrt()
 
     def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """x at sigma (B,): x0 + sigma * noise; for flow (1 - sigma) x0 + sigma * noise."""
@@ -62,15 +58,13 @@ class Parametrisation:
         return (1 - s) * x0 + s * noise if self.prediction == "flow" else x0 + s * noise
 
     def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """noise (eps); (noise - sigma x0) / sqrt(sigma^2 + 1) (v, arXiv:2202.00512), with d for the spread of
-        the data (sigma x0 - d^2 noise) / (d sqrt(sigma^2 + d^2)) (edm, arXiv:2206.00364); noise - x0 (flow, arXiv:2210.02747)."""
+        """eps: noise; flow: noise - x0 (arXiv:2210.02747); v, edm: (sigma x0 - d^2 noise) / (d sqrt(sigma^2 + d^2)) (arXiv:2202.00512)."""
         if self.prediction == "eps":
             return noise
         if self.prediction == "flow":
             return noise - x0
         s, d = rows(sigma, x0), SPREAD[self.prediction]
-        found: Tensor = (d**2 * noise - s * x0) / (d * (s**2 + d**2).sqrt())
-        return found if self.prediction == "v" else -found
+        return (s * x0 - d**2 * noise) / (d * (s**2 + d**2).sqrt())
 
 
 def rows(sigma: Tensor, x: Tensor) -> Tensor:

@@ -43,9 +43,8 @@ class PassesOn:
     def __init__(self, network: Denoiser) -> None:
         self.network, self.way, self.images = network, network.way, network.images
         self.device, self.dtype, self.size = network.device, network.dtype, network.size
-        self.prediction, self.clock = self.way.prediction, self.way.clock
-        self.sigmas, self.log_sigmas = self.way.sigmas, self.way.log_sigmas
-        self.scale_input, self.noised, self.target = self.way.scale_input, self.way.noised, self.way.target
+        self.prediction, self.sigmas, self.log_sigmas = self.way.prediction, self.way.sigmas, self.way.log_sigmas
+        self.scale_input, self.noised, self.target, self.clock = self.way.scale_input, self.way.noised, self.way.target, self.way.clock
         self.channels, self.factor = self.images.channels, self.images.factor
         self.encode_image, self.decode = self.images.encode, self.images.decode
         self.predict, self.inpainting = network.predict, network.inpainting

@@ -39,19 +39,18 @@ choice, whatever a file asks for, so it is left out: Kolors' text encoder and ma
 
 SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.bin")
 
-EDM = {"_class_name": "EDMEulerScheduler", "timestep_type": "continuous", "sigma_min": 0.002}
+EDM = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 PREDICTIONS: dict[str, dict[str, Any]] = {
     "eps": {"prediction_type": "epsilon", "rescale_betas_zero_snr": False},
     "v": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False},
     "v-zsnr": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
     "edm": {**EDM, "prediction_type": "epsilon", "sigma_data": 0.5, "sigma_max": 80.0},
     "edm-v": {**EDM, "prediction_type": "v_prediction", "sigma_data": 1.0, "sigma_max": 120.0},
-    "edm-eps": {**EDM, "_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon", "sigma_max": 120.0},
-    "angle-v": {**EDM, "_class_name": "CosineDPMSolverMultistepScheduler", "prediction_type": "v_prediction", "sigma_min": 0.03,
-                "sigma_max": 500.0},
+    "edm-eps": {**EDM, "prediction_type": "eps", "sigma_max": 120.0},
+    "angle-v": {"_class_name": "CosineDPMSolverMultistepScheduler", "prediction_type": "v_prediction", "sigma_min": 0.03, "sigma_max": 500},
 }
-"""What a user may say that a network predicts, where its files say nothing or something else (zero-terminal SNR: arXiv:2305.08891; levels
-without steps, by diffusers' schedulers: arXiv:2206.00364)."""
+"""What a user may say that a network predicts, where its files do not or are wrong (v-zsnr: arXiv:2305.08891; edm: arXiv:2206.00364)."""
 
 
 class Parts(Protocol):
@@ -202,10 +201,8 @@ class Component(Folder):
 
 def _said(told: str) -> dict[str, Any]:
     """What `v`, `edm sigma_max=100` or `shift=3` says of a scheduler."""
-    kind, *ends = told.split(" ")
-    if kind.startswith("shift="):
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": float(kind.removeprefix("shift=")), "num_train_timesteps": 1000}
-    return PREDICTIONS[kind] | {name: float(end) for name, _, end in (e.partition("=") for e in ends)}
+    said = (word.partition("=") for word in told.split(" "))
+    return PREDICTIONS.get(told.split(" ")[0], FLOW) | {name: float(end) for name, equals, end in said if equals}
 
 
 class Assembled:

@@ -74,14 +74,9 @@ def _files(given: Mapping[str, Any]) -> str:
 class Levels(Knobs):
     """Which noise levels it was taught, where its files do not say."""
 
-    shift: Annotated[
-        float | None,
-        Knob(0, 1000, step=0.01, help="it predicts a flow, whose noise levels are moved up so far (arXiv:2403.03206, section 5.3.2); SD 3: 3"),
-    ] = None
-    sigma_min: Annotated[float | None, Knob(0, 1000, step=0.001, help="edm*, angle-v: the least noise; unset: 0.002 and 0.03")] = None
-    sigma_max: Annotated[
-        float | None, Knob(0, 1000, step=0.001, help="edm*, angle-v: the most noise; unset: 80 of edm, 120 of edm-*, 500 of angle-v")
-    ] = None
+    shift: Annotated[float | None, Knob(0, 1000, step=0.01, help="a flow's, moved up so far (arXiv:2403.03206, 5.3.2); SD 3: 3")] = None
+    sigma_min: Annotated[float | None, Knob(0, 1000, step=0.001, help="edm* and angle-v: the least; unset: 0.002 and 0.03")] = None
+    sigma_max: Annotated[float | None, Knob(0, 1000, step=0.001, help="the most; unset: edm 80, edm-* 120, angle-v 500")] = None
 
 
 LEVELS = Levels()
@@ -109,8 +104,7 @@ def model(
         text_encoder: another text encoder; its words come with it where its folder has them
         text_encoder_2: another second text encoder, where the model has two
         text_encoder_3: T5, where the model may have it (SD 3)
-        prediction: what the network predicts, when its file does not say or is wrong; v-zsnr is v down to pure noise;
-            without steps of noise: edm (arXiv:2206.00364), edm-v as CosXL, edm-eps, and angle-v, which is told atan(sigma)
+        prediction: what the network predicts, where its file does not say; v-zsnr: v down to pure noise; edm*, angle-v: no steps of noise
     """
     texts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "text_encoder_3": text_encoder_3}
     others = {"vae": vae, "unet": unet, **texts}

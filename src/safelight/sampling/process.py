@@ -80,10 +80,12 @@ class Process(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Exploding:
-    """x = x0 + sigma noise; eps and v models. `logs` are the table's logarithms, (T,) float32 (see `families.noise_levels.rounded`)."""
+    """x = x0 + sigma noise; eps and v models. `logs` are the table's logarithms, (T,) float32 (see `families.noise_levels.rounded`).
+    `angular`: time is the share of a right angle whose tangent is sigma."""
 
     table: NDArray[np.float64]
     logs: NDArray[np.float32]
+    angular: bool = False
 
     def alpha(self, sigma: float) -> float:
         """One: the data is never scaled."""
@@ -103,13 +105,18 @@ class Exploding:
 
     def at(self, time: Tensor) -> float:
         """Time is an index into the table, log sigma linear in between."""
+        if self.angular:
+            return float((time * math.pi / 2).tan())
         below, above = (time.new_tensor(self.logs[int(i)]) for i in (time.floor(), time.ceil()))
         between = time.frac()
         return float(((1 - between) * below + between * above).exp())
 
     @property
     def span(self) -> tuple[float, float]:
-        """(T - 1, 0)."""
+        """(T - 1, 0); angles as float32 has them, whose last digit is seen near a right one."""
+        if self.angular:
+            last, first = (np.arctan(self.table[[0, -1]].astype(np.float32)) / np.float32(math.pi) * np.float32(2)).tolist()
+            return first, last
         return len(self.table) - 1.0, 0.0
 
     def noised(self, x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
@@ -134,21 +141,6 @@ class Exploding:
         """x / (sigma^2 + 1) - v sigma / sqrt(sigma^2 + 1)."""
         root = math.sqrt(sigma * sigma + 1)
         return x / (root * root) - v * (sigma / root)
-
-
-@dataclass(frozen=True, eq=False)
-class Angular(Exploding):
-    """Exploding, its time the share of a right angle whose tangent is sigma."""
-
-    def at(self, time: Tensor) -> float:
-        """tan(time pi / 2)."""
-        return float((time * math.pi / 2).tan())
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Of the table's ends, as float32 has them: near a right angle its last digit is seen."""
-        first, last = (float(np.arctan(np.float32(s)) / np.float32(math.pi) * np.float32(2)) for s in (self.table[-1], self.table[0]))
-        return first, last
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,8 +205,6 @@ class Flow:
 
 
 def process(family: Family) -> Process:
-    """The family's own, by what its network predicts and is told."""
+    """The family's own, by what its network predicts."""
     table = family.sigmas.detach().cpu().double().numpy()
-    if family.prediction == "flow":
-        return Flow(table)
-    return (Angular if family.clock == "angle" else Exploding)(table, family.log_sigmas.detach().cpu().numpy())
+    return Flow(table) if family.prediction == "flow" else Exploding(table, family.log_sigmas.numpy(force=True), family.clock == "angle")

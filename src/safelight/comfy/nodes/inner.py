@@ -36,34 +36,28 @@ _tweak("HyperTile",
 _tweak("TomePatchModel", [real("ratio", 0.3, 0, 1)], ("", {"ratio": "ratio"}), how="merged")
 
 
-def _flow(name: str, inputs: list[Input], shift: Callable[[Given], float]) -> None:
-    """A flow's noise levels, moved; the network is told of them as SD 3 was taught, whatever the node is called."""
-
-    def make(b: Building, n: Given) -> Any:
-        return b.taught(n["model"], shift=shift(n))
-
-    node(name, "advanced/model", [*socket("MODEL"), *inputs], "MODEL")(make)
+def _taught(name: str, inputs: list[Input], told: Callable[[Given], Mapping[str, Any]]) -> None:
+    """Noise levels; the network is told of a flow's as SD 3 was taught, whatever the node is called."""
+    node(name, "advanced/model", [*socket("MODEL"), *inputs], "MODEL")(lambda b, n: b.taught(n["model"], **told(n)))
 
 
 for _name, _usual in (("ModelSamplingSD3", 3.0), ("ModelSamplingAuraFlow", 1.73)):
-    _flow(_name, [real("shift", _usual, 0, 100)], lambda n: n["shift"])
-_flow("ModelSamplingFlux",
-      [real("max_shift", 1.15, 0, 100), real("base_shift", 0.5, 0, 100), pixels("width", 1024), pixels("height", 1024)],
-      lambda n: math.exp(n["base_shift"] + (n["max_shift"] - n["base_shift"]) * (n["width"] * n["height"] / 256 - 256) / (4096 - 256)))
+    _taught(_name, [real("shift", _usual, 0, 100)], lambda n: {"shift": n["shift"]})
+_taught("ModelSamplingFlux",
+        [real("max_shift", 1.15, 0, 100), real("base_shift", 0.5, 0, 100), pixels("width", 1024), pixels("height", 1024)],
+        lambda n: {"shift": math.exp(n["base_shift"] + (n["max_shift"] - n["base_shift"]) * (n["width"] * n["height"] / 256 - 256) / 3840)})
 
 
-def _continuous(name: str, sampling: Mapping[str, str], high: float, low: float) -> None:
-    """Levels without steps between two ends; `sampling`: our words for what the network predicts, "" where there is none."""
+def _continuous(name: str, words: Mapping[str, str], high: float, low: float) -> None:
+    """Levels without steps; `words`: ours for what the network predicts, "" where there is none."""
 
-    def make(b: Building, n: Given) -> Any:
-        found = sampling[n["sampling"]]
-        if not found:
-            raise ValueError(f"sampling: got {n['sampling']}; {', '.join(k for k in sampling if sampling[k])} are here: "
-                             "Playground's latents have units of their own, and Cosmos is not read")
-        return b.taught(n["model"], prediction=found, sigma_max=n["sigma_max"], sigma_min=n["sigma_min"])
+    def told(n: Given) -> Mapping[str, Any]:
+        if not words[n["sampling"]]:
+            raise ValueError(f"sampling: {n['sampling']} is not here: Playground's latents have units of their own, and Cosmos is not read")
+        return {"prediction": words[n["sampling"]], "sigma_max": n["sigma_max"], "sigma_min": n["sigma_min"]}
 
     ends = [real(f"sigma_{end}", usual, 0, 1000, 0.001, digits=False) for end, usual in (("max", high), ("min", low))]
-    node(name, "advanced/model", [*socket("MODEL"), choice("sampling", tuple(sampling)), *ends], "MODEL")(make)
+    _taught(name, [choice("sampling", tuple(words)), *ends], told)
 
 
 _continuous("ModelSamplingContinuousEDM",

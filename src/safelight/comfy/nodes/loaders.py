@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -142,9 +141,9 @@ def hypernetwork(b: Building, n: Given) -> Any:
 def configured(b: Building, n: Given) -> Any:
     """A checkpoint, and of its configuration what the weights do not tell: a prediction of v, and the layer of the text encoder."""
     try:
-        told = yaml.safe_load(Path(b.places.find("configs", n["config_name"])).read_text("utf-8"))["model"]["params"]
+        told = yaml.safe_load(b.places.models.find("configs", n["config_name"]).read_bytes())["model"]["params"]
         text = told["cond_stage_config"].get("params") or {}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as e:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"config_name: {n['config_name']}: expected a configuration with model.params in it; {e!r}") from e
     whole = b.rebased(b.model(), prediction="v") if told.get("parameterization") == "v" else b.model()
     return whole, Clip(whole, text.get("layer_idx")), whole
