@@ -74,9 +74,9 @@ def _files(given: Mapping[str, Any]) -> str:
 class Levels(Knobs):
     """Which noise levels it was taught, where its files do not say."""
 
-    shift: Annotated[float | None, Knob(0, 1000, step=0.01, help="a flow's, moved up so far (arXiv:2403.03206, 5.3.2); SD 3: 3")] = None
-    sigma_min: Annotated[float | None, Knob(0, 1000, step=0.001, help="edm* and angle-v: the least; unset: 0.002 and 0.03")] = None
-    sigma_max: Annotated[float | None, Knob(0, 1000, step=0.001, help="the most; unset: edm 80, edm-* 120, angle-v 500")] = None
+    shift: Annotated[float | None, Knob(0, 1000, step=0.01, help="it predicts a flow, moved up so far (arXiv:2403.03206); SD 3: 3")] = None
+    sigma_min: Annotated[float | None, Knob(0, 1000, step=0.001, help="the least noise of edm* and angle-v; unset: 0.002, 0.03")] = None
+    sigma_max: Annotated[float | None, Knob(0, 1000, step=0.001, help="the most noise; unset: edm 80, edm-* 120, angle-v 500")] = None
 
 
 LEVELS = Levels()
