@@ -40,6 +40,7 @@ choice, whatever a file asks for, so it is left out: Kolors' text encoder and ma
 SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.bin")
 
 EDM = {"_class_name": "EDMEulerScheduler", "sigma_min": 0.002}
+TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 PREDICTIONS: dict[str, dict[str, Any]] = {
     "eps": {"prediction_type": "epsilon", "rescale_betas_zero_snr": False},
@@ -230,7 +231,9 @@ class Assembled:
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's configuration with what the model says of it."""
-        return self._from(part).config(part) | self._told(part)
+        base, told = self._from(part).config(part), self._told(part)
+        other = part in self.settings and "_class_name" not in told and str(base.get("_class_name"))[:3] in ("EDM", "Cos", "Flo")
+        return (TABLE if other else base) | told
 
     def _told(self, part: str) -> dict[str, Any]:
         """What the model, not the part's file, knows: units of latents, what is predicted."""

@@ -104,11 +104,13 @@ class UNet:
         return self._blank[h, w]
 
     def _original(self, x: Tensor, cond: Cond) -> Tensor:
-        """In the autoencoder's own units, in which such networks were trained."""
+        """In the autoencoder's own units, in which such networks were trained, or (CosXL) in the latents'."""
         given = cond.extras.get("original")
         if given is None:
             return torch.zeros_like(x, device=self.device)
-        return (given.to(self.device) / self.images.scale + self.images.shift).expand(len(x), -1, -1, -1)
+        scaled = self.way.prediction == "v" and self.way.clock == "log"
+        shown = given.to(self.device) if scaled else given.to(self.device) / self.images.scale + self.images.shift
+        return shown.expand(len(x), -1, -1, -1)
 
     def _label(self, x: Tensor, cond: Cond) -> Tensor | None:
         if self.net.config.class_embed_type != "projection":

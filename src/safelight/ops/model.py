@@ -53,6 +53,8 @@ def _parts(given: Mapping[str, Any]) -> tuple[Part, ...]:
     found = [Part(p.name, p.source, open_part(p).fingerprint(p.name)) for p in named]
     said, levels = given.get("prediction") or "auto", given["levels"]
     ends = [f"{end}={getattr(levels, end)!r}" for end in ("sigma_min", "sigma_max") if getattr(levels, end) is not None]
+    if levels.shift and said != "auto":
+        raise ValueError(f"model: got shift={levels.shift:g} with prediction={said}; a shift is a flow's, give one of them")
     if ends and (levels.shift or "sigma_min" not in PREDICTIONS.get(said, {})):
         raise ValueError(f"model: got {ends[0]} with prediction={said}; expected edm, edm-v, edm-eps or angle-v, and no shift")
     told = f"shift={levels.shift:g}" if levels.shift else " ".join([said, *ends])

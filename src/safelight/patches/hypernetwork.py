@@ -63,7 +63,8 @@ def hypernetwork(family: Family, what: Patch) -> Iterator[None]:
 
     def changed(layer: Any, given: tuple[Tensor]) -> Tensor:
         x = given[0]
-        for weight, bias, activation in fits[layer]:
+        for *tensors, activation in fits[layer]:
+            weight, bias = (t.to(x) for t in tensors)  # where networks take turns, the layer lay elsewhere before
             x = ACTIVATIONS[activation](F.linear(x, weight, bias) if weight.ndim == 2 else F.layer_norm(x, weight.shape, weight, bias))
         return given[0] + x * what.strength
 

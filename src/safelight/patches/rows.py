@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from safelight.families.joining import groups
+
 if TYPE_CHECKING:
     from safelight.families import Family
     from safelight.values import Cond
@@ -52,6 +54,9 @@ def watched(family: Family) -> Iterator[Rows]:
     before = own.get("predict")
 
     def predict(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        if len(parts := groups(cond)) > 1:  # as a transformer will be asked
+            said = torch.cat([predict(x[at], sigma[at], part) for at, part in parts])
+            return said[torch.cat([at for at, _ in parts]).argsort()]
         rows.sigma, rows.picture, rows.negative, rows.weak, rows.boxes = sigma, *map(cond.extras.get, (PICTURE, NEGATIVE, WEAK, BOXES))
         try:
             return plain(x, sigma, cond)

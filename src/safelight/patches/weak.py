@@ -50,7 +50,8 @@ def _attended(layer: Any, plain: Any, rows: Rows, x: Tensor, *given: Any, **name
     if rows.weak is None or not bool((rows.weak == ALONE).any()):
         return out
     alone: Tensor = layer.to_out[0](layer.to_v(x))
-    return alone.where((rows.weak == ALONE).to(x.device).view(-1, 1, 1), out)
+    marked = (rows.weak == ALONE).to(x.device)
+    return alone.where(marked.repeat_interleave(len(out) // len(marked)).view(-1, 1, 1), out)  # a row may come in tiles
 
 
 @contextmanager
@@ -79,11 +80,11 @@ def _blurred(family: Family, what: Patch) -> Iterator[None]:
 
     with kept([layer]):
         layer.register_forward_pre_hook(look)
-        vars(family)["denoise"] = denoise
+        before, vars(family)["denoise"] = vars(family).get("denoise"), denoise
         try:
             yield
         finally:
-            del vars(family)["denoise"]
+            vars(family).pop("denoise") if before is None else vars(family).update(denoise=before)
 
 
 @contextmanager

@@ -58,7 +58,8 @@ class CFG:
         if math.isclose(self.scale, 1.0) and not bare:
             return (cond,)
         if negative is None:
-            what, other = ("a CFG++ sampler", "guide=off") if bare else (f"scale {self.scale:g}", "scale 1")
+            bared = ("a CFG++ sampler, the change blur or a third condition", "guide=off")
+            what, other = bared if bare else (f"scale {self.scale:g}", "scale 1")
             raise ValueError(f"guidance: {what} needs a negative prompt and got none; give an empty one, or {other}")
         return cond, negative
 
@@ -113,8 +114,11 @@ class Changed:
     past: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if unknown := self.changes.keys() - {*KINDS, *CHANGES}:
-            raise ValueError(f"guidance: no change {min(unknown)!r}; expected NAME=NUMBER of differential, {', '.join(CHANGES)}")
+        if unknown := self.changes.keys() - {*(KINDS if self.third is not None else ()), *CHANGES}:
+            why = f"no change {min(unknown)!r}" if unknown - {*KINDS} else f"{min(unknown)} needs a third condition"
+            raise ValueError(f"guidance: {why}; expected NAME=NUMBER of differential, {', '.join(CHANGES)}")
+        if self.third is not None and isinstance(self.inner, Off):
+            raise ValueError("guidance: a third condition needs a scale; got guide=off, take cfg or rescale")
 
     def conds(self, cond: Cond, negative: Cond | None, *, bare: bool = False) -> Sequence[Cond]:
         """Those of the guidance, before them what weakened networks are asked, and the third condition."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from safelight.events import Query
 from safelight.families.tiles import fading
 from safelight.patches.rows import BOXES, NEGATIVE, PICTURE, WEAK
+from safelight.sampling.process import Exploding
 from safelight.sampling.resize import plane, repeated, scaled
 from safelight.values import Cond, Region
 
@@ -112,6 +113,8 @@ def level(way: Process, share: float) -> float:
     """Sigma at a share of the way from noise to picture, even in the time of the training table: infinite at 0, zero at 1."""
     if not 0 < share < 1:
         return math.inf if share <= 0 else 0.0
+    if isinstance(way, Exploding):
+        way = replace(way, angular=False)
     return way.at(torch.tensor((1 - share) * way.span[0]))
 
 

@@ -23,11 +23,12 @@ ON = choice("noise_device", ("gpu", "cpu"))
 def _drawn(b: Building, n: Given, guider: Guider, noise: Noise) -> Any:
     """Both outputs; each is drawn when something needs it."""
     negative = guider.negative
+    said = dict(guider.model.sampled)
     model = steered(b, guider.model, guider.positive, negative or Words(guider.positive.cond))
     given = {
         "model": model, "positive": guider.positive.cond, "negative": negative.cond if negative else None, "latent": n["latent_image"],
         "sigmas": n["sigmas"], "seed": noise.seed, "add_noise": noise.start, "scale": guider.scale,
-        **({"guide": "cfg", **dict(guider.model.sampled)} if negative else {"guide": "off"}),
+        **({"guide": "cfg", **said} if negative else {"guide": "off", **{k: v for k, v in said.items() if k == "changes"}}),
         "sampler": n["sampler"].sampler, "options": list(n["sampler"].options),
     }
     return b.add("sample_along", **given), b.add("sample_along", part="denoised", denoised=True, **given)
