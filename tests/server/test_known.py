@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pytest
 from safelight.op import load_ops
 from safelight.server import known
 from safelight.server.known import files, marks
+from safelight.server.studio import _key
+from tests import checkpoints
 from tests.server.serving import Server, drawing, nodes
 
 OPS = load_ops()
@@ -59,6 +63,42 @@ def test_another_prompt_part_of_one_or_one_that_draws_its_seed_is_asked_for(serv
     assert len(set(drawn)) == 3
 
 
+def test_what_no_prompt_may_be_stops_no_worker(server: Server) -> None:
+    """Nodes that are left out are kept in the history all the same; what is sent beside a prompt may be anything."""
+    for entry in ({"class_type": ["x"], "inputs": {}}, {}, 5, {"class_type": "model", "inputs": []}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.queue(nodes() | {"99": entry}, partial_execution_targets=["7"])  # type: ignore[dict-item]
+        refused.value.close()
+        assert refused.value.code == 400, entry
+    for _ in range(3):
+        done = server.wait(server.queue(drawing(31), extra_data={"extra_pnginfo": ["x"]}))
+        assert done["status"]["completed"]
+
+
+def test_a_configuration_that_is_edited_in_place_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "models"
+    for kind in ("configs", "checkpoints"):
+        (root / kind).mkdir(parents=True)
+    layout = checkpoints.sd1(words=checkpoints.WORDS)
+    checkpoints.checkpoint(root / "checkpoints" / "tiny.safetensors", layout, checkpoints.networks(layout))
+    said = "model:\n  params:\n    {}\n    cond_stage_config:\n      params:\n        {}\n"
+    file = root / "configs" / "c.yaml"
+    file.write_text(said.format("linear_start: 0.00085", "freeze: true"))
+    old = time.time() - 60
+    os.utime(file, (old, old))
+    monkeypatch.setenv("SAFELIGHT_MODELS", str(root))
+    given = nodes() | {"1": {"class_type": "CheckpointLoader", "inputs": {"config_name": "c.yaml", "ckpt_name": "tiny.safetensors"}}}
+    server = Server(tmp_path)
+    try:
+        before = [server.wait(server.queue(given))["outputs"] for _ in range(3)]
+        with file.open("r+") as open_file:
+            open_file.write(said.format("parameterization: v", "layer_idx: -2"))
+        after = server.wait(server.queue(given))["outputs"]
+    finally:
+        server.kill()
+    assert before[1] == before[2] != after
+
+
 def graph(path: Path | str, op: str = "load_image", **more: Any) -> dict[str, Any]:
     return {"1": {"class_type": op, "inputs": {"path": str(path), **more}}}
 
@@ -96,3 +136,9 @@ def test_what_is_not_followed_is_not_known(tmp_path: Path) -> None:
     for other in (str(picture), "by its name"):
         assert files([{"1": {"class_type": "model", "inputs": {"name": "mini", "text_encoder": other}}}], OPS) is None
     assert files([{"1": {"class_type": "model", "inputs": {"name": "mini"}}}], OPS) == []
+    assert files([{"1": {"class_type": "model", "inputs": {"name": "gone.safetensors", "scale": "none of its settings"}}}], OPS) is None
+
+
+def test_what_is_sent_beside_a_prompt_makes_no_key_longer() -> None:
+    few, many = (_key("{}", {"extra_pnginfo": {"workflow": "\ud800" * n}}) for n in (1, 10**6))
+    assert len(few) == len(many) and few != many

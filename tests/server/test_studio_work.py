@@ -147,6 +147,10 @@ def test_the_gallery_tells_of_what_came_since(client: TestClient) -> None:
     made(client, "trees")
     came = client.get(second)
     assert "hx-retarget" not in came.headers and "2 new pictures" in came.text and "<figure" not in came.text
+    third = asked(client.get("/studio/gallery").text)
+    client.post("/studio/generate", data={"prompt": "none", "count": "1"})
+    ended(client, {})
+    assert client.get(third).status_code == 204, "a prompt that made no picture"
     assert 'class="newer"' not in client.get("/studio/gallery", params={"order": "oldest"}).text
     assert client.get(f"{first}&known=x").status_code == 204
 

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from safelight.server.answering import studio, table
 from safelight.server.desk import ORDERS, Job, Wanted
+from safelight.server.validating import workflow
 
 router = APIRouter(prefix="/api", tags=["jobs"])
 
@@ -95,7 +96,7 @@ def listed(job: Job) -> dict[str, Any]:
 
 
 def _workflow(extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = (extra.get("extra_pnginfo") or {}).get("workflow")
+    found = workflow(extra)
     return found if isinstance(found, dict) else {}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from safelight.comfy.check import Ops
 from safelight.comfy.models import EMBEDDED
-from safelight.graph import read
+from safelight.graph import GraphError, read
 from safelight.index import FRESH
 
 READS: Mapping[str, tuple[str, ...]] = {"model": ("name", "vae", "unet"), **dict.fromkeys(
@@ -21,9 +21,12 @@ Marks = dict[str, tuple[int, ...]]
 
 
 def files(graphs: Sequence[Mapping[str, Any]], ops: Ops) -> list[str] | None:
-    """Those that graphs read, with what counts beside them; None when they read anything else. GraphError for a graph that cannot run."""
+    """Those that graphs read, with what counts beside them; None when they read anything else, or what is there no more."""
     paths: list[str] = []
-    nodes = chain.from_iterable(read(graph, ops)[0] for graph in graphs)
+    try:
+        nodes = [node for graph in graphs for node in read(graph, ops)[0]]
+    except GraphError:
+        return None
     for op, literals in ((n.op.spec, n.literals) for n in nodes if n.op.spec.fingerprint is not None):
         free = (k for k, s in op.setting.items() if s.kind in ("str", "path") and s.names is None and literals.get(k))
         given = {k: str(literals[k]) for k in free if (op.name, str(literals[k])) != ("model", EMBEDDED)}
@@ -37,7 +40,7 @@ def files(graphs: Sequence[Mapping[str, Any]], ops: Ops) -> list[str] | None:
 def marks(paths: Iterable[str], roots: Iterable[str] = ()) -> Marks | None:
     """What is another when a file is, or what a folder (or any below `roots`) holds; None for too many, and while one may change unseen."""
     found: Marks = {}
-    for path in chain(paths, roots, (at for root in roots for at, _, _ in os.walk(root))):
+    for path in chain(paths, roots, (at for root in roots for at, _, _ in os.walk(root, followlinks=True))):
         s = os.stat(path) if os.path.exists(path) else None
         found[path] = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) if s else ()
         if len(found) > MOST or max(found[path][3:], default=0) > time.time_ns() - FRESH:

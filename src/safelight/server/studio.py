@@ -27,7 +27,7 @@ from safelight.server.pictures import Small
 from safelight.server.reading import Most
 from safelight.server.sockets import Sockets
 from safelight.server.telling import Telling
-from safelight.server.validating import Ready, Rooms, cut, examine, wanted, words
+from safelight.server.validating import Ready, Rooms, cut, examine, wanted, words, workflow
 from safelight.server.workers import Pool
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class Studio:
             raise Full(self.pool.small or f"{self.desk.remaining} prompts wait already; the queue takes no more")
         told = {**(extra or {}), **({"client_id": client} if client else {})}
         raw, more = json.dumps(prompt, ensure_ascii=False), json.dumps(told, ensure_ascii=False)
-        if not (id or targets or front) and number is None and (known := self._holds(raw + json.dumps(told.get("extra_pnginfo")))):
+        if not (id or targets or front) and number is None and (known := await self._held(_key(raw, told))):
             return await self._repeat(raw, more, words(prompt), known, client=client), Ready(json.loads(known[0]), {})
         ready = await asyncio.to_thread(examine, prompt, self.rooms, targets)
         job = await self.desk.put(
@@ -139,6 +139,9 @@ class Studio:
         self._begin(job)
         self.pool.place(job)
 
+    async def _held(self, key: str) -> Known | None:
+        return await asyncio.to_thread(self._holds, key) if key in self.known else None
+
     def _holds(self, key: str) -> Known | None:
         known = None if self.desk.paused or self.desk.remaining > len(self.tellings) else self.known.get(key)
         holds = known is not None and marks(known[3]) == known[3] and all(self._still(told["stamp"]) for told in known[2].values())
@@ -151,7 +154,9 @@ class Studio:
         said.complete()
         put = self.desk.put(id, prompt, extra, ends, words=text, client=client)
         done = self._kept(lambda: self.desk.finish(id, "done", json.dumps(said.messages), lambda: self._published(id, result)))
-        job: Job = (await asyncio.gather(put, done))[1]
+        job: Job | None = (await asyncio.gather(put, done))[1]
+        if job is None:
+            raise Full("the queue was cleared while there was no room on the disk")
 
         def tell() -> None:
             said.saved(json.loads(job.outputs), self.sockets)
@@ -210,11 +215,10 @@ class Studio:
     def order(self, job: Job) -> Mapping[str, Any]:
         """The worker's order for one."""
         extra = json.loads(job.extra)
-        workflow = (extra.get("extra_pnginfo") or {}).get("workflow")
-        told = extra.get("preview_method")
+        drawn, told = workflow(extra), extra.get("preview_method")
         return {
             "id": job.id, "prompt": cut(json.loads(job.prompt), json.loads(job.ends)), "fresh": job.id in self.fresh,
-            "workflow": json.dumps(workflow) if workflow is not None else "",
+            "workflow": json.dumps(drawn) if drawn is not None else "",
             "preview": self.setup.previews if told in (None, "default") else told != "none",
         }
 
@@ -268,15 +272,17 @@ class Studio:
             telling.saved(json.loads(job.outputs))
             await self._over(job, telling)
             if telling.plain and not telling.ran and read is not None and self.setup.ray is None:  # an actor sees other files
-                await asyncio.to_thread(self._learn, job, telling.nodes, result, read)
+                learning = asyncio.to_thread(self._learn, job, telling.nodes, result, read)
+                await asyncio.wait({asyncio.create_task(learning)})  # asyncio logs its error, and the worker is heard on
 
     def _learn(self, job: Job, nodes: Mapping[str, str], result: Mapping[str, Any], read: Sequence[str]) -> None:
         """Know a prompt that was run as a whole. What changed since it began is too young for `marks`, if that is not long ago."""
         whole = {*json.loads(job.ends)} == {*wanted(json.loads(job.prompt), self.places)} and len(job.prompt) < LARGE
-        seen = marks(read, {str(p.path) for places in self.places.models.places.values() for p in places}) if whole else None
+        configs = [entry.path for _, entry in self.places.models.walk("configs")]  # they are read before there is a graph
+        seen = marks([*read, *configs], {str(p.path) for places in self.places.models.places.values() for p in places}) if whole else None
         if seen is not None and time.time() < (job.started or 0) + 1:
-            key = job.prompt + json.dumps(json.loads(job.extra).get("extra_pnginfo"))
-            self.known[key] = job.ends, nodes, {node: {**told, "files": []} for node, told in result.items()}, seen
+            again = {node: {**told, "files": []} for node, told in result.items()}
+            self.known[_key(job.prompt, json.loads(job.extra))] = job.ends, nodes, again, seen
             while len(self.known) > LATELY:
                 self.known.popitem(last=False)
 
@@ -342,3 +348,8 @@ class Studio:
         for waiter in self.waiters.pop(job.id, []):
             if not waiter.done():
                 waiter.set_result(job)
+
+
+def _key(prompt: str, extra: Mapping[str, Any]) -> str:
+    """What a prompt (JSON) is known by, with what its pictures will say of it."""
+    return hashlib.sha256(f"{prompt}{json.dumps(extra.get('extra_pnginfo'))}".encode("utf-8", "surrogatepass")).hexdigest()

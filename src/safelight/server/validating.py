@@ -53,12 +53,21 @@ class Refusal(ValueError):
         self.answer = {"error": error, "node_errors": nodes or {}}
 
 
+def workflow(extra: Mapping[str, Any]) -> Any:
+    """The editor's graph, of what was sent beside a prompt; None without one."""
+    told = extra.get("extra_pnginfo")
+    return told.get("workflow") if isinstance(told, dict) else None
+
+
 def examine(prompt: Any, rooms: Rooms, targets: Sequence[str] | None = None) -> Ready:
     """Refusal when nothing of it can run. Outputs with a fault above them are left out when others have none."""
     if not isinstance(prompt, dict):
         raise Refusal("no_prompt", "No prompt provided", details="expected nodes by id under the key `prompt`")
     if len(prompt) > NODES:
         raise Refusal("invalid_prompt", "The prompt has too many nodes", details=f"{len(prompt)} nodes; expected at most {NODES}")
+    if not all(isinstance(e, dict) and isinstance(e.get("class_type"), str) and isinstance(e.get("inputs", {}), dict)
+               for e in (prompt.values() if targets else ())):  # of those that are left out too: they are kept
+        raise Refusal("invalid_prompt", "A node is none", details="expected class_type, a text, and inputs, an object, of each")
     try:
         ready = _checked(cut(prompt, targets) if targets else prompt, rooms)
     except comfy.PromptError as e:

@@ -15,7 +15,7 @@ from safelight import lineage, parameters
 from safelight.comfy.check import is_link
 from safelight.embed import OURS, texts_of
 from safelight.server.answering import studio
-from safelight.server.desk import Wanted
+from safelight.server.desk import Job, Wanted
 from safelight.server.pages import cards, making, scoring, shell
 from safelight.server.pages.shell import render
 from safelight.server.studio import Studio
@@ -45,7 +45,7 @@ async def newer(request: Request) -> Response:
     """How many pictures came since `known` prompts had ended, as a button that shows them; in place of an empty wall, they themselves."""
     found, known = await _found(request), request.query_params.get("known", "")
     new = found["total"] - int(known) if known.isdecimal() and len(known) < 16 else 0
-    fresh = list(dict.fromkeys(card.id for card, _ in found["shown"]))[: max(new, 0)]
+    fresh = found["jobs"][: max(new, 0)]
     count = sum(card.id in fresh for card, _ in found["shown"])
     if not count:
         return Response(status_code=204)
@@ -63,6 +63,7 @@ async def _found(request: Request) -> dict[str, Any]:
     by = asked["by"] if asked["by"] in known else next(iter(known))
     text = " ".join((asked["q"], asked["model"], asked["lora"].removesuffix(making.RESULT)))
     scores = await scoring.scores(at)
+    jobs: list[Job] = []
     if asked["show"] not in ("grids", "boards") and (asked["order"] == "score" or asked["least"]):
         (shown, after), total = await _scored(at, scores, (text, by, asked["least"], asked["order"]), start), 0
     else:
@@ -76,7 +77,7 @@ async def _found(request: Request) -> dict[str, Any]:
     values = {name: scores[name]["values"] for name in (scoring.place(f.picture) for _, f in shown if f) if name in scores}
     return {
         "shown": shown, **asked, "by": by, "metrics": known, "values": values, "start": start, "next": after, "total": total,
-        "link": urlencode(asked), "place": scoring.place,
+        "link": urlencode(asked), "place": scoring.place, "jobs": [job.id for job in jobs],
     }
 
 
