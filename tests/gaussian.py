@@ -75,9 +75,9 @@ class Plain:
     passes."""
 
     prediction: str = "eps"
-    clock: str = "index"
     table: Tensor = field(default_factory=exploding_table)
     passes: list[int] = field(default_factory=list)
+    clock: str = "index"
     name: str = "plain"
     channels: int = 4
     factor: int = 8
