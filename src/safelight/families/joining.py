@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,6 +51,11 @@ def groups(cond: Cond) -> list[tuple[Tensor, Cond]]:
         rows = (lengths[:, 0] == n).nonzero()[:, 0].cpu()
         out.append((rows, Cond(cond.tokens[rows, : int(n)], {name: t[rows] for name, t in rest.items()})))
     return out
+
+
+def apart(ask: Callable[[Tensor, Tensor, Cond], Tensor], x: Tensor, sigma: Tensor, parts: Sequence[tuple[Tensor, Cond]]) -> Tensor:
+    """What is answered to each of `groups` by itself, in the rows' order."""
+    return torch.cat([ask(x[rows], sigma[rows], part) for rows, part in parts])[torch.cat([rows for rows, _ in parts]).argsort()]
 
 
 def some(cond: Cond, rows: Tensor | slice) -> Cond:

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderMo
 
 from safelight.families import attention, family, layouts
 from safelight.families.clip_text import ClipText, side_by_side, tokenizer, tokens, weighted
-from safelight.families.joining import groups, join
+from safelight.families.joining import apart, groups, join
 from safelight.families.joint_layout import joint
 from safelight.families.latents import Autoencoder
 from safelight.families.layouts import Layout
@@ -43,8 +43,7 @@ class Joint:
         """The flow for x (B, C, h, w) at sigma (B,), float32; gradients flow. Odd sides are filled up to whole patches, as ComfyUI does."""
         parts = groups(cond)
         if len(parts) > 1:
-            said = torch.cat([self.predict(x[rows], sigma[rows], part) for rows, part in parts])
-            return said[torch.cat([rows for rows, _ in parts]).argsort()]
+            return apart(self.predict, x, sigma, parts)
         h, w = x.shape[-2:]
         patch, cond = int(self.net.config.patch_size), parts[0][1]
         fed = nn.functional.pad(x.to(self.device), (0, -w % patch, 0, -h % patch), mode="circular").to(self.dtype)

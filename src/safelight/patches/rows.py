@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from safelight.families.joining import groups
+from safelight.families.joining import apart, groups
 
 if TYPE_CHECKING:
     from safelight.families import Family
@@ -55,8 +55,7 @@ def watched(family: Family) -> Iterator[Rows]:
 
     def predict(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         if len(parts := groups(cond)) > 1:  # as a transformer will be asked
-            said = torch.cat([predict(x[at], sigma[at], part) for at, part in parts])
-            return said[torch.cat([at for at, _ in parts]).argsort()]
+            return apart(predict, x, sigma, parts)
         rows.sigma, rows.picture, rows.negative, rows.weak, rows.boxes = sigma, *map(cond.extras.get, (PICTURE, NEGATIVE, WEAK, BOXES))
         try:
             return plain(x, sigma, cond)

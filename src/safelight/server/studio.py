@@ -278,8 +278,10 @@ class Studio:
     def _learn(self, job: Job, nodes: Mapping[str, str], result: Mapping[str, Any], read: Sequence[str]) -> None:
         """Know a prompt that was run as a whole. What changed since it began is too young for `marks`, if that is not long ago."""
         whole = {*json.loads(job.ends)} == {*wanted(json.loads(job.prompt), self.places)} and len(job.prompt) < LARGE
+        if not whole:
+            return
         configs = [entry.path for _, entry in self.places.models.walk("configs")]  # they are read before there is a graph
-        seen = marks([*read, *configs], {str(p.path) for places in self.places.models.places.values() for p in places}) if whole else None
+        seen = marks([*read, *configs], {str(p.path) for places in self.places.models.places.values() for p in places})
         if seen is not None and time.time() < (job.started or 0) + 1:
             again = {node: {**told, "files": []} for node, told in result.items()}
             self.known[_key(job.prompt, json.loads(job.extra))] = job.ends, nodes, again, seen
